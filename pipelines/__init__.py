@@ -1,0 +1,7 @@
+"""Everything that runs: training, generation, evaluation."""
+
+import warnings
+
+# Raised while timm and torch-fidelity are imported beside a new torch; nothing a user can mend.
+warnings.filterwarnings("ignore", "`torch.jit.script", category=FutureWarning)
+warnings.filterwarnings("ignore", "`torch.jit.script", category=DeprecationWarning)

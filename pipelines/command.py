@@ -1,0 +1,110 @@
+"""What all commands share: presets and saved files, overrides, one-line errors."""
+
+import contextlib
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+import tyro
+from pydantic import ValidationError
+
+from tokenizer.pretrained import InputError, StrictConfig, describe_validation_error
+
+ConfigT = TypeVar("ConfigT", bound=StrictConfig)
+
+
+def parse_run(
+    presets: Mapping[str, ConfigT], command: str, arguments: Sequence[str] | None = None
+) -> ConfigT:
+    """Reads `PRESET --section.option value ...`; PRESET may be the path of a saved config.json.
+
+    Args:
+        presets: configurations by name.
+        command: module name, for the help text.
+        arguments: the command line without the program; `sys.argv[1:]` if None.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    config_class = type(next(iter(presets.values())))
+    summary = (config_class.__doc__ or "").splitlines()[0]
+    usage = f"usage: python -m {command} PRESET [--option value ...]"
+    names = "\n".join(f"  {name}" for name in presets)
+    if not given or given[0] in {"-h", "--help"}:
+        print(
+            f"{usage}\n\n{summary}\n\nPRESET, or the path of a saved config.json:\n{names}\n\n"
+            f"All options of a preset with its values: python -m {command} PRESET --help"
+        )
+        raise SystemExit(0 if given else 2)
+    name, *overrides = given
+    if name in presets:
+        base = presets[name]
+    elif name.endswith(".json"):
+        base = load_run(config_class, Path(name))
+    else:
+        raise InputError(
+            f"unknown preset {name!r}: give one of {', '.join(presets)}, or a .json file"
+        )
+    return parse_options(config_class, f"{command} {name}", overrides, base)
+
+
+def load_run(config_class: type[ConfigT], path: Path) -> ConfigT:
+    """Reads a saved run configuration.
+
+    Raises:
+        InputError: there is no such file, or a field is wrong.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        return config_class.model_validate_json(path.read_text())
+    except ValidationError as error:
+        raise InputError(f"{path}: {describe_validation_error(error)}") from error
+
+
+def parse_options(
+    config_class: type[ConfigT],
+    command: str,
+    arguments: Sequence[str] | None = None,
+    default: ConfigT | None = None,
+) -> ConfigT:
+    """Reads options into a config, over `default` if there is one."""
+    config: ConfigT = tyro.cli(
+        config_class,
+        prog=f"python -m {command}",
+        description=config_class.__doc__,
+        args=sys.argv[1:] if arguments is None else arguments,
+        config=(tyro.conf.AvoidSubcommands,),
+        default=tyro.MISSING_NONPROP if default is None else default,
+    )
+    return config
+
+
+def run_command(main: Callable[[], None]) -> NoReturn:
+    """Runs a command; an expected error becomes one line on stderr and exit status 2.
+
+    A traceback means a bug.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for name in ("torch", "accelerate", "matplotlib", "PIL"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    with contextlib.suppress(BrokenPipeError):
+        try:
+            main()
+        except ValidationError as error:
+            fail(describe_validation_error(error))
+        except (InputError, ArithmeticError) as error:
+            fail(str(error))
+        except OSError as error:
+            named = f"{error.filename}: " if error.filename else ""
+            fail(f"{named}{error.strerror or error}")
+        except KeyboardInterrupt as error:
+            print(str(error) or "stopped", file=sys.stderr)
+            raise SystemExit(130) from None
+    raise SystemExit(0)
+
+
+def fail(message: str) -> NoReturn:
+    """One line on stderr, exit status 2."""
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    raise SystemExit(2)

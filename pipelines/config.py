@@ -1,0 +1,139 @@
+"""Run configurations: what a command needs to know, saved with the run."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from prior.config import PriorNetworkConfig
+from tokenizer.config import TokenizerConfig
+from tokenizer.pretrained import StrictConfig
+
+
+class DataConfig(StrictConfig):
+    """Where images come from and what shape they take."""
+
+    dataset: Literal[
+        "shapes",
+        "folder",
+        "CIFAR10",
+        "CIFAR100",
+        "MNIST",
+        "FashionMNIST",
+        "SVHN",
+        "STL10",
+        "Flowers102",
+    ] = "shapes"
+    """`shapes` (procedural), `folder` (your images), or a torchvision set by name."""
+    root: Path | None = None
+    """`folder`: training images, flat or one folder per class. torchvision: download folder."""
+    validation_root: Path | None = None
+    """`folder`: validation images. None: a share of `root` is held out."""
+    validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """`folder` without `validation_root`: share of the images held out."""
+    image_size: PositiveInt = 32
+    """Side in pixels: the shorter side is resized to it, then the center is cropped."""
+    channels: Literal[1, 2, 3, 4] = 3
+    """1 = gray, 2 = gray and alpha, 3 = RGB, 4 = RGBA."""
+    num_images: PositiveInt = 20_000
+    """`shapes`: training images."""
+    num_validation_images: PositiveInt = 2_000
+    """`shapes`: validation images."""
+    horizontal_flip: bool = False
+    """Mirror half of the training images at random."""
+    skip_unreadable: bool = False
+    """Leave out unreadable files and count them, where they would stop the run."""
+    cache_dir: Path = Path("runs/cache")
+    """Folder for the decoded images."""
+    seed: NonNegativeInt = 0
+    """Seed of `shapes`, and of the split of a folder."""
+
+
+class TrainingConfig(StrictConfig):
+    """The loop that trains either model."""
+
+    total_steps: PositiveInt = 100_000
+    """Optimizer steps."""
+    batch_size: PositiveInt = 64
+    """Images per optimizer step, over all processes and accumulated micro-batches."""
+    gradient_accumulation_steps: PositiveInt = 1
+    """Micro-batches per optimizer step."""
+    learning_rate: PositiveFloat = 1e-3
+    """Peak learning rate."""
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """Learning rate after the warm-up; cosine ends at zero."""
+    warmup_steps: NonNegativeInt = 100
+    """Steps over which the learning rate rises linearly."""
+    weight_decay: NonNegativeFloat = 0.0
+    """AdamW's; never applied to codebooks, variances, embeddings, norms and biases."""
+    beta2: Annotated[float, Field(gt=0, lt=1)] = 0.99
+    """AdamW's decay of the squared gradients."""
+    max_gradient_norm: PositiveFloat = 0.5
+    """Gradients are scaled down to this norm."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Decay of the moving average of the weights that is saved for use; 0 = none."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the networks; quantization stays in fp32."""
+    seed: NonNegativeInt = 0
+    """Seed of the weights, the data order and the noise."""
+    log_interval: PositiveInt = 50
+    """Steps between lines of metrics.jsonl."""
+    validation_interval: PositiveInt = 1_000
+    """Steps between validations, each with a picture in samples/."""
+    num_validation_images: PositiveInt = 2_000
+    """Validation images used, at most."""
+    checkpoint_interval: PositiveInt = 1_000
+    """Steps between checkpoints."""
+
+
+class RunConfig(StrictConfig):
+    """What the two stages share."""
+
+    run_dir: Path
+    """Folder of the run, with tokenizer/ and prior/."""
+    training: TrainingConfig = TrainingConfig()
+
+    @property
+    def tokenizer_dir(self) -> Path:
+        """Folder of stage one."""
+        return self.run_dir / "tokenizer"
+
+    @property
+    def output_dir(self) -> Path:
+        """Folder of this stage."""
+        raise NotImplementedError
+
+
+class TokenizerRunConfig(RunConfig):
+    """Stage one: trains a tokenizer on images, in RUN_DIR/tokenizer."""
+
+    data: DataConfig = DataConfig()
+    tokenizer: TokenizerConfig
+    backbone_weights: Path | Literal["pretrained"] | None = None
+    """Initial weights of the backbone: a .safetensors file, or timm's own download."""
+
+    @property
+    def output_dir(self) -> Path:
+        """Folder of this stage."""
+        return self.tokenizer_dir
+
+
+class PriorRunConfig(RunConfig):
+    """Stage two: trains a prior over the codes of RUN_DIR/tokenizer, in RUN_DIR/prior."""
+
+    prior: PriorNetworkConfig = PriorNetworkConfig()
+    is_class_conditional: bool = True
+    """Condition on the classes of the data set."""
+    horizontal_flip: bool = False
+    """Learn the codes of the mirrored training images, too."""
+    targets: Literal["indices", "posterior"] = "indices"
+    """Learn the hard indices, or the tokenizer's posterior given the same context."""
+    sampling_temperature: PositiveFloat = 1.0
+    """Temperature of the pictures drawn on the way."""
+    guidance_scale: NonNegativeFloat = 1.0
+    """Classifier-free guidance of the pictures drawn on the way; 1 = off."""
+
+    @property
+    def output_dir(self) -> Path:
+        """Folder of this stage."""
+        return self.run_dir / "prior"

@@ -1,0 +1,122 @@
+"""Images for training and evaluation, decoded once and read from disk."""
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from pipelines import shapes
+from pipelines.config import DataConfig
+from pipelines.image_cache import ImageBlock, ImageSource, load_or_store
+from pipelines.image_folder import folder_source
+from pipelines.torchvision_sets import torchvision_source
+from tokenizer.pretrained import InputError
+
+logger = logging.getLogger(__name__)
+
+_SHAPES_PER_BLOCK = 1_000
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageDataset:
+    """Decoded images of one size, in memory or a read-only memory map."""
+
+    images: UInt8[np.ndarray, "items height width channels"]
+    labels: Int64[np.ndarray, " items"]
+    """Class indices; zeros without classes."""
+    class_names: tuple[str, ...]
+    """Empty without classes."""
+    content_hash: str
+    """SHA-256 over images, labels and class names, wherever they lie."""
+    description: str
+    """One line: source, split, resize and crop."""
+    num_skipped: int
+    """Unreadable files that were left out."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def images_at(
+        self, item_indices: Int64[np.ndarray, " batch"]
+    ) -> UInt8[Tensor, "batch channels height width"]:
+        """The chosen images, in the given order, as a copy."""
+        return torch.from_numpy(self.images[item_indices]).permute(0, 3, 1, 2).contiguous()
+
+
+def to_float(
+    images: UInt8[Tensor, "batch channels height width"],
+) -> Float[Tensor, "batch channels height width"]:
+    """Bytes to [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def to_uint8(
+    images: Float[Tensor, "batch channels height width"],
+) -> UInt8[Tensor, "batch channels height width"]:
+    """[-1, 1] to the nearest byte; what lies outside is clipped. Inverts `to_float`."""
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def load_images(config: DataConfig, split: Literal["train", "validation"]) -> ImageDataset:
+    """Opens one split, decoding it into `config.cache_dir` if that has not been done before.
+
+    Raises:
+        InputError: a parameter, folder or file is unusable; the message names it.
+    """
+    if config.dataset != "folder" and config.validation_root is not None:
+        raise InputError(
+            f"validation_root must be None where dataset is {config.dataset!r}, "
+            f"got {config.validation_root}"
+        )
+    if config.dataset == "shapes" and config.root is not None:
+        raise InputError(f"root must be None where dataset is 'shapes', got {config.root}")
+    if config.dataset == "shapes":
+        source = _shapes_source(config, split)
+    elif config.dataset == "folder":
+        source = folder_source(config, split)
+    else:
+        source = torchvision_source(config, split)
+    shape = (config.image_size, config.image_size, config.channels)
+    images, labels, facts = load_or_store(config.cache_dir, source, shape)
+    if facts.unreadable:
+        logger.warning(
+            "%s: skipped %d unreadable files, the first is %s",
+            facts.description,
+            len(facts.unreadable),
+            facts.unreadable[0],
+        )
+    return ImageDataset(
+        images=images,
+        labels=labels,
+        class_names=facts.class_names,
+        content_hash=facts.content_hash,
+        description=facts.description,
+        num_skipped=len(facts.unreadable),
+    )
+
+
+def _shapes_source(config: DataConfig, split: Literal["train", "validation"]) -> ImageSource:
+    num_images = config.num_images if split == "train" else config.num_validation_images
+
+    def blocks() -> Iterator[ImageBlock]:
+        for start in range(0, num_images, _SHAPES_PER_BLOCK):
+            items = np.arange(start, min(start + _SHAPES_PER_BLOCK, num_images), dtype=np.int64)
+            images = shapes.draw_shapes(
+                config.seed, split, items, config.image_size, config.channels
+            )
+            yield ImageBlock(images, shapes.shape_labels(items))
+
+    return ImageSource(
+        name=f"shapes-{split}",
+        description=(
+            f"shapes, {split} {num_images} images, seed {config.seed}, drawn at "
+            f"{config.image_size}x{config.image_size} with {config.channels} channels"
+        ),
+        identity={"version": shapes.VERSION},
+        produce=lambda: (shapes.CLASS_NAMES, blocks()),
+    )

@@ -1,0 +1,102 @@
+"""Measures a run: `python -m pipelines.evaluate RUN`."""
+
+import functools
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from accelerate import Accelerator
+
+from pipelines.command import load_run, parse_options, run_command
+from pipelines.config import TokenizerRunConfig
+from pipelines.data import load_images
+from pipelines.evaluation import (
+    EvaluationConfig,
+    Results,
+    evaluate_generation,
+    evaluate_reconstruction,
+)
+from pipelines.features import ExtractorConfig, load_extractor
+from pipelines.generation import ImageGenerationPipeline, model_folder
+from tokenizer import Tokenizer
+from tokenizer.pretrained import replace_file
+
+
+class EvaluateConfig(EvaluationConfig):
+    """Measures the reconstructions and the generations of a run.
+
+    Prints a table and writes RUN/evaluation/*.json, each number with its protocol.
+    """
+
+    run_dir: tyro.conf.Positional[Path]
+    """Folder of the run, with tokenizer/ and prior/."""
+    what: Literal["all", "reconstruction", "generation"] = "all"
+    """What is measured."""
+    extractor: ExtractorConfig = ExtractorConfig()
+    """Network for the distances; Inception gives FID."""
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Results]:
+    """Results of "reconstruction" and "generation"; the main process writes them.
+
+    Raises:
+        InputError: a part of the run, the data or the extractor's weights is missing or wrong.
+    """
+    accelerator = Accelerator()
+    run = load_run(TokenizerRunConfig, config.run_dir / "tokenizer" / "config.json")
+    tokenizer = Tokenizer.from_pretrained(model_folder(config.run_dir / "tokenizer"))
+    pipeline = None
+    if config.what != "reconstruction":
+        pipeline = ImageGenerationPipeline.from_pretrained(config.run_dir).to(accelerator.device)
+        tokenizer = pipeline.tokenizer
+    extractor = load_extractor(config.extractor).to(accelerator.device)
+    tokenizer.to(accelerator.device)
+    with accelerator.main_process_first():
+        train, validation = load_images(run.data, "train"), load_images(run.data, "validation")
+    results: dict[str, Results] = {}
+    if config.what != "generation":
+        results["reconstruction"] = evaluate_reconstruction(
+            tokenizer, train, validation, extractor, config, accelerator
+        )
+    if pipeline is not None:
+        results["generation"] = evaluate_generation(
+            pipeline, train, validation, extractor, config, accelerator
+        )
+    if accelerator.is_main_process:
+        folder = config.run_dir / "evaluation"
+        folder.mkdir(exist_ok=True)
+        for name, metrics in results.items():
+            text = json.dumps({"command": _command(), "metrics": metrics}, indent=2) + "\n"
+            replace_file(folder / f"{name}.json", functools.partial(Path.write_text, data=text))
+    accelerator.wait_for_everyone()
+    return results
+
+
+def _command() -> str:
+    return "python -m pipelines.evaluate " + shlex.join(sys.argv[1:])
+
+
+def table(results: dict[str, Results]) -> str:
+    """One line per number."""
+    lines = []
+    for name, metrics in results.items():
+        lines.append(name)
+        for metric, entry in metrics.items():
+            value = entry["value"]
+            values = value if isinstance(value, list) else [value]
+            lines.append(f"  {metric:26} " + " ".join(f"{number:.6g}" for number in values))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Reads the command line."""
+    results = evaluate(parse_options(EvaluateConfig, "pipelines.evaluate"))
+    if Accelerator().is_main_process:
+        print(table(results))
+
+
+if __name__ == "__main__":
+    run_command(main)

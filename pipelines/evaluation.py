@@ -1,0 +1,213 @@
+"""Reconstruction and generation, measured: each number with the protocol it was measured by."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from jaxtyping import UInt8
+from pydantic import NonNegativeInt, PositiveInt
+from torch import Tensor
+from tqdm import tqdm
+
+from pipelines.data import ImageDataset, to_float, to_uint8
+from pipelines.features import FeatureExtractor, FeatureOutput
+from pipelines.generation import ImageGenerationPipeline, SamplingConfig
+from pipelines.metrics import (
+    Protocol,
+    check_num_images,
+    frechet_distance,
+    generation_metrics,
+    metric_name,
+    metric_settings,
+    reconstruction_metrics,
+)
+from pipelines.processes import gather_shares, own_share, sum_over_processes
+from pipelines.reconstruction import measure_reconstruction
+from tokenizer import Tokenizer
+from tokenizer.pretrained import StrictConfig
+
+BATCH = 100
+NUM_BOUND_IMAGES = 1_000
+"""Images for the evidence lower bound, and as many training images for its decoder variance."""
+
+Results = dict[str, dict[str, Any]]
+"""By metric name: value and protocol."""
+
+
+class EvaluationConfig(StrictConfig):
+    """What is compared."""
+
+    num_images: PositiveInt = 10_000
+    """Images on each side of a distance, at most as many as the data set has."""
+    reference: Literal["train", "validation"] = "train"
+    """The images that generated ones are compared with; the floor compares the other split."""
+    sampling: SamplingConfig = SamplingConfig()
+    seed: NonNegativeInt = 0
+    """Of the generated images and of the choice of reference images."""
+    batch_size: PositiveInt = 100
+    """Images generated at a time."""
+
+
+def chosen_items(dataset: ImageDataset, num_images: int, seed: int) -> np.ndarray:
+    """Items of a data set to measure: a seeded choice, since folders are sorted by class."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(len(dataset), generator=generator)[:num_images].numpy()
+
+
+def extract_features(
+    extractor: FeatureExtractor,
+    images_of: Callable[[np.ndarray], UInt8[Tensor, "batch channels height width"]],
+    count: int,
+    accelerator: Accelerator,
+    title: str,
+) -> FeatureOutput:
+    """Features of images 0 to `count`, shared by all processes, on the CPU of each."""
+    own_items = own_share(accelerator, count)
+    outputs = []
+    starts = range(0, len(own_items), BATCH)
+    for start in tqdm(starts, title, disable=not accelerator.is_main_process, leave=False):
+        images = images_of(own_items[start : start + BATCH])
+        outputs.append(extractor(images.to(accelerator.device)))
+    if not outputs:  # more processes than images
+        outputs.append(extractor(images_of(np.arange(1)).to(accelerator.device)))
+        outputs[0] = FeatureOutput(*(rows[:0] for rows in outputs[0]))
+    columns = (torch.cat(rows) for rows in zip(*outputs, strict=True))
+    return FeatureOutput(*(gather_shares(accelerator, rows, count) for rows in columns))
+
+
+def evaluate_reconstruction(
+    tokenizer: Tokenizer,
+    train: ImageDataset,
+    validation: ImageDataset,
+    extractor: FeatureExtractor,
+    config: EvaluationConfig,
+    accelerator: Accelerator,
+) -> Results:
+    """Errors, code use, rates and the reconstruction distance on validation images."""
+    count = min(config.num_images, len(validation))
+    check_num_images(count, count)
+    items = chosen_items(validation, count, config.seed)
+    errors, usage = measure_reconstruction(tokenizer, validation, items, accelerator)
+    values: dict[str, Any] = dict(reconstruction_metrics(errors))
+    values["perplexity"] = usage.perplexity()
+    values["codebook_usage"] = usage.usage()
+    values["nominal_bits"] = sum(usage.nominal_bits())
+    values["marginal_bits"] = sum(usage.marginal_bits())
+    if tokenizer.config.quantizer.kind == "stochastic":
+        values["bound_bits_per_dim"] = _bound(tokenizer, train, validation, config, accelerator)
+
+    def originals(rows: np.ndarray) -> Tensor:
+        return validation.images_at(items[rows])
+
+    def reconstructions(rows: np.ndarray) -> Tensor:
+        images = to_float(originals(rows)).to(accelerator.device)
+        return to_uint8(tokenizer.reconstruct(images))
+
+    features = [
+        extract_features(extractor, images_of, count, accelerator, title)
+        for images_of, title in ((originals, "originals"), (reconstructions, "reconstructions"))
+    ]
+    values[metric_name("rFD", extractor.name)] = frechet_distance(
+        features[1].features, features[0].features
+    )
+    protocol = Protocol(
+        reference=validation.description,
+        reference_hash=validation.content_hash,
+        num_reference_images=count,
+        num_images=count,
+        seed=config.seed,
+        extractor=extractor.protocol,
+        settings={"codes": "hard", "bound_images": NUM_BOUND_IMAGES},
+    )
+    return protocol.attach(values)
+
+
+def evaluate_generation(
+    pipeline: ImageGenerationPipeline,
+    train: ImageDataset,
+    validation: ImageDataset,
+    extractor: FeatureExtractor,
+    config: EvaluationConfig,
+    accelerator: Accelerator,
+) -> Results:
+    """FID, IS, KID, precision and recall of generated images, and the floor of the distance."""
+    reference, other = train, validation
+    if config.reference == "validation":
+        reference, other = validation, train
+    num_reference = min(config.num_images, len(reference))
+    check_num_images(config.num_images, num_reference)
+    reference_items = chosen_items(reference, num_reference, config.seed)
+    num_other = min(config.num_images, len(other))
+    other_items = chosen_items(other, num_other, config.seed)
+
+    def generated(rows: np.ndarray) -> Tensor:
+        return torch.cat(
+            list(pipeline.draw(rows.tolist(), None, config.seed, config.sampling, BATCH))
+        )
+
+    fake, real, floor = (
+        extract_features(extractor, images_of, count, accelerator, title)
+        for images_of, count, title in (
+            (generated, config.num_images, "generated"),
+            (lambda rows: reference.images_at(reference_items[rows]), num_reference, "reference"),
+            (lambda rows: other.images_at(other_items[rows]), num_other, "floor"),
+        )
+    )
+    values = generation_metrics(fake, real, extractor.name, config.seed)
+    protocol = Protocol(
+        reference=reference.description,
+        reference_hash=reference.content_hash,
+        num_reference_images=num_reference,
+        num_images=config.num_images,
+        seed=config.seed,
+        extractor=extractor.protocol,
+        sampling=config.sampling.model_dump(mode="json"),
+        settings={
+            **metric_settings(config.num_images, num_reference, config.seed),
+            "labels": "classes in turn" if pipeline.prior.config.num_classes else "none",
+            "tokenizer_hash": pipeline.tokenizer.content_hash(),
+            "prior_hash": pipeline.prior.content_hash(),
+        },
+    )
+    floor_protocol = protocol.model_copy(
+        update={
+            "num_images": num_other,
+            "sampling": {},
+            "settings": {
+                "in_place_of_generated": other.description,
+                "their_hash": other.content_hash,
+            },
+        }
+    )
+    floor_name = metric_name("FD", extractor.name) + " floor"
+    floor_value = frechet_distance(floor.features, real.features)
+    return protocol.attach(values) | floor_protocol.attach({floor_name: floor_value})
+
+
+def _bound(
+    tokenizer: Tokenizer,
+    train: ImageDataset,
+    validation: ImageDataset,
+    config: EvaluationConfig,
+    accelerator: Accelerator,
+) -> float:
+    """Bits per dimension on validation images, the decoder's variance taken from training ones."""
+    generator = torch.Generator(accelerator.device)
+    variance: float | None = None
+    for dataset in (train, validation):
+        count = min(NUM_BOUND_IMAGES, len(dataset))
+        items = chosen_items(dataset, count, config.seed)
+        sums = torch.zeros(2, dtype=torch.float64)
+        own_rows = own_share(accelerator, count)
+        for start in range(0, len(own_rows), BATCH):
+            rows = own_rows[start : start + BATCH]
+            generator.manual_seed(config.seed + int(rows[0]))
+            images = to_float(dataset.images_at(items[rows])).to(accelerator.device)
+            bound = tokenizer.evidence_lower_bound(images, variance, generator)
+            row_sums = torch.stack([bound.squared_errors.sum(), bound.bits_per_dim.sum()])
+            sums += row_sums.double().cpu()
+        squared_error, bits = (sum_over_processes(accelerator, sums) / count).tolist()
+        variance = squared_error / dataset.images[0].size
+    return float(bits)

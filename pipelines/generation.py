@@ -1,0 +1,212 @@
+"""`ImageGenerationPipeline`: a trained tokenizer and prior, for people who want images."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from pydantic import Field, NonNegativeFloat, PositiveInt, ValidationError
+from torch import Tensor
+from tqdm import tqdm
+
+from pipelines.data import to_uint8
+from pipelines.plots import to_pil
+from prior import Prior, sample, sample_generators
+from tokenizer import Tokenizer
+from tokenizer.pretrained import InputError, StrictConfig, describe_validation_error
+
+Labels = int | Sequence[int] | None
+Positive = Annotated[float, Field(gt=0)]
+Probability = Annotated[float, Field(gt=0, le=1)]
+
+
+class SamplingConfig(StrictConfig):
+    """How codes are drawn from the prior; a number for all layers, or one per layer."""
+
+    temperature: Positive | tuple[Positive, ...] = 1.0
+    """Divides the logits; below 1 gives likelier codes."""
+    top_k: PositiveInt | tuple[PositiveInt | None, ...] | None = None
+    """Draw from so many of the likeliest codes only."""
+    top_p: Probability | tuple[Probability | None, ...] | None = None
+    """Draw from the smallest set of codes with this total probability only."""
+    guidance_scale: NonNegativeFloat = 1.0
+    """Classifier-free guidance; 1 = off."""
+
+    @classmethod
+    def checked(cls, **values: Any) -> "SamplingConfig":
+        """Builds one from numbers or any sequences of them.
+
+        Raises:
+            InputError: a value is out of range.
+        """
+        for name, value in values.items():
+            if isinstance(value, Sequence):
+                values[name] = tuple(value)
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise InputError(describe_validation_error(error)) from error
+
+
+DEFAULT_SAMPLING = SamplingConfig()
+
+
+class ImageGenerationPipeline:
+    """Images from noise: the prior draws code indices, the tokenizer decodes them.
+
+    Raises:
+        InputError: the prior was not trained over the codes of this tokenizer.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prior: Prior) -> None:
+        if prior.config.tokenizer_hash != tokenizer.content_hash():
+            raise InputError(
+                "prior does not belong to tokenizer: it was trained over the codes of one with "
+                f"hash {prior.config.tokenizer_hash[:12]}, not {tokenizer.content_hash()[:12]}"
+            )
+        self.tokenizer = tokenizer.eval()
+        self.prior = prior.eval()
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "ImageGenerationPipeline":
+        """Loads a run, or what `save_pretrained` wrote, onto the CPU.
+
+        Raises:
+            InputError: there is no checkpoint, or one that does not fit.
+        """
+        folder = Path(folder)
+        return cls(
+            Tokenizer.from_pretrained(model_folder(folder / "tokenizer")),
+            Prior.from_pretrained(model_folder(folder / "prior")),
+        )
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes tokenizer/ and prior/ into one folder."""
+        self.tokenizer.save_pretrained(Path(folder) / "tokenizer")
+        self.prior.save_pretrained(Path(folder) / "prior")
+
+    def to(self, device: str | torch.device) -> "ImageGenerationPipeline":
+        """Moves both models."""
+        self.tokenizer.to(device)
+        self.prior.to(device)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models are."""
+        return next(self.prior.parameters()).device
+
+    def __call__(
+        self,
+        num_images: int,
+        labels: Labels = None,
+        seed: int = 0,
+        *,
+        temperature: float | Sequence[float] = 1.0,
+        top_k: int | Sequence[int | None] | None = None,
+        top_p: float | Sequence[float | None] | None = None,
+        guidance_scale: float = 1.0,
+        known: Sequence[Tensor] | None = None,
+        batch_size: int = 64,
+        progress: bool = True,
+        output: Literal["pil", "tensor"] = "pil",
+    ) -> list[Image.Image] | UInt8[Tensor, "batch channels height width"]:
+        """Generates images; image i depends on `seed`, i, its label and known codes alone.
+
+        Args:
+            num_images: how many.
+            labels: a class for all, or one for each image; None takes the classes in turn.
+            seed: of all random numbers.
+            temperature: > 0; below 1 gives likelier codes. A number, or one per layer.
+            top_k: draw from the k likeliest codes only. A number, or one per layer.
+            top_p: draw from the smallest set of this probability only. A number, or one per layer.
+            guidance_scale: classifier-free guidance; 1 = off.
+            known: indices to keep, per group (num_images, depth, h, w), -1 where to draw.
+            batch_size: images at a time; changes memory and speed alone.
+            progress: show a bar.
+            output: Pillow images, or one uint8 tensor.
+
+        Raises:
+            InputError: an argument is out of range.
+        """
+        if num_images < 1:
+            raise InputError(f"num_images must be >= 1, got {num_images}")
+        sampling = SamplingConfig.checked(
+            temperature=temperature, top_k=top_k, top_p=top_p, guidance_scale=guidance_scale
+        )
+        batches = []
+        with tqdm(total=num_images, unit="image", disable=not progress) as bar:
+            for batch in self.draw(range(num_images), labels, seed, sampling, batch_size, known):
+                batches.append(batch)
+                bar.update(len(batch))
+        images = torch.cat(batches)
+        return images if output == "tensor" else [to_pil(image) for image in images]
+
+    @torch.inference_mode()
+    def draw(
+        self,
+        image_indices: Sequence[int],
+        labels: Labels = None,
+        seed: int = 0,
+        sampling: SamplingConfig = DEFAULT_SAMPLING,
+        batch_size: int = 64,
+        known: Sequence[Tensor] | None = None,
+    ) -> Iterator[UInt8[Tensor, "batch channels height width"]]:
+        """Generates the images with these indices, batch by batch: a share of a larger series.
+
+        `labels` and `known` have an entry per image; otherwise as in `__call__`.
+        """
+        if batch_size < 1:
+            raise InputError(f"batch_size must be >= 1, got {batch_size}")
+        all_labels = self._labels(labels, image_indices)
+        for start in range(0, len(image_indices), batch_size):
+            rows = slice(start, start + batch_size)
+            indices = sample(
+                self.prior,
+                None if all_labels is None else all_labels[rows].to(self.device),
+                sample_generators(seed, image_indices[rows]),
+                temperature=sampling.temperature,
+                top_k=sampling.top_k,
+                top_p=sampling.top_p,
+                guidance_scale=sampling.guidance_scale,
+                known=None if known is None else [own[rows].to(self.device) for own in known],
+            )
+            yield to_uint8(self.tokenizer.decode(indices)).cpu()
+
+    def encode(self, images: Float[Tensor, "batch channels height width"]) -> list[Tensor]:
+        """Code indices (B, depth, h, w) per group of images on [-1, 1]."""
+        return self.tokenizer.encode(images.to(self.device))
+
+    def decode(
+        self, indices: Sequence[Tensor], num_layers: int | None = None
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Images from code indices, from the first layers only if asked for."""
+        return self.tokenizer.decode([own.to(self.device) for own in indices], num_layers)
+
+    def reconstruct(
+        self, images: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Images on [-1, 1] after encoding and decoding."""
+        return self.tokenizer.reconstruct(images.to(self.device))
+
+    def _labels(self, labels: Labels, image_indices: Sequence[int]) -> Tensor | None:
+        num_classes = self.prior.config.num_classes
+        if labels is None:
+            return torch.tensor(image_indices) % num_classes if num_classes else None
+        if not num_classes:
+            raise InputError(f"labels must be None for an unconditional prior, got {labels}")
+        count = len(image_indices)
+        chosen = [labels] * count if isinstance(labels, int) else list(labels)
+        if len(chosen) != count:
+            raise InputError(f"labels must have {count} entries, got {len(chosen)}")
+        for label in chosen:
+            if not 0 <= label < num_classes:
+                raise InputError(f"labels must lie in [0, {num_classes}), got {label}")
+        return torch.tensor(chosen)
+
+
+def model_folder(folder: Path) -> Path:
+    """The checkpoint of one stage: `folder` itself, or model/ of a run."""
+    return folder / "model" if (folder / "model").is_dir() else folder

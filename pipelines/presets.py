@@ -1,0 +1,142 @@
+"""Runs by name, as Python: a preset names the data, the model and the budget.
+
+A baseline (`vqvae`, `vqvae2`, `rqvae`) differs from its counterpart in the quantizer alone.
+"""
+
+from pathlib import Path
+
+from pipelines.config import DataConfig, PriorRunConfig, TokenizerRunConfig, TrainingConfig
+from prior.config import PriorNetworkConfig
+from tokenizer.builders import (
+    deterministic,
+    hq_vae,
+    rq_vae,
+    rsq_vae,
+    sq_vae,
+    sq_vae_2,
+    vq_vae,
+    vq_vae_2,
+)
+from tokenizer.config import NetworkConfig, TokenizerConfig
+
+# Data
+
+SHAPES32 = DataConfig()
+CIFAR10 = DataConfig(dataset="CIFAR10", root=Path("data"), horizontal_flip=True)
+IMAGES128 = DataConfig(dataset="folder", image_size=128, horizontal_flip=True)
+IMAGES256 = DataConfig(dataset="folder", image_size=256, horizontal_flip=True)
+TINY_DATA = DataConfig(image_size=16, num_images=64, num_validation_images=32)
+
+# Networks of the tokenizer
+
+SHAPES_NETWORKS = NetworkConfig(width=64, max_width=64)
+CIFAR10_NETWORKS = NetworkConfig(width=128, max_width=256, num_blocks=4)
+LARGE_NETWORKS = NetworkConfig(width=96, max_width=512, num_blocks=3, attention_downsampling=(16,))
+TINY_NETWORKS = NetworkConfig(width=8, max_width=8, num_blocks=1)
+
+# Budgets
+
+SHAPES_TRAINING = TrainingConfig(
+    total_steps=2_000, learning_rate=3e-3, validation_interval=500, checkpoint_interval=500
+)
+CIFAR10_TRAINING = TrainingConfig(total_steps=100_000, batch_size=128, validation_interval=5_000)
+IMAGES_TRAINING = TrainingConfig(
+    total_steps=200_000, learning_rate=5e-4, precision="bf16", validation_interval=10_000
+)
+TINY_TRAINING = TrainingConfig(
+    total_steps=4,
+    batch_size=4,
+    warmup_steps=1,
+    log_interval=1,
+    validation_interval=2,
+    num_validation_images=8,
+    checkpoint_interval=2,
+)
+
+
+def _tokenizers() -> dict[str, tuple[TokenizerConfig, DataConfig, TrainingConfig]]:
+    shapes = {
+        "sqvae2": sq_vae_2((8, 4), 64, 32, networks=SHAPES_NETWORKS),
+        "rsqvae": rsq_vae(4, 2, 64, 32, networks=SHAPES_NETWORKS),
+        "hqvae": hq_vae((8, 4), (2, 1), 64, 32, networks=SHAPES_NETWORKS),
+        "vqvae2": vq_vae_2((8, 4), 64, 32, networks=SHAPES_NETWORKS),
+        "rqvae": rq_vae(4, 2, 64, 32, networks=SHAPES_NETWORKS),
+    }
+    cifar10 = {
+        "sqvae": sq_vae(4, 512, networks=CIFAR10_NETWORKS),
+        "sqvae2": sq_vae_2((4, 2), 512, networks=CIFAR10_NETWORKS),
+        "rsqvae": rsq_vae(4, 4, 512, networks=CIFAR10_NETWORKS),
+        "hqvae": hq_vae((4, 2), (2, 1), 512, networks=CIFAR10_NETWORKS),
+        "vqvae": vq_vae(4, 512, networks=CIFAR10_NETWORKS),
+        "vqvae2": vq_vae_2((4, 2), 512, networks=CIFAR10_NETWORKS),
+        "rqvae": rq_vae(4, 4, 512, networks=CIFAR10_NETWORKS),
+    }
+    images128 = {
+        "sqvae2": sq_vae_2((16, 8), 1024, networks=LARGE_NETWORKS),
+        "rsqvae": rsq_vae(16, 4, 1024, networks=LARGE_NETWORKS),
+        "hqvae": hq_vae((16, 8), (2, 1), 1024, networks=LARGE_NETWORKS),
+    }
+    images256 = {
+        "sqvae2": sq_vae_2((16, 8), 1024, networks=LARGE_NETWORKS),
+        "rsqvae": rsq_vae(32, 4, 2048, networks=LARGE_NETWORKS),
+        "hqvae": hq_vae((32, 16), (4, 2), 2048, networks=LARGE_NETWORKS),
+    }
+    tiny = {
+        "tiny": hq_vae((8, 4), (2, 1), 8, 4, networks=TINY_NETWORKS),
+        "tiny-baseline": deterministic(hq_vae((8, 4), (2, 1), 8, 4, networks=TINY_NETWORKS)),
+    }
+    members: dict[str, tuple[TokenizerConfig, DataConfig, TrainingConfig]] = {}
+    for prefix, family, data, training in (
+        ("shapes32-", shapes, SHAPES32, SHAPES_TRAINING),
+        ("cifar10-", cifar10, CIFAR10, CIFAR10_TRAINING),
+        ("images128-", images128, IMAGES128, IMAGES_TRAINING),
+        ("images256-", images256, IMAGES256, IMAGES_TRAINING),
+        ("", tiny, TINY_DATA, TINY_TRAINING),
+    ):
+        members |= {prefix + name: (config, data, training) for name, config in family.items()}
+    return members
+
+
+def _prior(name: str) -> PriorRunConfig:
+    run_dir = Path("runs") / name
+    if name.startswith("tiny"):
+        return PriorRunConfig(
+            run_dir=run_dir,
+            prior=PriorNetworkConfig(width=16, body_depth=1, head_depth=1, num_heads=2),
+            training=TINY_TRAINING,
+        )
+    if name.startswith("shapes32"):
+        return PriorRunConfig(
+            run_dir=run_dir,
+            prior=PriorNetworkConfig(width=128, body_depth=4, head_depth=2, num_heads=4),
+            training=SHAPES_TRAINING,
+        )
+    if name.startswith("cifar10"):
+        return PriorRunConfig(
+            run_dir=run_dir,
+            prior=PriorNetworkConfig(width=512, body_depth=12, head_depth=4),
+            horizontal_flip=True,
+            training=CIFAR10_TRAINING.model_copy(
+                update={"learning_rate": 3e-4, "weight_decay": 0.05, "precision": "bf16"}
+            ),
+        )
+    return PriorRunConfig(
+        run_dir=run_dir,
+        prior=PriorNetworkConfig(
+            width=1024, body_depth=24, head_depth=4, num_heads=16, positions="rotary"
+        ),
+        horizontal_flip=True,
+        targets="posterior",
+        training=IMAGES_TRAINING.model_copy(
+            update={"learning_rate": 2e-4, "weight_decay": 0.05, "warmup_steps": 2_000}
+        ),
+    )
+
+
+TOKENIZER_PRESETS = {
+    name: TokenizerRunConfig(
+        run_dir=Path("runs") / name, data=data, tokenizer=config, training=training
+    )
+    for name, (config, data, training) in _tokenizers().items()
+}
+PRIOR_PRESETS = {name: _prior(name) for name in TOKENIZER_PRESETS}

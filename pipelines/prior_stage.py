@@ -1,0 +1,140 @@
+"""Stage two for the training loop: cached codes, the prior's likelihood, samples."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor, nn
+
+from pipelines.codes import extract_codes
+from pipelines.config import PriorRunConfig, TokenizerRunConfig
+from pipelines.data import load_images, to_uint8
+from pipelines.plots import image_grid
+from pipelines.processes import own_share, sum_over_processes
+from pipelines.run_log import Metrics
+from pipelines.training import Loss, seed_everything
+from prior import Prior, PriorConfig, sample, sample_generators
+from tokenizer import Tokenizer
+from tokenizer.pretrained import InputError
+
+NUM_PICTURED = 32
+VALIDATION_BATCH = 100
+
+
+class CodeBatch(NamedTuple):
+    """Codes of one micro-batch."""
+
+    indices: list[Tensor]
+    labels: Tensor | None
+    soft_targets: list[list[Tensor]] | None
+
+
+class PriorStage:
+    """What the loop has to know to train a prior.
+
+    Raises:
+        InputError: no trained tokenizer, or data without the classes that are asked for.
+    """
+
+    def __init__(
+        self, config: PriorRunConfig, tokenizer_run: TokenizerRunConfig, accelerator: Accelerator
+    ) -> None:
+        self.config = config
+        self.device = accelerator.device
+        self.tokenizer = Tokenizer.from_pretrained(config.tokenizer_dir / "model").to(self.device)
+        uses_posterior = config.targets == "posterior"
+        if uses_posterior and self.tokenizer.config.quantizer.kind == "nearest":
+            raise InputError("targets must be 'indices' with a deterministic tokenizer")
+        data = tokenizer_run.data
+        maps = self.tokenizer.code_maps(data.image_size, data.image_size)
+        with accelerator.main_process_first():
+            train_images = load_images(data, "train")
+            validation_images = load_images(data, "validation")
+        if config.is_class_conditional and not train_images.class_names:
+            raise InputError(
+                "is_class_conditional must be False: the images are not in class folders"
+            )
+        seed_everything(config.training.seed)
+        self.model = Prior(
+            PriorConfig(
+                network=config.prior,
+                code_maps=maps,
+                num_classes=len(train_images.class_names) if config.is_class_conditional else 0,
+                tokenizer_hash=self.tokenizer.content_hash(),
+            )
+        )
+        self.model.load_code_vectors(self.tokenizer.code_vectors())
+        self.num_codes = sum(own.depth * own.height * own.width for own in maps)
+        cache = config.output_dir / "codes"
+        self.codes = extract_codes(
+            self.tokenizer,
+            train_images,
+            cache,
+            accelerator,
+            flips=config.horizontal_flip,
+            keeps_latents=uses_posterior,
+        )
+        self.validation_codes = extract_codes(
+            self.tokenizer, validation_images, cache, accelerator, flips=False, keeps_latents=False
+        )
+        self.num_items = len(train_images)
+
+    def initialize(self) -> None:
+        """Nothing: the prior starts from its random weights."""
+
+    def load(self, items: np.ndarray, is_flipped: np.ndarray) -> CodeBatch:
+        """Codes, labels and, if asked for, the tokenizer's posteriors."""
+        entries = items + self.num_items * is_flipped if self.config.horizontal_flip else items
+        indices = [own.to(self.device) for own in self.codes.indices_at(entries)]
+        soft_targets = None
+        if self.config.targets == "posterior":
+            latents = [own.to(self.device) for own in self.codes.latents_at(entries)]
+            log_posteriors = self.tokenizer.log_posteriors(latents, indices)
+            soft_targets = [[layer.exp() for layer in group] for group in log_posteriors]
+        labels = None
+        if self.config.is_class_conditional:
+            labels = self.codes.labels_at(entries).to(self.device)
+        return CodeBatch(indices, labels, soft_targets)
+
+    def loss(self, model: nn.Module, batch: CodeBatch, step: int) -> Loss:
+        """Nats per code are minimized, nats per image logged."""
+        output = model(*batch)
+        terms = {"loss": output.loss, "nats_per_layer": output.nats_per_layer}
+        return Loss(output.loss / self.num_codes, terms)
+
+    def after_step(self, accelerator: Accelerator) -> None:
+        """Nothing."""
+
+    def validate(self, model: nn.Module, accelerator: Accelerator) -> Metrics:
+        """Exact likelihood of the validation set's hard codes."""
+        assert isinstance(model, Prior)
+        count = min(len(self.validation_codes.labels), self.config.training.num_validation_images)
+        own_entries = own_share(accelerator, count)
+        nats = torch.zeros((), dtype=torch.float64)
+        for start in range(0, len(own_entries), VALIDATION_BATCH):
+            entries = own_entries[start : start + VALIDATION_BATCH]
+            indices = [own.to(self.device) for own in self.validation_codes.indices_at(entries)]
+            labels = None
+            if self.config.is_class_conditional:
+                labels = self.validation_codes.labels_at(entries).to(self.device)
+            nats -= model.log_prob(indices, labels).double().sum().cpu()
+        mean = sum_over_processes(accelerator, nats).item() / count
+        return {"nats_per_image": mean, "bits_per_image": mean / math.log(2)}
+
+    def picture(self, model: nn.Module) -> Image.Image:
+        """Samples, the same seeds at each step; a column per class if there are classes."""
+        assert isinstance(model, Prior)
+        num_classes = model.config.num_classes
+        labels = torch.arange(NUM_PICTURED, device=self.device) % max(num_classes, 1)
+        indices = sample(
+            model,
+            labels if num_classes else None,
+            sample_generators(0, range(NUM_PICTURED)),
+            temperature=self.config.sampling_temperature,
+            guidance_scale=self.config.guidance_scale,
+        )
+        columns = num_classes if 0 < num_classes <= 16 else 8
+        return image_grid(to_uint8(self.tokenizer.decode(indices)).cpu(), columns)

@@ -1,0 +1,33 @@
+"""Sums and gathers over the processes of a run."""
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+
+def sum_over_processes(accelerator: Accelerator, tensor: Tensor) -> Tensor:
+    """Elementwise sum, on the CPU and in the tensor's own precision."""
+    if accelerator.num_processes == 1:
+        return tensor.cpu()
+    total: Tensor = accelerator.reduce(tensor.to(accelerator.device), "sum")
+    return total.cpu()
+
+
+def own_share(accelerator: Accelerator, count: int) -> np.ndarray:
+    """Items in [0, count) of this process: every item belongs to exactly one."""
+    return np.arange(accelerator.process_index, count, accelerator.num_processes)
+
+
+def gather_shares(accelerator: Accelerator, rows: Tensor, count: int) -> Tensor:
+    """Puts the rows for `own_share` of each process into the order of [0, count), on the CPU."""
+    if accelerator.num_processes == 1:
+        return rows.cpu()
+    world = accelerator.num_processes
+    longest = -(-count // world)
+    padded = torch.zeros(longest, *rows.shape[1:], dtype=rows.dtype, device=accelerator.device)
+    padded[: len(rows)] = rows.to(accelerator.device)
+    gathered: Tensor = accelerator.gather(padded)
+    by_rank = gathered.cpu().view(world, longest, *rows.shape[1:])
+    ordered: Tensor = by_rank.transpose(0, 1).flatten(0, 1)
+    return ordered[:count]

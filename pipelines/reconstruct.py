@@ -1,0 +1,98 @@
+"""Encodes and decodes images: `python -m pipelines.reconstruct RUN IMAGES`."""
+
+from pathlib import Path
+
+import torch
+import tyro
+from accelerate import Accelerator
+from pydantic import PositiveInt
+
+from pipelines.command import load_run, parse_options, run_command
+from pipelines.config import TokenizerRunConfig
+from pipelines.data import to_float, to_uint8
+from pipelines.generation import model_folder
+from pipelines.image_decoding import SUFFIXES, UnreadableImageError, read_image
+from pipelines.plots import comparison, to_pil
+from tokenizer import Tokenizer
+from tokenizer.pretrained import InputError, StrictConfig
+
+BATCH = 64
+MOST_PICTURED = 32
+
+
+class ReconstructConfig(StrictConfig):
+    """Encodes images and decodes them again, from all layers or the first ones.
+
+    Each image is resized and cropped as in training. OUTPUT_DIR gets the reconstructions under
+    the names of the originals and a comparison.png of the first pairs.
+    """
+
+    run_dir: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    images: tyro.conf.Positional[Path]
+    """An image file, or a folder of them."""
+    output_dir: Path
+    """Folder for the reconstructions; nothing in it is overwritten."""
+    num_layers: PositiveInt | None = None
+    """Decode from so many layers only, counted from the coarsest."""
+    image_size: PositiveInt | None = None
+    """Side in pixels; None takes that of the training images."""
+
+
+def reconstruct(config: ReconstructConfig) -> None:
+    """Writes the reconstructions.
+
+    Raises:
+        InputError: the run or an image is missing or wrong, or a file would be overwritten.
+    """
+    run = load_run(TokenizerRunConfig, config.run_dir / "tokenizer" / "config.json")
+    tokenizer = Tokenizer.from_pretrained(model_folder(config.run_dir / "tokenizer"))
+    size = config.image_size or run.data.image_size
+    tokenizer.code_maps(size, size)
+    paths = _image_paths(config.images)
+    outputs = [config.output_dir / f"{path.stem}.png" for path in paths]
+    comparison_path = config.output_dir / "comparison.png"
+    existing = next((path for path in [*outputs, comparison_path] if path.exists()), None)
+    if existing is not None:
+        raise InputError(f"output_dir: {existing} exists already")
+    if len(set(outputs)) < len(outputs):
+        raise InputError(f"images: two files in {config.images} differ only in their suffix")
+    try:
+        arrays = [torch.from_numpy(read_image(path, size, run.data.channels)) for path in paths]
+    except UnreadableImageError as error:
+        raise InputError(f"images: {error}") from error
+    device = Accelerator().device
+    tokenizer.to(device)
+    config.output_dir.mkdir(parents=True, exist_ok=True)
+    originals = torch.stack(arrays).movedim(-1, 1)
+    decoded = torch.cat(
+        [
+            to_uint8(
+                tokenizer.decode(tokenizer.encode(to_float(images).to(device)), config.num_layers)
+            ).cpu()
+            for images in torch.split(originals, BATCH)
+        ]
+    )
+    for image, path in zip(decoded, outputs, strict=True):
+        to_pil(image).save(path)
+    comparison(originals[:MOST_PICTURED], decoded[:MOST_PICTURED]).save(comparison_path)
+
+
+def _image_paths(images: Path) -> list[Path]:
+    if images.is_dir():
+        paths = sorted(path for path in images.iterdir() if path.suffix.lower() in SUFFIXES)
+        if not paths:
+            raise InputError(f"images: {images} holds no {', '.join(SUFFIXES)} file")
+        return paths
+    if not images.is_file():
+        raise InputError(f"images: {images} does not exist")
+    return [images]
+
+
+def main() -> None:
+    """Reads the command line."""
+    reconstruct(parse_options(ReconstructConfig, "pipelines.reconstruct"))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,75 @@
+"""The record of a run: `metrics.jsonl`, one object a line, and TensorBoard beside it."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+from accelerate import Accelerator
+
+from tokenizer.pretrained import replace_file
+
+Metrics = Mapping[str, float | list[float]]
+
+
+class RunLog:
+    """Writes metrics on the main process; no step twice, also after a resume."""
+
+    def __init__(self, folder: Path, accelerator: Accelerator, first_step: int) -> None:
+        self._accelerator = accelerator
+        self._file = None
+        if accelerator.is_main_process:
+            path = folder / "metrics.jsonl"
+            if path.exists():
+                # Lines after the checkpoint that the run resumes from will be written again.
+                kept = [
+                    line
+                    for line in path.read_text().splitlines(keepends=True)
+                    if line.endswith("\n") and json.loads(line)["step"] <= first_step
+                ]
+                replace_file(path, lambda temporary: temporary.write_text("".join(kept)))
+            self._file = path.open("a")
+        accelerator.init_trackers("tensorboard")
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._accelerator.end_training()
+
+    def write(self, step: int, phase: str, metrics: Metrics) -> None:
+        """One line: `step` counts finished optimizer steps, `phase` is train or validation."""
+        if self._file is None:
+            return
+        self._file.write(json.dumps({"step": step, "phase": phase, **metrics}) + "\n")
+        self._file.flush()
+        flat: dict[str, float] = {}
+        for name, value in metrics.items():
+            if isinstance(value, list):
+                flat |= {f"{phase}/{name}/layer_{n}": entry for n, entry in enumerate(value)}
+            elif math.isfinite(value):
+                flat[f"{phase}/{name}"] = value
+        self._accelerator.log(flat, step=step)
+
+
+def read_metrics(folder: Path, phase: str) -> dict[str, list[list[float]]]:
+    """Curves of a run: for each metric of a phase, [steps, values]; lists stay lists."""
+    curves: dict[str, list[list[float]]] = {}
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        entry = json.loads(line)
+        if entry.pop("phase") != phase:
+            continue
+        step = entry.pop("step")
+        for name, value in entry.items():
+            steps, values = curves.setdefault(name, [[], []])
+            steps.append(step)
+            values.append(value)
+    return curves

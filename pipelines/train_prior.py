@@ -1,0 +1,34 @@
+"""Stage two: `python -m pipelines.train_prior PRESET`."""
+
+from pipelines.command import load_run, parse_run, run_command
+from pipelines.config import PriorRunConfig, TokenizerRunConfig
+from pipelines.presets import PRIOR_PRESETS
+from pipelines.prior_stage import PriorStage
+from pipelines.training import check_output_dir, make_accelerator, train
+from tokenizer.pretrained import InputError
+
+
+def train_prior(config: PriorRunConfig) -> None:
+    """Trains a prior in `config.output_dir` over the codes of the tokenizer beside it.
+
+    Raises:
+        InputError: something in the config, the tokenizer's run or the folder is wrong.
+        DivergenceError: the loss is no longer finite.
+    """
+    tokenizer_config = config.tokenizer_dir / "config.json"
+    if not tokenizer_config.is_file():
+        raise InputError(f"run_dir must hold a trained tokenizer: there is no {tokenizer_config}")
+    tokenizer_run = load_run(TokenizerRunConfig, tokenizer_config)
+    check_output_dir(config)
+    accelerator = make_accelerator(config)
+    stage = PriorStage(config, tokenizer_run, accelerator)
+    train(stage, config, accelerator)
+
+
+def main() -> None:
+    """Reads the command line."""
+    train_prior(parse_run(PRIOR_PRESETS, "pipelines.train_prior"))
+
+
+if __name__ == "__main__":
+    run_command(main)

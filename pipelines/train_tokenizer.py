@@ -1,0 +1,29 @@
+"""Stage one: `python -m pipelines.train_tokenizer PRESET`."""
+
+from pipelines.command import parse_run, run_command
+from pipelines.config import TokenizerRunConfig
+from pipelines.presets import TOKENIZER_PRESETS
+from pipelines.tokenizer_stage import TokenizerStage
+from pipelines.training import check_output_dir, make_accelerator, train
+
+
+def train_tokenizer(config: TokenizerRunConfig) -> None:
+    """Trains a tokenizer in `config.output_dir`, or goes on with it.
+
+    Raises:
+        InputError: something in the config, the data or the folder is wrong.
+        DivergenceError: the loss is no longer finite.
+    """
+    check_output_dir(config)
+    accelerator = make_accelerator(config)
+    stage = TokenizerStage(config, accelerator)
+    train(stage, config, accelerator)
+
+
+def main() -> None:
+    """Reads the command line."""
+    train_tokenizer(parse_run(TOKENIZER_PRESETS, "pipelines.train_tokenizer"))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,329 @@
+"""The one training loop, shared by the tokenizer and the prior.
+
+All that depends on progress is a function of the step: the rate, the data order and the random
+numbers. A checkpoint therefore holds only weights, optimizer and step, and a resumed run repeats
+the uninterrupted one bit by bit on a CPU. To resume, run the same command again.
+"""
+
+import json
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from PIL import Image
+from timm.optim._optim_factory import create_optimizer_v2
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pipelines.batches import BatchOrder
+from pipelines.checkpoints import (
+    TrainingState,
+    load_state,
+    optimizer_state,
+    restore_optimizer,
+    save_state,
+)
+from pipelines.config import RunConfig, TrainingConfig
+from pipelines.run_log import Metrics, RunLog
+from tokenizer.pretrained import InputError, PretrainedModule, replace_file
+
+
+class DivergenceError(ArithmeticError):
+    """The loss is no longer finite; the message says where and what to change."""
+
+
+class Loss(NamedTuple):
+    """What a stage computes on one micro-batch."""
+
+    minimized: Tensor
+    """Scalar whose gradient is followed."""
+    terms: dict[str, Tensor]
+    """Scalars and vectors to log."""
+
+
+class Stage(Protocol):
+    """What the loop has to know of the model that it trains."""
+
+    num_items: int
+    """Training items."""
+
+    @property
+    def model(self) -> PretrainedModule[Any]:
+        """What is trained."""
+
+    def initialize(self) -> None:
+        """Prepares fresh weights; called once, before the first step of a new run."""
+
+    def load(self, items: np.ndarray, is_flipped: np.ndarray) -> Any:
+        """The micro-batch of these training items, on the device."""
+
+    def loss(self, model: nn.Module, batch: Any, step: int) -> Loss:
+        """Calls the prepared model through its forward."""
+
+    def after_step(self, accelerator: Accelerator) -> None:
+        """What has to follow an optimizer step: the baselines' codebooks."""
+
+    def validate(self, model: nn.Module, accelerator: Accelerator) -> Metrics:
+        """Metrics with hard codes over the validation items, the work shared by all processes."""
+
+    def picture(self, model: nn.Module) -> Image.Image:
+        """A grid for people; called on the main process alone."""
+
+
+def make_accelerator(run_config: RunConfig) -> Accelerator:
+    """The processes of a run.
+
+    Raises:
+        InputError: the batch cannot be shared equally.
+    """
+    config = run_config.training
+    accelerator = Accelerator(
+        mixed_precision="bf16" if config.precision == "bf16" else "no",
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        log_with="tensorboard",
+        project_dir=run_config.output_dir,
+        # Buffers are the same everywhere already, or (EMA codebooks) kept so by the stage.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    num_parts = accelerator.num_processes * config.gradient_accumulation_steps
+    if config.batch_size % num_parts:
+        raise InputError(
+            f"training.batch_size must be a multiple of {accelerator.num_processes} processes × "  # noqa: RUF001
+            f"{config.gradient_accumulation_steps} accumulation steps, got {config.batch_size}"
+        )
+    return accelerator
+
+
+def learning_rate(config: TrainingConfig, step: int) -> float:
+    """Linear warm-up, then constant, or a cosine that ends at zero."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.learning_rate
+    progress = (step - config.warmup_steps) / max(config.total_steps - config.warmup_steps, 1)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def seed_everything(*numbers: int) -> None:
+    """Seeds torch's generators by a mixture of the numbers."""
+    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))
+
+
+def check_output_dir(config: RunConfig) -> None:
+    """Compares the run with the one that `output_dir` holds, if any.
+
+    Raises:
+        InputError: it holds another one.
+    """
+    path = config.output_dir / "config.json"
+    if not path.exists():
+        return
+    try:
+        saved = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}") from error
+    difference = _first_difference(saved, json.loads(config.model_dump_json()))
+    if difference:
+        raise InputError(
+            f"{config.output_dir} holds another run: {difference}; give the same options to "
+            "resume it, or another run-dir"
+        )
+
+
+def _first_difference(saved: Any, given: Any, field: str = "") -> str:
+    if isinstance(saved, dict) and isinstance(given, dict):
+        for key in [*saved, *(key for key in given if key not in saved)]:
+            if key not in saved or key not in given:
+                return f"{field}{key} is in one of them only"
+            difference = _first_difference(saved[key], given[key], f"{field}{key}.")
+            if difference:
+                return difference
+        return ""
+    return "" if saved == given else f"its {field.rstrip('.')} is {saved!r}, got {given!r}"
+
+
+def train(stage: Stage, run_config: RunConfig, accelerator: Accelerator) -> None:
+    """Trains to the last step, going on from the last checkpoint if there is one.
+
+    Raises:
+        DivergenceError: a non-finite term; the last checkpoint stays.
+        InputError: a damaged checkpoint.
+    """
+    config, output_dir = run_config.training, run_config.output_dir
+    if accelerator.is_main_process:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        text = run_config.model_dump_json(indent=2) + "\n"
+        replace_file(output_dir / "config.json", lambda path: path.write_text(text))
+    state = load_state(output_dir / "state")
+    model = stage.model
+    if state is None:
+        stage.initialize()
+    else:
+        model.load_state_dict(state.model)
+    model.to(accelerator.device)
+    ema = ModelEmaV3(model, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None
+    optimizer = create_optimizer_v2(
+        model,
+        opt="adamw",
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        betas=(0.9, config.beta2),
+    )
+    first_step = 0
+    if state is not None:
+        first_step = state.step
+        restore_optimizer(optimizer, state.optimizer)
+        if ema is not None:
+            ema.module.load_state_dict(state.ema)
+    prepared, prepared_optimizer = accelerator.prepare(model, optimizer)
+    order = BatchOrder(
+        stage.num_items,
+        config.batch_size,
+        config.seed,
+        accelerator.process_index,
+        accelerator.num_processes,
+        flip=True,
+    )
+    run = _Run(stage, config, output_dir, accelerator, model, ema, optimizer)
+    with RunLog(output_dir, accelerator, first_step) as log, _stop_signal() as stop:
+        bar = tqdm(
+            total=config.total_steps * config.batch_size,
+            initial=first_step * config.batch_size,
+            unit="image",
+            unit_scale=True,
+            disable=not accelerator.is_main_process,
+        )
+        started, logged_step = time.perf_counter(), first_step
+        for step in range(first_step, config.total_steps):
+            seed_everything(config.seed, accelerator.process_index, step)
+            rate = learning_rate(config, step)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            items, is_flipped = order.at(step)
+            for part in range(config.gradient_accumulation_steps):
+                rows = slice(part, None, config.gradient_accumulation_steps)
+                batch = stage.load(items[rows], is_flipped[rows])
+                with accelerator.accumulate(prepared):
+                    loss = stage.loss(prepared, batch, step)
+                    accelerator.backward(loss.minimized)
+                    if accelerator.sync_gradients:
+                        norm = accelerator.clip_grad_norm_(
+                            prepared.parameters(), config.max_gradient_norm
+                        )
+                    prepared_optimizer.step()
+                    prepared_optimizer.zero_grad()
+            stage.after_step(accelerator)
+            finished = step + 1
+            if ema is not None:
+                ema.update(model, step=finished)
+            bar.update(config.batch_size)
+            is_last = finished == config.total_steps
+            stops = stop.is_requested and accelerator.num_processes == 1
+            saves = finished % config.checkpoint_interval == 0 or is_last or stops
+            if finished % config.log_interval == 0 or saves:
+                terms = _to_numbers(loss.terms)
+                _check_finite(terms, finished, output_dir)
+            if finished % config.log_interval == 0 or is_last:
+                now = time.perf_counter()
+                speed = (finished - logged_step) * config.batch_size / (now - started)
+                started, logged_step = now, finished
+                extra = {"gradient_norm": norm.item(), "learning_rate": rate}
+                log.write(finished, "train", {**terms, **extra, "images_per_second": speed})
+                bar.set_postfix(loss=f"{terms['loss']:.4g}", refresh=False)
+            if finished % config.validation_interval == 0 or is_last:
+                log.write(finished, "validation", run.validate(finished))
+                started, logged_step = time.perf_counter(), finished
+            if saves:
+                run.save(finished)
+            if stops:
+                bar.close()
+                raise KeyboardInterrupt(
+                    f"stopped and saved at step {finished}; run the same command to go on"
+                )
+        bar.close()
+
+
+class _Run(NamedTuple):
+    """What validation and saving need."""
+
+    stage: Stage
+    config: TrainingConfig
+    output_dir: Path
+    accelerator: Accelerator
+    model: PretrainedModule[Any]
+    ema: ModelEmaV3 | None
+    optimizer: torch.optim.Optimizer
+
+    @property
+    def model_in_use(self) -> PretrainedModule[Any]:
+        """The moving average, if the run keeps one."""
+        return self.model if self.ema is None else self.ema.module
+
+    def validate(self, step: int) -> Metrics:
+        """Metrics of the model in use, and its picture."""
+        used = self.model_in_use
+        was_training = used.training
+        used.eval()
+        with torch.no_grad(), self.accelerator.autocast():
+            metrics = self.stage.validate(used, self.accelerator)
+            if self.accelerator.is_main_process:
+                folder = self.output_dir / "samples"
+                folder.mkdir(exist_ok=True)
+                self.stage.picture(used).save(folder / f"step_{step:08d}.png")
+        used.train(was_training)
+        return metrics
+
+    def save(self, step: int) -> None:
+        """The state for resuming, and the model for use."""
+        if self.accelerator.is_main_process:
+            ema = {} if self.ema is None else self.ema.module.state_dict()
+            state = TrainingState(
+                step, self.model.state_dict(), ema, optimizer_state(self.optimizer)
+            )
+            save_state(self.output_dir / "state", state)
+            self.model_in_use.save_pretrained(self.output_dir / "model")
+        self.accelerator.wait_for_everyone()
+
+
+class _Stop:
+    is_requested = False
+
+
+@contextmanager
+def _stop_signal() -> Iterator[_Stop]:
+    """Notes Ctrl-C and SIGTERM, so that the step under way is finished and saved."""
+    stop = _Stop()
+
+    def note(number: int, frame: object) -> None:
+        if stop.is_requested:  # the second time: at once
+            raise KeyboardInterrupt("stopped at once; the last checkpoint is whole")
+        stop.is_requested = True
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _to_numbers(terms: dict[str, Tensor]) -> dict[str, float | list[float]]:
+    return {name: term.detach().float().cpu().tolist() for name, term in terms.items()}
+
+
+def _check_finite(terms: dict[str, float | list[float]], step: int, output_dir: Path) -> None:
+    for name, value in terms.items():
+        if not all(math.isfinite(entry) for entry in np.atleast_1d(value)):
+            raise DivergenceError(
+                f"step {step}: {name} is {value}; the last good checkpoint is in "
+                f"{output_dir / 'state'}; lower training.learning-rate and start anew"
+            )

@@ -1,0 +1,18 @@
+"""Autoregressive prior over code indices."""
+
+from prior.cache import PriorCache
+from prior.config import PriorConfig, PriorNetworkConfig
+from prior.ordering import CodeOrdering
+from prior.sampling import sample, sample_generators
+from prior.transformer import Prior, PriorOutput
+
+__all__ = [
+    "CodeOrdering",
+    "Prior",
+    "PriorCache",
+    "PriorConfig",
+    "PriorNetworkConfig",
+    "PriorOutput",
+    "sample",
+    "sample_generators",
+]

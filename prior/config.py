@@ -1,0 +1,63 @@
+"""Parameters of the prior."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import model_validator as validates
+
+from tokenizer.config import CodeMapConfig
+from tokenizer.pretrained import StrictConfig
+
+ProperShare = Annotated[float, Field(ge=0, lt=1)]
+Order = Literal["coarse_to_fine", "cell"]
+
+
+class PriorNetworkConfig(StrictConfig):
+    """Body and head transformers over code indices."""
+
+    width: PositiveInt = 256
+    """Channels of body and head."""
+    body_depth: PositiveInt = 6
+    """Layers of the body, which walks the steps."""
+    head_depth: PositiveInt = 2
+    """Layers of the head, which walks the codes within a step."""
+    num_heads: PositiveInt = 8
+    """Attention heads; width must be a multiple of it."""
+    order: Order = "cell"
+    """One step per position of every map (coarse_to_fine) or of the coarsest map (cell)."""
+    positions: Literal["learned", "rotary"] = "learned"
+    """One learned vector per step, or 2-D rotary embeddings over row and column."""
+    dropout: ProperShare = 0.1
+    """Dropout of attention and feed-forward layers."""
+    label_dropout: ProperShare = 0.1
+    """Share of training images whose label is hidden, for guidance; unused without classes."""
+
+    @validates(mode="after")
+    def _check(self) -> "PriorNetworkConfig":
+        if self.width % self.num_heads:
+            raise ValueError(
+                f"width must be a multiple of num_heads = {self.num_heads}, got {self.width}"
+            )
+        head_dim = self.width // self.num_heads
+        if self.positions == "rotary" and head_dim % 4:
+            raise ValueError(
+                f"width / num_heads must be a multiple of 4 for rotary positions, got {head_dim}"
+            )
+        return self
+
+
+class PriorConfig(StrictConfig):
+    """A prior over the codes of one tokenizer at one image size."""
+
+    network: PriorNetworkConfig = PriorNetworkConfig()
+    code_maps: Annotated[tuple[CodeMapConfig, ...], Field(min_length=1)]
+    """Shapes of the code indices, coarse to fine."""
+    num_classes: NonNegativeInt = 0
+    """Number of classes; 0 = unconditional."""
+    tokenizer_hash: str = ""
+    """Content hash of the tokenizer whose codes are modelled."""
+
+    @property
+    def codebook_sizes(self) -> list[int]:
+        """Number of codes of every layer over all groups, coarse to fine."""
+        return [size for code_map in self.code_maps for size in code_map.codebook_sizes]

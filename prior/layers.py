@@ -1,0 +1,63 @@
+"""Parts of the prior's networks."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from x_transformers import ContinuousTransformerWrapper, Decoder
+
+from prior.config import PriorNetworkConfig
+from prior.ordering import CodeOrdering, SlotType
+
+ROTARY_BASE = 100.0
+
+
+def transformer(network: PriorNetworkConfig, depth: int) -> nn.Module:
+    """Causal transformer over vectors, without positions of its own."""
+    module: nn.Module = ContinuousTransformerWrapper(
+        max_seq_len=None,
+        attn_layers=Decoder(
+            dim=network.width,
+            depth=depth,
+            heads=network.num_heads,
+            attn_dim_head=network.width // network.num_heads,
+            attn_flash=True,
+            attn_qk_rmsnorm=True,
+            attn_dropout=network.dropout,
+            ff_dropout=network.dropout,
+            ff_glu=True,
+            ff_swish=True,
+            use_rmsnorm=True,
+        ),
+    )
+    return module
+
+
+def predecessor_matrix(step: list[SlotType]) -> Float[Tensor, "slots values"]:
+    """Which values each input of the head sums, (num_slots, 1 + num_slots).
+
+    Values are the body's output and the codes of the step. Input 0 is the body's output; input m
+    sums the codes before it that share the position of code m - 1.
+    """
+    matrix = torch.zeros(len(step), len(step) + 1)
+    matrix[0, 0] = 1
+    for m in range(1, len(step)):
+        for n in range(m):
+            matrix[m, n + 1] = float(step[n][:2] == step[m - 1][:2])
+    return matrix
+
+
+def rotary_angles(ordering: CodeOrdering, head_dim: int) -> Float[Tensor, "1 steps angles"]:
+    """2-D rotary angles (1, num_steps, head_dim) at the positions' centers.
+
+    The unit is a position of the finest map; half the channels turn with the row.
+    """
+    frequencies = ROTARY_BASE ** -torch.linspace(0, 1, head_dim // 4)
+    groups, maps = ordering.group[:, 0], ordering.code_maps
+    angles = []
+    for coordinate, sizes in (
+        (ordering.row[:, 0], torch.tensor([code_map.height for code_map in maps])),
+        (ordering.column[:, 0], torch.tensor([code_map.width for code_map in maps])),
+    ):
+        centers = (coordinate + 0.5) * sizes[-1] / sizes[groups]
+        angles.append((centers[:, None] * frequencies).repeat_interleave(2, dim=1))
+    return torch.cat(angles, dim=1).unsqueeze(0)

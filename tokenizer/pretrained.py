@@ -1,0 +1,157 @@
+"""What every model shares: a strict config and a checkpoint folder."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import safetensors.torch
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+
+class InputError(ValueError):
+    """Something a user gave is wrong; the message is one line and names the field."""
+
+
+class StrictConfig(BaseModel):
+    """An immutable set of parameters that rejects unknown keys and wrong types."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+def describe_validation_error(error: ValidationError) -> str:
+    """All complaints of pydantic on one line, each led by its field."""
+    complaints = []
+    for entry in error.errors(include_url=False):
+        field = ".".join(str(part) for part in entry["loc"])
+        given = "" if entry["type"] in {"missing", "value_error"} else f", got {entry['input']!r}"
+        complaints.append(f"{field}: {entry['msg']}{given}".removeprefix(": "))
+    return "; ".join(complaints)
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Lets `write` fill a temporary file, then moves it to `path` in one step.
+
+    Whatever was at `path` stays whole if writing fails: no space left, say.
+    """
+    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
+    try:
+        write(temporary)
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_safetensors(path: Path) -> dict[str, Tensor]:
+    """Reads a safetensors file onto the CPU.
+
+    Raises:
+        InputError: the file is absent or damaged.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        return safetensors.torch.load_file(path)
+    except SafetensorError as error:
+        raise InputError(f"{path} is damaged or not a safetensors file: {error}") from error
+
+
+def load_weights(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:
+    """Fills `module` strictly; `source` names the weights in the error.
+
+    Raises:
+        InputError: a weight is missing, unknown or of another shape.
+    """
+    expected = module.state_dict()
+    for problem, names in (
+        ("lacks", sorted(expected.keys() - weights.keys())),
+        ("has unknown", sorted(weights.keys() - expected.keys())),
+    ):
+        if names:
+            raise InputError(f"{source} {problem} {len(names)} weights, the first is {names[0]!r}")
+    for name, tensor in weights.items():
+        if tensor.shape != expected[name].shape:
+            raise InputError(
+                f"{source}: {name!r} must have shape {tuple(expected[name].shape)}, "
+                f"got {tuple(tensor.shape)}"
+            )
+    module.load_state_dict(weights)
+
+
+ConfigT = TypeVar("ConfigT", bound=StrictConfig)
+# Not typing.Self: beartype, which checks shapes in the tests, rejects it in functions.
+ModuleT = TypeVar("ModuleT", bound="PretrainedModule[Any]")
+
+
+class PretrainedModule(nn.Module, Generic[ConfigT]):
+    """A module built from one config and stored as a folder of two files.
+
+    `config.json` builds the module, `model.safetensors` fills it; nothing else is read.
+    """
+
+    config_class: ClassVar[type[StrictConfig]]
+
+    def __init__(self, config: ConfigT) -> None:
+        super().__init__()
+        self.config = config
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes `config.json` and `model.safetensors` into `folder`, each in one step."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        fields = {"model": type(self).__name__, **self.config.model_dump(mode="json")}
+        weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        replace_file(
+            folder / "model.safetensors", lambda path: safetensors.torch.save_file(weights, path)
+        )
+        replace_file(
+            folder / "config.json",
+            lambda path: path.write_text(json.dumps(fields, indent=2) + "\n"),
+        )
+
+    @classmethod
+    def from_pretrained(cls: type[ModuleT], folder: str | Path) -> ModuleT:
+        """Loads a checkpoint onto the CPU, in evaluation mode.
+
+        Raises:
+            InputError: `folder` holds no checkpoint, one of another class, an invalid config, or
+                weights that do not fit.
+        """
+        folder = Path(folder)
+        path = folder / "config.json"
+        if not path.is_file():
+            raise InputError(f"{folder} holds no {cls.__name__}: there is no config.json")
+        try:
+            fields = json.loads(path.read_text())
+        except ValueError as error:
+            raise InputError(f"{path} is not JSON: {error}") from error
+        found = fields.pop("model", None) if isinstance(fields, dict) else None
+        if found != cls.__name__:
+            raise InputError(f"{path}: model must be {cls.__name__!r}, got {found!r}")
+        try:
+            config = cls.config_class.model_validate_json(json.dumps(fields))
+        except ValidationError as error:
+            raise InputError(f"{path}: {describe_validation_error(error)}") from error
+        weights_path = folder / "model.safetensors"
+        module = cls(config)
+        load_weights(module, load_safetensors(weights_path), str(weights_path))
+        return module.eval()
+
+    def content_hash(self) -> str:
+        """SHA-256 over class, config and weights, the same before saving and after loading."""
+        digest = hashlib.sha256(type(self).__name__.encode())
+        digest.update(self.config.model_dump_json().encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+            digest.update(flat.numpy().tobytes())
+        return digest.hexdigest()

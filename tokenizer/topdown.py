@@ -1,0 +1,125 @@
+"""Top-down path: resolution groups of injected and residual layers (HQ-VAE, arXiv 2401.00365)."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from tokenizer.config import NearestQuantizerConfig, TokenizerConfig
+from tokenizer.nearest import NearestQuantizer
+from tokenizer.networks import UpwardPath, Widths
+from tokenizer.quantizer import Mode, QuantizerOutput, StochasticQuantizer
+
+
+class TopDownGroup(nn.Module):
+    """The layers of one resolution.
+
+    Injected layer: U = up(y), Ẑ = f(concat[U, features]), y = U + Z. The residual layers quantize
+    what is left of Ẑ and add to y.
+    """
+
+    def __init__(
+        self, config: TokenizerConfig, position: int, widths: Widths, num_features: int
+    ) -> None:
+        super().__init__()
+        group = config.groups[position]
+        factor = group.downsampling
+        self.up: UpwardPath | None = None
+        if position > 0:
+            coarser = config.groups[position - 1]
+            self.up = UpwardPath(
+                widths, coarser.code_dim, coarser.downsampling, factor, group.code_dim
+            )
+            num_features += group.code_dim
+        self.to_latents = UpwardPath(widths, num_features, factor, factor, group.code_dim)
+        self.quantizer: StochasticQuantizer | NearestQuantizer
+        if isinstance(config.quantizer, NearestQuantizerConfig):
+            self.quantizer = NearestQuantizer(group, config.quantizer)
+        else:
+            self.quantizer = StochasticQuantizer(group, config.quantizer)
+
+    def upsampled(self, state: Tensor | None) -> Float[Tensor, "batch dim height width"] | None:
+        """U = up(y), or None for the coarsest group."""
+        if self.up is None:
+            return None
+        output: Tensor = self.up(state)
+        return output
+
+    def latents(
+        self, upsampled: Tensor | None, features: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch dim height width"]:
+        """Ẑ = f(concat[U, features])."""
+        inputs = features if upsampled is None else torch.cat([upsampled, features], 1)
+        output: Tensor = self.to_latents(inputs)
+        return output
+
+
+class TopDownOutput(NamedTuple):
+    """The walk through all groups, coarse to fine."""
+
+    state: Float[Tensor, "batch dim height width"]
+    """y after the last group: what the decoder sees."""
+    latents: list[Float[Tensor, "batch _ _ _"]]
+    """Ẑ of each group."""
+    groups: list[QuantizerOutput]
+
+
+class TopDownPath(nn.Module):
+    """All resolution groups, coarse to fine; the state y depends on the codes alone."""
+
+    def __init__(
+        self, config: TokenizerConfig, widths: Widths, feature_channels: Sequence[int]
+    ) -> None:
+        super().__init__()
+        self.groups = nn.ModuleList(
+            TopDownGroup(config, position, widths, channels)
+            for position, channels in enumerate(feature_channels)
+        )
+
+    def __iter__(self) -> Iterator[TopDownGroup]:
+        """The groups, coarse to fine."""
+        return iter(cast(Iterable[TopDownGroup], self.groups))
+
+    def forward(
+        self,
+        features: Sequence[Float[Tensor, "batch _ _ _"]],
+        mode: Mode,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        initialization: torch.Generator | None = None,
+    ) -> TopDownOutput:
+        """Quantizes the features of each group.
+
+        With `initialization`, each quantizer starts from the latents that it meets, first.
+        """
+        state: Tensor | None = None
+        latents, outputs = [], []
+        for group, own_features in zip(self, features, strict=True):
+            upsampled = group.upsampled(state)
+            latents.append(group.latents(upsampled, own_features))
+            if initialization is not None:
+                group.quantizer.initialize(latents[-1], initialization)
+            outputs.append(group.quantizer(latents[-1], mode, temperature, generator))
+            quantized = outputs[-1].quantized
+            state = quantized if upsampled is None else upsampled + quantized
+        assert state is not None
+        return TopDownOutput(state, latents, outputs)
+
+    def decode(
+        self, indices: Sequence[Int[Tensor, "batch _ _ _"]], num_layers: int
+    ) -> Float[Tensor, "batch dim height width"]:
+        """The state y from the first `num_layers` layers; the later ones add nothing."""
+        state: Tensor | None = None
+        for group, own_indices in zip(self, indices, strict=True):
+            upsampled = group.upsampled(state)
+            first_codes = group.quantizer.codebook(0)[own_indices[:, 0]]  # (B, H, W, D)
+            quantized = torch.zeros_like(first_codes)
+            for layer in range(min(num_layers, own_indices.shape[1])):
+                quantized = quantized + group.quantizer.codebook(layer)[own_indices[:, layer]]
+            num_layers = max(num_layers - own_indices.shape[1], 0)
+            quantized = quantized.movedim(-1, 1)
+            state = quantized if upsampled is None else upsampled + quantized
+        assert state is not None
+        return state
