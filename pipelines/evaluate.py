@@ -66,17 +66,19 @@ def evaluate(config: EvaluateConfig) -> dict[str, Results]:
             pipeline, train, validation, extractor, config, accelerator
         )
     if accelerator.is_main_process:
-        folder = config.run_dir / "evaluation"
-        folder.mkdir(exist_ok=True)
-        for name, metrics in results.items():
-            text = json.dumps({"command": _command(), "metrics": metrics}, indent=2) + "\n"
-            replace_file(folder / f"{name}.json", functools.partial(Path.write_text, data=text))
+        command = "python -m pipelines.evaluate " + shlex.join(sys.argv[1:])
+        write_results(config.run_dir, command, results)
     accelerator.wait_for_everyone()
     return results
 
 
-def _command() -> str:
-    return "python -m pipelines.evaluate " + shlex.join(sys.argv[1:])
+def write_results(run_dir: Path, command: str, results: dict[str, Results]) -> None:
+    """Writes RUN/evaluation/*.json, one file for each kind of result."""
+    folder = run_dir / "evaluation"
+    folder.mkdir(exist_ok=True)
+    for name, metrics in results.items():
+        text = json.dumps({"command": command, "metrics": metrics}, indent=2) + "\n"
+        replace_file(folder / f"{name}.json", functools.partial(Path.write_text, data=text))
 
 
 def table(results: dict[str, Results]) -> str:

@@ -11,6 +11,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 from tqdm import tqdm
 
+from pipelines.classifier import ClassifierExtractor
 from pipelines.data import ImageDataset, to_float, to_uint8
 from pipelines.features import FeatureExtractor, FeatureOutput
 from pipelines.generation import ImageGenerationPipeline, SamplingConfig
@@ -156,6 +157,13 @@ def evaluate_generation(
         )
     )
     values = generation_metrics(fake, real, extractor.name, config.seed)
+    if isinstance(extractor, ClassifierExtractor) and pipeline.prior.config.num_classes:
+        agreement = f"class agreement{extractor.suffix}"
+        asked = torch.arange(config.num_images) % pipeline.prior.config.num_classes
+        values[agreement] = _share_equal(fake.logits, asked)
+        values[f"{agreement} of real images"] = _share_equal(
+            floor.logits, torch.from_numpy(other.labels[other_items])
+        )
     protocol = Protocol(
         reference=reference.description,
         reference_hash=reference.content_hash,
@@ -184,6 +192,10 @@ def evaluate_generation(
     floor_name = metric_name("FD", extractor.name) + " floor"
     floor_value = frechet_distance(floor.features, real.features)
     return protocol.attach(values) | floor_protocol.attach({floor_name: floor_value})
+
+
+def _share_equal(logits: Tensor, labels: Tensor) -> float:
+    return (logits.argmax(1) == labels).double().mean().item()
 
 
 def _bound(

@@ -13,9 +13,9 @@ from pipelines.codes import extract_codes
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
 from pipelines.data import load_images, to_uint8
 from pipelines.plots import image_grid
-from pipelines.processes import own_share, sum_over_processes
+from pipelines.processes import own_share, seed_everything, sum_over_processes
 from pipelines.run_log import Metrics
-from pipelines.training import Loss, seed_everything
+from pipelines.training import Loss
 from prior import Prior, PriorConfig, sample, sample_generators
 from tokenizer import Tokenizer
 from tokenizer.pretrained import InputError

@@ -1,9 +1,14 @@
-"""Sums and gathers over the processes of a run."""
+"""Seeds, shares, sums and gathers over the processes of a run."""
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+
+
+def seed_everything(*numbers: int) -> None:
+    """Seeds torch's generators by a mixture of the numbers."""
+    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))
 
 
 def sum_over_processes(accelerator: Accelerator, tensor: Tensor) -> Tensor:

@@ -115,7 +115,8 @@ class _Draws:
         key = np.random.SeedSequence(seed, spawn_key=(("train", "validation").index(split),))
         generator = np.random.Philox(key=key.generate_state(2, np.uint64), counter=[0, item, 0, 0])
         raw = generator.random_raw(NUM_DRAWS) >> np.uint64(11)
-        self._uniforms = iter((raw * 2.0**-53).tolist())
+        uniforms: list[float] = (raw * 2.0**-53).tolist()
+        self._uniforms = iter(uniforms)
 
     def between(self, low: float, high: float) -> float:
         """Uniform in [low, high)."""

@@ -13,9 +13,10 @@ from pipelines.config import TokenizerRunConfig
 from pipelines.data import ImageDataset, load_images, to_float, to_uint8
 from pipelines.metrics import reconstruction_metrics
 from pipelines.plots import comparison
+from pipelines.processes import seed_everything
 from pipelines.reconstruction import measure_reconstruction
 from pipelines.run_log import Metrics
-from pipelines.training import Loss, seed_everything
+from pipelines.training import Loss
 from tokenizer import Tokenizer
 from tokenizer.backbone import TimmBottomUpPath, load_backbone
 from tokenizer.pretrained import InputError, load_safetensors

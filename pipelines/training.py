@@ -33,6 +33,7 @@ from pipelines.checkpoints import (
     save_state,
 )
 from pipelines.config import RunConfig, TrainingConfig
+from pipelines.processes import seed_everything
 from pipelines.run_log import Metrics, RunLog
 from tokenizer.pretrained import InputError, PretrainedModule, replace_file
 
@@ -111,11 +112,6 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
         return config.learning_rate
     progress = (step - config.warmup_steps) / max(config.total_steps - config.warmup_steps, 1)
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-
-
-def seed_everything(*numbers: int) -> None:
-    """Seeds torch's generators by a mixture of the numbers."""
-    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))
 
 
 def check_output_dir(config: RunConfig) -> None:

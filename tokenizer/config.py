@@ -130,7 +130,9 @@ class TokenizerConfig(StrictConfig):
                 "networks.patch_size must be a power of two of at most the finest downsampling "
                 f"{factors[-1]}, got {patch_size}"
             )
-        reached = {1 << power for power in range(factors[0].bit_length()) if 1 << power >= patch_size}
+        reached = {
+            1 << power for power in range(factors[0].bit_length()) if 1 << power >= patch_size
+        }
         unused = set(self.networks.attention_downsampling) - reached
         if unused:
             raise ValueError(

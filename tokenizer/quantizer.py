@@ -144,7 +144,7 @@ class StochasticQuantizer(nn.Module):
                 residual = residual - draw.quantized  # not detached
                 indices.append(draw.indices.view(batch, height, width))
                 entropies.append(draw.posterior_entropy.view(batch, -1).sum(1))
-            error = residual.square().view(batch, -1).sum(1) / (2 * variances.sum())
+            error = residual.square().reshape(batch, -1).sum(1) / (2 * variances.sum())
         return QuantizerOutput(
             quantized.view(batch, height, width, -1).movedim(-1, 1),
             torch.stack(indices, 1),
