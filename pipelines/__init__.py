@@ -5,3 +5,7 @@ import warnings
 # Raised while timm and torch-fidelity are imported beside a new torch; nothing a user can mend.
 warnings.filterwarnings("ignore", "`torch.jit.script", category=FutureWarning)
 warnings.filterwarnings("ignore", "`torch.jit.script", category=DeprecationWarning)
+
+from pipelines.generation import ImageGenerationPipeline  # noqa: E402
+
+__all__ = ["ImageGenerationPipeline"]

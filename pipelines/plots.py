@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
@@ -67,7 +68,7 @@ def curves(folder: Path, panels: Mapping[str, Sequence[str]]) -> Figure:
     Raises:
         InputError: the run logged none of them.
     """
-    by_phase = {phase: read_metrics(folder, phase) for phase in panels}
+    by_phase: dict[str, dict[str, Any]] = {phase: read_metrics(folder, phase) for phase in panels}
     shown = [
         (phase, name)
         for phase, names in panels.items()
@@ -87,7 +88,7 @@ def curves(folder: Path, panels: Mapping[str, Sequence[str]]) -> Figure:
             for layer, color in enumerate(colors):
                 line = [entry[layer] for entry in values]
                 axes.plot(steps, line, marker=marker, color=color, label=f"layer {layer + 1}")
-            axes.legend(fontsize=7, frameon=False, handlelength=1)
+            axes.legend(fontsize=7, edgecolor="none", handlelength=1)
         else:
             axes.plot(steps, values, marker=marker, color=COLORS[phase])
         if name in LOGARITHMIC:
@@ -120,14 +121,14 @@ def _panels(count: int) -> tuple[Figure, list[Any]]:
     """Panels in rows of four, each of the same size whatever their number."""
     columns = min(count, 4)
     rows = -(-count // columns)
-    figure = Figure((3 * columns, 2.1 * rows), layout="constrained", dpi=DPI)
-    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.08)
+    layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.08)
+    figure = Figure((3 * columns, 2.1 * rows), layout=layout, dpi=DPI)
     places = [figure.add_subplot(rows, columns, number) for number in range(1, count + 1)]
     for axes in places:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
         axes.tick_params(which="both", labelsize=7)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        axes.xaxis.label.set_size(8)
-        axes.yaxis.label.set_size(8)
+        axes.xaxis.label.set_fontsize(8)
+        axes.yaxis.label.set_fontsize(8)
     return figure, places

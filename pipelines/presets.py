@@ -17,7 +17,7 @@ from tokenizer.builders import (
     vq_vae,
     vq_vae_2,
 )
-from tokenizer.config import NetworkConfig, TokenizerConfig
+from tokenizer.config import BackboneConfig, NetworkConfig, TokenizerConfig
 
 # Data
 
@@ -29,7 +29,7 @@ TINY_DATA = DataConfig(image_size=16, num_images=64, num_validation_images=32)
 
 # Networks of the tokenizer
 
-SHAPES_NETWORKS = NetworkConfig(width=64, max_width=64)
+SHAPES_NETWORKS = NetworkConfig(patch_size=4, width=64, max_width=64)
 CIFAR10_NETWORKS = NetworkConfig(width=128, max_width=256, num_blocks=4)
 LARGE_NETWORKS = NetworkConfig(width=96, max_width=512, num_blocks=3, attention_downsampling=(16,))
 TINY_NETWORKS = NetworkConfig(width=8, max_width=8, num_blocks=1)
@@ -37,7 +37,7 @@ TINY_NETWORKS = NetworkConfig(width=8, max_width=8, num_blocks=1)
 # Budgets
 
 SHAPES_TRAINING = TrainingConfig(
-    total_steps=2_000, learning_rate=3e-3, validation_interval=500, checkpoint_interval=500
+    total_steps=1_500, learning_rate=3e-3, validation_interval=500, checkpoint_interval=500
 )
 CIFAR10_TRAINING = TrainingConfig(total_steps=100_000, batch_size=128, validation_interval=5_000)
 IMAGES_TRAINING = TrainingConfig(
@@ -75,6 +75,9 @@ def _tokenizers() -> dict[str, tuple[TokenizerConfig, DataConfig, TrainingConfig
         "sqvae2": sq_vae_2((16, 8), 1024, networks=LARGE_NETWORKS),
         "rsqvae": rsq_vae(16, 4, 1024, networks=LARGE_NETWORKS),
         "hqvae": hq_vae((16, 8), (2, 1), 1024, networks=LARGE_NETWORKS),
+        "hqvae-mobilenetv2": hq_vae((16, 8), (2, 1), 1024, networks=LARGE_NETWORKS).model_copy(
+            update={"backbone": BackboneConfig(name="mobilenetv2_100")}
+        ),
     }
     images256 = {
         "sqvae2": sq_vae_2((16, 8), 1024, networks=LARGE_NETWORKS),
@@ -108,8 +111,13 @@ def _prior(name: str) -> PriorRunConfig:
     if name.startswith("shapes32"):
         return PriorRunConfig(
             run_dir=run_dir,
-            prior=PriorNetworkConfig(width=128, body_depth=4, head_depth=2, num_heads=4),
-            training=SHAPES_TRAINING,
+            prior=PriorNetworkConfig(
+                width=64, body_depth=4, head_depth=2, num_heads=2, dropout=0.0
+            ),
+            training=SHAPES_TRAINING.model_copy(
+                update={"total_steps": 2_000, "batch_size": 32, "weight_decay": 0.05}
+            ),
+            guidance_scale=1.5,
         )
     if name.startswith("cifar10"):
         return PriorRunConfig(

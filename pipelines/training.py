@@ -98,7 +98,7 @@ def make_accelerator(run_config: RunConfig) -> Accelerator:
     num_parts = accelerator.num_processes * config.gradient_accumulation_steps
     if config.batch_size % num_parts:
         raise InputError(
-            f"training.batch_size must be a multiple of {accelerator.num_processes} processes × "  # noqa: RUF001
+            f"training.batch_size must be a multiple of {accelerator.num_processes} processes × "
             f"{config.gradient_accumulation_steps} accumulation steps, got {config.batch_size}"
         )
     return accelerator

@@ -91,7 +91,7 @@ def test_commitment_pulls_the_latents_towards_the_mean_of_the_partial_sums() -> 
     (gradient,) = torch.autograd.grad(commitment, latents)
     expected = torch.zeros_like(latents)
     for (b, h, w), _, _, _, total in walk(quantizer, latents.detach()):
-        pull = latents[b, :, h, w].detach() - torch.tensor(total).double()
+        pull = latents[b, :, h, w].detach() - torch.tensor(total, dtype=torch.float64)
         expected[b, :, h, w] += 2 * pull / (3 * 6 * 3)
     torch.testing.assert_close(gradient, expected)
 
@@ -238,7 +238,7 @@ def test_the_restart_candidates_are_those_of_the_main_process() -> None:
     quantizer(random_latents(), "mixture")
     quantizer.update_codebooks(itself, lambda tensor: torch.full_like(tensor, 7.0))
     torch.testing.assert_close(
-        quantizer.codebook(0)[0], torch.full((3,), 7.0).double(), rtol=1e-4, atol=0
+        quantizer.codebook(0)[0], torch.full((3,), 7.0, dtype=torch.float64), rtol=1e-4, atol=0
     )
 
 

@@ -30,7 +30,9 @@ def test_the_reconstruction_term_is_the_best_gaussian_up_to_a_constant(
     # min over σ² of SSE / (2 σ²) + D/2 log σ² is reached at SSE / D and equals the term + D/2.
     num_values = 12
     squared_error = mean_squared_error * num_values
-    term = gaussian_reconstruction(torch.tensor(squared_error, dtype=torch.float64), num_values).item()
+    term = gaussian_reconstruction(
+        torch.tensor(squared_error, dtype=torch.float64), num_values
+    ).item()
     variance = factor * mean_squared_error
     other = squared_error / (2 * variance) + num_values / 2 * math.log(variance)
     assert other >= term + num_values / 2 - 1e-9

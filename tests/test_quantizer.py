@@ -133,8 +133,10 @@ def test_a_group_equals_the_literal_formulas(
     latents = random_latents()
     output = quantizer(latents, mode, 0.7, seeded())
     errors, entropies, quantized, indices = literal_group(quantizer, latents, mode, 0.7, 7)
-    torch.testing.assert_close(output.quantization_error, torch.tensor(errors).double())
-    torch.testing.assert_close(output.posterior_entropy, torch.tensor(entropies).double())
+    torch.testing.assert_close(output.quantization_error, torch.tensor(errors, dtype=torch.float64))
+    torch.testing.assert_close(
+        output.posterior_entropy, torch.tensor(entropies, dtype=torch.float64)
+    )
     torch.testing.assert_close(output.quantized, quantized)
     assert torch.equal(output.indices, indices)
     assert (output.commitment == 0).all()
@@ -179,7 +181,7 @@ def test_the_mean_of_sampled_latent_terms_approaches_their_expectation() -> None
     # Fact 1, by the samples that the quantizer itself draws.
     quantizer = make_quantizer((4,), 2)
     point = [0.3, -0.5]
-    latents = torch.tensor(point).double().view(1, 2, 1, 1).expand(20_000, 2, 1, 1)
+    latents = torch.tensor(point, dtype=torch.float64).view(1, 2, 1, 1).expand(20_000, 2, 1, 1)
     terms = latent_terms(quantizer(latents, "sample", 1.0, seeded()))
     s2 = quantizer.variances().item()
     kernels = sum(
@@ -192,7 +194,9 @@ def test_the_mean_of_sampled_latent_terms_approaches_their_expectation() -> None
 
 def test_codes_are_drawn_as_often_as_the_posterior_says() -> None:
     quantizer = make_quantizer((5,), 2)
-    latents = torch.tensor([0.3, -0.5]).double().view(1, 2, 1, 1).expand(20_000, 2, 1, 1)
+    latents = (
+        torch.tensor([0.3, -0.5], dtype=torch.float64).view(1, 2, 1, 1).expand(20_000, 2, 1, 1)
+    )
     for mode in ("sample", "mixture"):
         indices = quantizer(latents, mode, 0.5, seeded()).indices
         counts = torch.bincount(indices.flatten(), minlength=5).double()
@@ -312,7 +316,7 @@ def test_the_posterior_entropy_lies_between_zero_and_log_k(
     with torch.no_grad():
         quantizer.log_variances.fill_(log_s2)
     entropy = quantizer(random_latents(seed=seed), "mixture", 1.0, seeded()).posterior_entropy
-    limits = 6 * torch.tensor([size, 2 * size]).double().log()
+    limits = 6 * torch.tensor([size, 2 * size], dtype=torch.float64).log()
     assert (entropy >= -1e-12).all()
     assert (entropy <= limits + 1e-9).all()
 
@@ -322,7 +326,7 @@ def test_the_posterior_is_uniform_where_all_codes_are_equal() -> None:
     with torch.no_grad():
         quantizer.codebooks[0].copy_(torch.ones(7, 3))
     output = quantizer(random_latents(), "sample", 1.0, seeded())
-    expected = torch.full((2, 1), 6 * math.log(7)).double()
+    expected = torch.full((2, 1), 6 * math.log(7), dtype=torch.float64)
     torch.testing.assert_close(output.posterior_entropy, expected)
 
 
@@ -350,7 +354,7 @@ def test_an_endless_variance_leaves_the_uniform_entropy_alone() -> None:
         quantizer.log_variances.fill_(40.0)
     terms = latent_terms(quantizer(latents, "mixture", 1.0, seeded()))
     expected = -6 * (math.log(5) + math.log(4) + math.log(3))
-    torch.testing.assert_close(terms, torch.full((2,), expected).double())
+    torch.testing.assert_close(terms, torch.full((2,), expected, dtype=torch.float64))
 
 
 def test_terms_are_sums_over_positions_and_apart_for_each_image() -> None:

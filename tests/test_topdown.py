@@ -24,9 +24,7 @@ def make_path(config: TokenizerConfig | None = None, seed: int = 0) -> TopDownPa
 def random_features(seed: int = 1, batch: int = 2) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [
-        torch.randn(batch, channels, side, side + 1, generator=generator, dtype=torch.float64)
-        if side == 1
-        else torch.randn(batch, channels, side, side + 2, generator=generator, dtype=torch.float64)
+        torch.randn(batch, channels, side, 2 * side, generator=generator, dtype=torch.float64)
         for channels, side in zip(CHANNELS, (1, 2), strict=True)
     ]
 

@@ -6,6 +6,8 @@ from typing import Any
 import timm
 import torch
 from jaxtyping import Float
+from timm.models.efficientnet import EfficientNetFeatures
+from timm.models.mobilenetv3 import MobileNetV3Features
 from torch import Tensor, nn
 
 from tokenizer.config import BackboneConfig
@@ -16,9 +18,15 @@ def _create(config: BackboneConfig, **options: Any) -> Any:
     if config.pad_type:
         options["pad_type"] = config.pad_type
     try:
-        return timm.create_model(config.name, features_only=True, **options)
+        model = timm.create_model(config.name, features_only=True, **options)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise InputError(f"backbone.name: timm cannot build {config.name!r}: {error}") from error
+    if isinstance(model, EfficientNetFeatures | MobileNetV3Features):
+        # Unlike other families, these keep and compute the stages behind the last map, whose
+        # parameters would get no gradient.
+        last = max(entry["stage"] for entry in model.feature_info.get_dicts())
+        model.blocks = model.blocks[:last]
+    return model
 
 
 class TimmBottomUpPath(nn.Module):

@@ -60,7 +60,7 @@ class NearestQuantizer(nn.Module):
         """
         batch, _, height, width = latents.shape
         with full_precision(latents.device):
-            inputs = at_least_float32(latents).movedim(1, -1)  # (B, H, W, D)
+            inputs = at_least_float32(latents).movedim(1, -1).contiguous()  # (B, H, W, D)
             flat = inputs.detach().flatten(0, 2)  # (N, D)
             quantized = torch.zeros_like(inputs)
             commitment = torch.zeros_like(inputs[:, 0, 0, 0])

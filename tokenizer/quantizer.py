@@ -133,7 +133,8 @@ class StochasticQuantizer(nn.Module):
         batch, _, height, width = latents.shape
         with full_precision(latents.device):
             variances = self.variances()
-            residual = at_least_float32(latents).movedim(1, -1).flatten(0, 2)  # (N, D)
+            # Contiguous, so that what follows is the same to the last bit as from indices.
+            residual = at_least_float32(latents).movedim(1, -1).contiguous().flatten(0, 2)  # (N, D)
             quantized = torch.zeros_like(residual)
             indices, entropies = [], []
             for layer in range(self.num_layers):
