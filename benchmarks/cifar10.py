@@ -32,27 +32,28 @@ MODELS = ("cifar10-sqvae2", "cifar10-rsqvae")
 # What each budget changes of the presets; everything else is the preset's.
 SMALL_TOKENIZER = (
     "--tokenizer.networks.width 64 --tokenizer.networks.max-width 64 "
-    "--tokenizer.networks.num-blocks 2 --training.batch-size 64 --training.learning-rate 2e-3 "
-    "--training.num-validation-images 1000"
+    "--tokenizer.networks.num-blocks 2 --training.batch-size 64 --training.learning-rate 3e-3 "
+    "--training.num-validation-images 1000 --training.validation-interval 1000"
 )
 SMALL_PRIOR = (
-    "--prior.width 192 --prior.body-depth 6 --prior.head-depth 1 --prior.num-heads 6 "
-    "--training.batch-size 64 --training.learning-rate 1e-3 --training.precision fp32 "
+    "--prior.width 96 --prior.body-depth 4 --prior.head-depth 1 --prior.num-heads 3 "
+    "--prior.dropout 0 --training.batch-size 32 --training.learning-rate 3e-3 "
+    "--training.precision fp32 --training.total-steps 3000 "
     "--training.validation-interval 500 --training.num-validation-images 1000"
 )
 BUDGETS: dict[str, dict[str, dict[str, str]]] = {
     "cpu": {
         "cifar10-sqvae2": {
-            "tokenizer": f"{SMALL_TOKENIZER} --training.total-steps 4000 "
+            "tokenizer": f"{SMALL_TOKENIZER} --training.total-steps 3000 "
             "--tokenizer.groups.0.codebook-sizes 256 --tokenizer.groups.0.code-dim 32 "
             "--tokenizer.groups.1.codebook-sizes 64 --tokenizer.groups.1.code-dim 32",
-            "prior": f"{SMALL_PRIOR} --training.total-steps 2000",
+            "prior": SMALL_PRIOR,
         },
         "cifar10-rsqvae": {
             "tokenizer": f"{SMALL_TOKENIZER} --training.total-steps 5000 "
             "--tokenizer.groups.0.codebook-sizes 128 128 128 128 "
             "--tokenizer.groups.0.code-dim 32",
-            "prior": f"{SMALL_PRIOR} --training.total-steps 2000",
+            "prior": SMALL_PRIOR,
         },
     },
     "gpu": {
@@ -115,31 +116,38 @@ def run_model(name: str, run_dir: Path, data: Path, budget: str, weights: Path) 
         record = run_dir / f"{module}.done.json"
         if record.exists():
             continue
-        started = time.perf_counter()
         command = f"python -m pipelines.{module} {options}"
         environment = os.environ.copy()
         if budget == "cpu":
             environment["OMP_NUM_THREADS"] = str(max((os.cpu_count() or 1) // len(MODELS), 1))
         run_dir.mkdir(parents=True, exist_ok=True)
+        started = time.perf_counter()
         with (run_dir / f"{module}.log").open("a") as log:
-            subprocess.run(
-                [sys.executable, *shlex.split(command)[1:]],
-                check=True,
-                stdout=log,
-                stderr=log,
-                env=environment,
+            process = subprocess.Popen(
+                [sys.executable, *shlex.split(command)[1:]], stdout=log, stderr=log, env=environment
             )
-        seconds = round(time.perf_counter() - started)
-        record.write_text(json.dumps({"command": command, "seconds": seconds}) + "\n")
+            _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            raise SystemExit(f"{command} failed, see {log.name}")
+        facts = {
+            "command": command,
+            "commit": commit(),
+            "seconds": round(time.perf_counter() - started),
+            "cpu_seconds": round(usage.ru_utime + usage.ru_stime),
+        }
+        record.write_text(json.dumps(facts) + "\n")
+
+
+def commit() -> str:
+    """The project's commit, from git."""
+    git = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+    return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def collect(folder: Path, budget: str) -> None:
     """Gathers what the finished models have left into one JSON file and contact sheets."""
     results: dict[str, Any] = {
         "budget": budget,
-        "commit": subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-        ).stdout.strip(),
         "machine": {
             "processor": platform.processor() or platform.machine(),
             "cores": os.cpu_count(),
@@ -185,7 +193,7 @@ def table() -> str:
             continue
         for name, model in json.loads(path.read_text())["models"].items():
             commands = model["commands"]
-            minutes = sum(entry["seconds"] for entry in commands.values()) / 60
+            minutes = sum(entry["cpu_seconds"] for entry in commands.values()) / 60
             values = {
                 metric: entry["value"]
                 for kind in ("reconstruction", "generation")
@@ -194,7 +202,7 @@ def table() -> str:
             distance, floor = values["FD-MobileNetV2"], values["FD-MobileNetV2 floor"]
             coverage = (values["precision-MobileNetV2"], values["recall-MobileNetV2"])
             rows.append(
-                f"| {budget}, {minutes:.0f} min | `{name}` | {100 * values['RMSE']:.2f} "
+                f"| {budget}, {minutes:.0f} CPU min | `{name}` | {100 * values['RMSE']:.2f} "
                 f"| {values['PSNR']:.2f} | {values['SSIM']:.3f} "
                 f"| {values['rFD-MobileNetV2']:.0f} "
                 f"| {', '.join(f'{entry:.0f}' for entry in values['perplexity'])} "

@@ -40,7 +40,8 @@ def save_state(folder: Path, state: TrainingState) -> None:
     """
     target = folder / f"step_{state.step:08d}"
     temporary = folder / f".{target.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
+    for abandoned in folder.glob(".step_*.tmp"):
+        shutil.rmtree(abandoned)
     temporary.mkdir(parents=True)
     try:
         hashes = {}
@@ -81,7 +82,7 @@ def load_state(folder: Path) -> TrainingState | None:
     try:
         manifest = json.loads((newest / "state.json").read_text())
         step, hashes = int(manifest["step"]), dict(manifest["sha256"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{newest / 'state.json'} is damaged: {error}") from error
     tensors = {}
     for name in ("model", "ema", "optimizer"):

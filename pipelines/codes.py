@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -90,19 +91,17 @@ def extract_codes(
             shutil.rmtree(target, ignore_errors=True)
             temporary.rename(target)
         accelerator.wait_for_everyone()
-    code_dataset = CodeDataset(
-        [_open(target / f"indices_{number}.npy") for number in range(len(maps))],
-        [_open(target / f"latents_{number}.npy") for number in range(len(maps))]
-        if keeps_latents
-        else [],
-        dataset.labels,
-        len(dataset),
-    )
-    if json.loads((target / "facts.json").read_text()) != facts or any(
-        len(own) != num_entries for own in code_dataset.indices
-    ):
+    try:
+        found = json.loads((target / "facts.json").read_text())
+        indices = [_open(target / f"indices_{number}.npy") for number in range(len(maps))]
+        latents = [
+            _open(target / f"latents_{number}.npy") for number in range(len(maps) * keeps_latents)
+        ]
+    except (FileNotFoundError, EOFError, ValueError) as error:
+        raise InputError(f"{target} is damaged, remove it: {error}") from error
+    if found != facts or any(len(own) != num_entries for own in [*indices, *latents]):
         raise InputError(f"{target} does not hold the codes of this tokenizer and data; remove it")
-    return code_dataset
+    return CodeDataset(indices, latents, dataset.labels, len(dataset))
 
 
 def _encode(
@@ -139,6 +138,9 @@ def _encode(
 
 def _create(path: Path, kind: type, shape: tuple[int, ...]) -> None:
     np.lib.format.open_memmap(path, "w+", dtype=kind, shape=shape).flush()
+    if hasattr(os, "posix_fallocate"):  # on a full disk, a write to a memory map kills the process
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def _open(path: Path) -> np.ndarray:

@@ -1,6 +1,7 @@
 """What all commands share: presets and saved files, overrides, one-line errors."""
 
 import contextlib
+import io
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import NoReturn, TypeVar
 
 import tyro
 from pydantic import ValidationError
+from safetensors import SafetensorError
 
 from tokenizer.pretrained import InputError, StrictConfig, describe_validation_error
 
@@ -57,7 +59,7 @@ def load_run(config_class: type[ConfigT], path: Path) -> ConfigT:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
-        return config_class.model_validate_json(path.read_text())
+        return config_class.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise InputError(f"{path}: {describe_validation_error(error)}") from error
 
@@ -68,16 +70,48 @@ def parse_options(
     arguments: Sequence[str] | None = None,
     default: ConfigT | None = None,
 ) -> ConfigT:
-    """Reads options into a config, over `default` if there is one."""
-    config: ConfigT = tyro.cli(
-        config_class,
-        prog=f"python -m {command}",
-        description=config_class.__doc__,
-        args=sys.argv[1:] if arguments is None else arguments,
-        config=(tyro.conf.AvoidSubcommands,),
-        default=tyro.MISSING_NONPROP if default is None else default,
-    )
+    """Reads options into a config, over `default` if there is one.
+
+    Raises:
+        InputError: an option is unknown, missing or out of range.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    output = io.StringIO()  # tyro draws a box where one line is wanted
+    with contextlib.ExitStack() as stack:
+        if not {"-h", "--help"} & set(given):
+            stack.enter_context(contextlib.redirect_stdout(output))
+            stack.enter_context(contextlib.redirect_stderr(output))
+        try:
+            config: ConfigT = tyro.cli(
+                config_class,
+                prog=f"python -m {command}",
+                description=config_class.__doc__,
+                args=given,
+                config=(tyro.conf.AvoidSubcommands,),
+                default=tyro.MISSING_NONPROP if default is None else default,
+            )
+        except SystemExit as stop:
+            if not stop.code:
+                raise
+            raise InputError(_complaint(stop, output.getvalue())) from stop
     return config
+
+
+def _complaint(stop: SystemExit, box: str) -> str:
+    """What pydantic said, if that was why tyro stopped; otherwise the message in tyro's box."""
+    cause: BaseException | None = stop
+    while cause is not None:
+        if isinstance(cause, ValidationError):
+            return describe_validation_error(cause)
+        cause = cause.__context__
+    sections: list[list[str]] = [[]]  # title, message, hints
+    for line in box.splitlines():
+        if set(line.strip()) == {"-"}:
+            sections.append([])
+        else:
+            sections[-1].append(line)
+    message = sections[1] if len(sections) > 1 else sections[0]
+    return " ".join(" ".join(message).split())
 
 
 def run_command(main: Callable[[], None]) -> NoReturn:
@@ -93,7 +127,8 @@ def run_command(main: Callable[[], None]) -> NoReturn:
             main()
         except ValidationError as error:
             fail(describe_validation_error(error))
-        except (InputError, ArithmeticError) as error:
+        # safetensors reports a full disk by an error of its own.
+        except (InputError, ArithmeticError, SafetensorError) as error:
             fail(str(error))
         except OSError as error:
             named = f"{error.filename}: " if error.filename else ""

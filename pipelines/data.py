@@ -62,6 +62,12 @@ def to_uint8(
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
+def chosen_items(num_items: int, count: int, seed: int = 0) -> Int64[np.ndarray, " chosen"]:
+    """At most `count` of the items, a seeded choice: folders are sorted by class."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(num_items, generator=generator)[:count].numpy()
+
+
 def load_images(config: DataConfig, split: Literal["train", "validation"]) -> ImageDataset:
     """Opens one split, decoding it into `config.cache_dir` if that has not been done before.
 

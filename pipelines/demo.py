@@ -15,7 +15,7 @@ from pipelines.evaluation import (
     evaluate_generation,
     evaluate_reconstruction,
 )
-from pipelines.generation import ImageGenerationPipeline
+from pipelines.generation import ImageGenerationPipeline, SamplingConfig
 from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
 from pipelines.summary import write_summary
 from pipelines.train_prior import train_prior
@@ -61,7 +61,10 @@ def demo(
     validation = load_images(tokenizer_run.data, "validation")
     pipeline = ImageGenerationPipeline.from_pretrained(run_dir).to(accelerator.device)
     classifier = train_classifier(train, classifier_steps, accelerator)
-    config = EvaluationConfig(num_images=num_images, reference="train")
+    sampling = SamplingConfig(
+        temperature=prior_run.sampling_temperature, guidance_scale=prior_run.guidance_scale
+    )
+    config = EvaluationConfig(num_images=num_images, sampling=sampling)
     results = {
         "reconstruction": evaluate_reconstruction(
             pipeline.tokenizer, train, validation, classifier, config, accelerator

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pipelines.classifier import ClassifierExtractor
-from pipelines.data import ImageDataset, to_float, to_uint8
+from pipelines.data import ImageDataset, chosen_items, to_float, to_uint8
 from pipelines.features import FeatureExtractor, FeatureOutput
 from pipelines.generation import ImageGenerationPipeline, SamplingConfig
 from pipelines.metrics import (
@@ -51,12 +51,6 @@ class EvaluationConfig(StrictConfig):
     """Images generated at a time."""
 
 
-def chosen_items(dataset: ImageDataset, num_images: int, seed: int) -> np.ndarray:
-    """Items of a data set to measure: a seeded choice, since folders are sorted by class."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randperm(len(dataset), generator=generator)[:num_images].numpy()
-
-
 def extract_features(
     extractor: FeatureExtractor,
     images_of: Callable[[np.ndarray], UInt8[Tensor, "batch channels height width"]],
@@ -89,7 +83,7 @@ def evaluate_reconstruction(
     """Errors, code use, rates and the reconstruction distance on validation images."""
     count = min(config.num_images, len(validation))
     check_num_images(count, count)
-    items = chosen_items(validation, count, config.seed)
+    items = chosen_items(len(validation), count, config.seed)
     errors, usage = measure_reconstruction(tokenizer, validation, items, accelerator)
     values: dict[str, Any] = dict(reconstruction_metrics(errors))
     values["perplexity"] = usage.perplexity()
@@ -139,9 +133,9 @@ def evaluate_generation(
         reference, other = validation, train
     num_reference = min(config.num_images, len(reference))
     check_num_images(config.num_images, num_reference)
-    reference_items = chosen_items(reference, num_reference, config.seed)
+    reference_items = chosen_items(len(reference), num_reference, config.seed)
     num_other = min(config.num_images, len(other))
-    other_items = chosen_items(other, num_other, config.seed)
+    other_items = chosen_items(len(other), num_other, config.seed)
 
     def generated(rows: np.ndarray) -> Tensor:
         return torch.cat(
@@ -210,7 +204,7 @@ def _bound(
     variance: float | None = None
     for dataset in (train, validation):
         count = min(NUM_BOUND_IMAGES, len(dataset))
-        items = chosen_items(dataset, count, config.seed)
+        items = chosen_items(len(dataset), count, config.seed)
         sums = torch.zeros(2, dtype=torch.float64)
         own_rows = own_share(accelerator, count)
         for start in range(0, len(own_rows), BATCH):

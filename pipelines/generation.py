@@ -160,6 +160,9 @@ class ImageGenerationPipeline:
         """
         if batch_size < 1:
             raise InputError(f"batch_size must be >= 1, got {batch_size}")
+        for own in known or ():
+            if len(own) != len(image_indices):
+                raise InputError(f"known must hold {len(image_indices)} images, got {len(own)}")
         all_labels = self._labels(labels, image_indices)
         for start in range(0, len(image_indices), batch_size):
             rows = slice(start, start + batch_size)

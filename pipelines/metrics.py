@@ -5,13 +5,13 @@ from torch-fidelity's feature-level functions, in float64.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Float64, Int64, UInt8
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt
 from torch import Tensor
 from torch_fidelity.metric_fid import (
     KEY_METRIC_FID,
@@ -285,14 +285,14 @@ class Protocol(StrictConfig):
     """Seed of the generated images."""
     extractor: dict[str, str | int | float] = Field(default_factory=dict)
     """`FeatureExtractor.protocol`; empty where none is used."""
-    sampling: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
+    sampling: dict[str, JsonValue] = Field(default_factory=dict)
     """Temperature, top-k, top-p, guidance and so on; empty for reconstructions."""
     settings: dict[str, str | int | float] = Field(default_factory=dict)
     """`metric_settings`, or anything else that the numbers depend on."""
     versions: dict[str, str] = Field(default_factory=library_versions)
     """Of the libraries."""
 
-    def attach(self, values: dict[str, float]) -> dict[str, dict[str, Any]]:
+    def attach(self, values: Mapping[str, float | list[float]]) -> dict[str, dict[str, Any]]:
         """Each number with this protocol beside it, ready for JSON."""
         protocol = self.model_dump(mode="json")
         return {name: {"value": value, "protocol": protocol} for name, value in values.items()}

@@ -117,7 +117,8 @@ def _prior(name: str) -> PriorRunConfig:
             training=SHAPES_TRAINING.model_copy(
                 update={"total_steps": 2_000, "batch_size": 32, "weight_decay": 0.05}
             ),
-            guidance_scale=1.5,
+            sampling_temperature=0.9,
+            guidance_scale=2.0,
         )
     if name.startswith("cifar10"):
         return PriorRunConfig(

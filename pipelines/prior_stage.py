@@ -1,6 +1,7 @@
 """Stage two for the training loop: cached codes, the prior's likelihood, samples."""
 
 import math
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from pipelines.codes import extract_codes
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
-from pipelines.data import load_images, to_uint8
+from pipelines.data import chosen_items, load_images, to_uint8
 from pipelines.plots import image_grid
 from pipelines.processes import own_share, seed_everything, sum_over_processes
 from pipelines.run_log import Metrics
@@ -57,6 +58,13 @@ class PriorStage:
             raise InputError(
                 "is_class_conditional must be False: the images are not in class folders"
             )
+        has_null_class = config.is_class_conditional and config.prior.label_dropout > 0
+        if config.guidance_scale != 1 and not has_null_class:
+            raise InputError(
+                "guidance_scale must be 1 without classes and prior.label_dropout, "
+                f"got {config.guidance_scale}"
+            )
+        _check_tokenizer_is_the_same(config.output_dir / "model", self.tokenizer)
         seed_everything(config.training.seed)
         self.model = Prior(
             PriorConfig(
@@ -111,8 +119,10 @@ class PriorStage:
     def validate(self, model: nn.Module, accelerator: Accelerator) -> Metrics:
         """Exact likelihood of the validation set's hard codes."""
         assert isinstance(model, Prior)
-        count = min(len(self.validation_codes.labels), self.config.training.num_validation_images)
-        own_entries = own_share(accelerator, count)
+        chosen = chosen_items(
+            len(self.validation_codes.labels), self.config.training.num_validation_images
+        )
+        own_entries = chosen[own_share(accelerator, len(chosen))]
         nats = torch.zeros((), dtype=torch.float64)
         for start in range(0, len(own_entries), VALIDATION_BATCH):
             entries = own_entries[start : start + VALIDATION_BATCH]
@@ -121,7 +131,7 @@ class PriorStage:
             if self.config.is_class_conditional:
                 labels = self.validation_codes.labels_at(entries).to(self.device)
             nats -= model.log_prob(indices, labels).double().sum().cpu()
-        mean = sum_over_processes(accelerator, nats).item() / count
+        mean = sum_over_processes(accelerator, nats).item() / len(chosen)
         return {"nats_per_image": mean, "bits_per_image": mean / math.log(2)}
 
     def picture(self, model: nn.Module) -> Image.Image:
@@ -138,3 +148,14 @@ class PriorStage:
         )
         columns = num_classes if 0 < num_classes <= 16 else 8
         return image_grid(to_uint8(self.tokenizer.decode(indices)).cpu(), columns)
+
+
+def _check_tokenizer_is_the_same(saved: Path, tokenizer: Tokenizer) -> None:
+    """A prior that is trained further must not change over to other codes."""
+    if not (saved / "config.json").exists():
+        return
+    if Prior.from_pretrained(saved).config.tokenizer_hash != tokenizer.content_hash():
+        raise InputError(
+            f"tokenizer: {saved.parent} was trained over the codes of another one; remove it "
+            "to train a prior anew"
+        )

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -14,7 +15,10 @@ Metrics = Mapping[str, float | list[float]]
 
 
 class RunLog:
-    """Writes metrics on the main process; no step twice, also after a resume."""
+    """Writes metrics on the main process; metrics.jsonl has no step twice, also after a resume.
+
+    TensorBoard keeps what an interrupted run had shown, and shows the later value.
+    """
 
     def __init__(self, folder: Path, accelerator: Accelerator, first_step: int) -> None:
         self._accelerator = accelerator
@@ -60,9 +64,9 @@ class RunLog:
         self._accelerator.log(flat, step=step)
 
 
-def read_metrics(folder: Path, phase: str) -> dict[str, list[list[float]]]:
+def read_metrics(folder: Path, phase: str) -> dict[str, list[list[Any]]]:
     """Curves of a run: for each metric of a phase, [steps, values]; lists stay lists."""
-    curves: dict[str, list[list[float]]] = {}
+    curves: dict[str, list[list[Any]]] = {}
     for line in (folder / "metrics.jsonl").read_text().splitlines():
         entry = json.loads(line)
         if entry.pop("phase") != phase:

@@ -12,8 +12,7 @@ from accelerate import Accelerator
 from pipelines import page
 from pipelines.command import load_run
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
-from pipelines.data import load_images, to_float, to_uint8
-from pipelines.evaluation import chosen_items
+from pipelines.data import chosen_items, load_images, to_float, to_uint8
 from pipelines.generation import ImageGenerationPipeline
 from pipelines.metrics import CodeUsage, reconstruction_metrics
 from pipelines.plots import curves, image_grid, usage_chart
@@ -90,7 +89,7 @@ def write_summary(
         path.parent,
     )
     count = min(len(run.validation), tokenizer_config.training.num_validation_images)
-    items = chosen_items(run.validation, count, tokenizer_config.training.seed)
+    items = chosen_items(len(run.validation), count, tokenizer_config.training.seed)
     errors, usage = measure_reconstruction(
         run.pipeline.tokenizer, run.validation, items, accelerator
     )
@@ -138,7 +137,7 @@ def _reconstructions(run: SummarizedRun) -> list[str]:
     bands = (num_bands, columns, *originals.shape[1:])
     pairs = torch.stack([originals.view(bands), decoded[-1].view(bands)], 1)
     stack = torch.cat([images[:columns] for images in [*decoded, originals]])
-    labels = [f"layers 1–{number}" if number > 1 else "layer 1" for number in layers]  # noqa: RUF001
+    labels = [f"layers 1–{number}" if number > 1 else "layer 1" for number in layers]
     return [
         page.heading("Reconstructions"),
         page.paragraph("Validation images, and what their hard codes keep."),

@@ -104,7 +104,7 @@ def what_was_run(run: SummarizedRun, durations: Mapping[str, float]) -> list[str
         if preset.tokenizer == run.tokenizer_config.tokenizer
     ]
     maps = [
-        f"{own.height}×{own.width} with {' + '.join(map(str, own.codebook_sizes))} codes"  # noqa: RUF001
+        f"{own.height}×{own.width} with {' + '.join(map(str, own.codebook_sizes))} codes"
         for own in run.pipeline.prior.config.code_maps
     ]
     depths = f"{network.body_depth} + {network.head_depth} layers of width {network.width}"
@@ -127,7 +127,7 @@ def what_was_run(run: SummarizedRun, durations: Mapping[str, float]) -> list[str
         "took": ", ".join(f"{name} {_duration(own)}" for name, own in durations.items()),
         "versions": shown(versions),
         "page made on": f"{_processor()}, {os.cpu_count()} cores, "
-        f"{torch.get_num_threads()} torch threads",
+        f"torch threads: {torch.get_num_threads()}",
     }
     steps = [
         f"{_last_step(config.output_dir.name, run):,} of {config.training.total_steps:,}"

@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pipelines.config import TokenizerRunConfig
-from pipelines.data import ImageDataset, load_images, to_float, to_uint8
-from pipelines.metrics import reconstruction_metrics
+from pipelines.data import ImageDataset, chosen_items, load_images, to_float, to_uint8
+from pipelines.metrics import SSIM_WINDOW, reconstruction_metrics
 from pipelines.plots import comparison
 from pipelines.processes import seed_everything
 from pipelines.reconstruction import measure_reconstruction
@@ -38,6 +38,11 @@ class TokenizerStage:
             raise InputError(
                 f"data.channels must equal tokenizer.channels {config.tokenizer.channels}, "
                 f"got {config.data.channels}"
+            )
+        if config.data.image_size < SSIM_WINDOW:
+            raise InputError(
+                f"data.image_size must be >= {SSIM_WINDOW} for the SSIM of validation, "
+                f"got {config.data.image_size}"
             )
         seed_everything(config.training.seed)
         self.config = config
@@ -99,10 +104,9 @@ class TokenizerStage:
     def validate(self, model: nn.Module, accelerator: Accelerator) -> Metrics:
         """RMSE on [0, 1], PSNR, and per layer perplexity, usage and s², all with hard codes."""
         assert isinstance(model, Tokenizer)
-        count = min(len(self.validation_images), self.config.training.num_validation_images)
-        errors, usage = measure_reconstruction(
-            model, self.validation_images, np.arange(count), accelerator
-        )
+        dataset = self.validation_images
+        items = chosen_items(len(dataset), self.config.training.num_validation_images)
+        errors, usage = measure_reconstruction(model, dataset, items, accelerator)
         return {
             **reconstruction_metrics(errors),
             "perplexity": usage.perplexity(),

@@ -12,11 +12,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from PIL import Image
 from timm.optim._optim_factory import create_optimizer_v2
@@ -51,6 +52,7 @@ class Loss(NamedTuple):
     """Scalars and vectors to log."""
 
 
+@runtime_checkable
 class Stage(Protocol):
     """What the loop has to know of the model that it trains."""
 
@@ -87,6 +89,8 @@ def make_accelerator(run_config: RunConfig) -> Accelerator:
         InputError: the batch cannot be shared equally.
     """
     config = run_config.training
+    # One process may train both stages, and their precision may differ.
+    AcceleratorState._reset_state()
     accelerator = Accelerator(
         mixed_precision="bf16" if config.precision == "bf16" else "no",
         gradient_accumulation_steps=config.gradient_accumulation_steps,
@@ -127,7 +131,10 @@ def check_output_dir(config: RunConfig) -> None:
         saved = json.loads(path.read_text())
     except ValueError as error:
         raise InputError(f"{path} is not JSON: {error}") from error
-    difference = _first_difference(saved, json.loads(config.model_dump_json()))
+    given = json.loads(config.model_dump_json())
+    if isinstance(saved, dict):
+        saved["run_dir"] = given["run_dir"]  # a folder may be moved, or named in another way
+    difference = _first_difference(saved, given)
     if difference:
         raise InputError(
             f"{config.output_dir} holds another run: {difference}; give the same options to "
@@ -190,7 +197,9 @@ def train(stage: Stage, run_config: RunConfig, accelerator: Accelerator) -> None
         flip=True,
     )
     run = _Run(stage, config, output_dir, accelerator, model, ema, optimizer)
-    with RunLog(output_dir, accelerator, first_step) as log, _stop_signal() as stop:
+    # Several processes would have to agree on the step to stop at: there a signal stops at once.
+    is_alone = accelerator.num_processes == 1
+    with RunLog(output_dir, accelerator, first_step) as log, _stop_signal(is_alone) as stop:
         bar = tqdm(
             total=config.total_steps * config.batch_size,
             initial=first_step * config.batch_size,
@@ -223,17 +232,18 @@ def train(stage: Stage, run_config: RunConfig, accelerator: Accelerator) -> None
                 ema.update(model, step=finished)
             bar.update(config.batch_size)
             is_last = finished == config.total_steps
-            stops = stop.is_requested and accelerator.num_processes == 1
+            stops = stop.is_requested
             saves = finished % config.checkpoint_interval == 0 or is_last or stops
             if finished % config.log_interval == 0 or saves:
                 terms = _to_numbers(loss.terms)
+                terms["gradient_norm"] = norm.item()
                 _check_finite(terms, finished, output_dir)
             if finished % config.log_interval == 0 or is_last:
                 now = time.perf_counter()
                 speed = (finished - logged_step) * config.batch_size / (now - started)
                 started, logged_step = now, finished
-                extra = {"gradient_norm": norm.item(), "learning_rate": rate}
-                log.write(finished, "train", {**terms, **extra, "images_per_second": speed})
+                extra = {"learning_rate": rate, "images_per_second": speed}
+                log.write(finished, "train", {**terms, **extra})
                 bar.set_postfix(loss=f"{terms['loss']:.4g}", refresh=False)
             if finished % config.validation_interval == 0 or is_last:
                 log.write(finished, "validation", run.validate(finished))
@@ -285,8 +295,9 @@ class _Run(NamedTuple):
             state = TrainingState(
                 step, self.model.state_dict(), ema, optimizer_state(self.optimizer)
             )
-            save_state(self.output_dir / "state", state)
+            # The state last: a run that was killed in between saves the model once more.
             self.model_in_use.save_pretrained(self.output_dir / "model")
+            save_state(self.output_dir / "state", state)
         self.accelerator.wait_for_everyone()
 
 
@@ -295,9 +306,12 @@ class _Stop:
 
 
 @contextmanager
-def _stop_signal() -> Iterator[_Stop]:
+def _stop_signal(is_noted: bool) -> Iterator[_Stop]:
     """Notes Ctrl-C and SIGTERM, so that the step under way is finished and saved."""
     stop = _Stop()
+    if not is_noted:
+        yield stop
+        return
 
     def note(number: int, frame: object) -> None:
         if stop.is_requested:  # the second time: at once

@@ -95,6 +95,16 @@ def test_gradients_reach_the_backbone_unless_it_is_frozen(is_frozen: bool) -> No
             assert (parameter.grad != 0).any(), name
 
 
+@pytest.mark.parametrize("name", ["resnet10t", "mobilenetv2_035", "mobilenetv3_small_050"])
+def test_no_stage_is_kept_behind_the_coarsest_map(name: str) -> None:
+    # It would cost time and space, and processes that share gradients would wait for its own.
+    path = TimmBottomUpPath(BackboneConfig(name=name, is_frozen=False), (4, 2))
+    outputs = [entry.square().sum() for entry in path(random_images(32, 32))]
+    torch.stack(outputs).sum().backward()
+    for name_of_parameter, parameter in path.named_parameters():
+        assert parameter.grad is not None, name_of_parameter
+
+
 def test_an_unfrozen_backbone_follows_the_mode() -> None:
     path = TimmBottomUpPath(BackboneConfig(name=NAME, is_frozen=False), (8,))
     assert all(module.training for module in path.train().modules())
@@ -151,6 +161,30 @@ def test_weights_that_lack_one_or_have_another_shape_change_nothing() -> None:
         load_backbone(path, {**weights, name: torch.zeros(1)}, "w.safetensors")
     for key, value in path.model.state_dict().items():
         assert torch.equal(value, before[key])
+
+
+def test_pretrained_weights_fill_the_backbone_and_a_failed_download_is_rejected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = TimmBottomUpPath(BackboneConfig(name=NAME), (8, 4))
+    build, built = timm.create_model, []
+
+    def downloaded(*arguments: object, pretrained: bool = False, **options: object) -> nn.Module:
+        built.append(build(*arguments, **options))
+        assert pretrained
+        return built[-1]
+
+    monkeypatch.setattr(timm, "create_model", downloaded)
+    path.load_pretrained()
+    for name, value in path.model.state_dict().items():
+        assert torch.equal(value, built[0].state_dict()[name])
+
+    def unreachable(*_: object, **__: object) -> nn.Module:
+        raise OSError("no route to host\nmore lines")
+
+    monkeypatch.setattr(timm, "create_model", unreachable)
+    with pytest.raises(InputError, match=rf"backbone_weights: .*'{NAME}': no route to host$"):
+        path.load_pretrained()
 
 
 @needs_weights

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
@@ -123,6 +123,7 @@ def test_curves_of_exact_reconstructions_can_be_drawn(tmp_path: Path) -> None:
     curves(folder, {"train": ["PSNR"]}).savefig(tmp_path / "curves.png")
 
 
+@settings(max_examples=20)
 @given(
     st.lists(
         st.lists(st.integers(0, 9), min_size=1, max_size=9).filter(any), min_size=1, max_size=6
@@ -139,6 +140,7 @@ def test_usage_falls_with_the_rank_and_sums_to_one(layers: list[list[int]]) -> N
         assert axes.get_title(loc="left") == f"layer {number}: {used} of {len(counts)} codes"
 
 
+@settings(max_examples=12)
 @given(st.integers(1, 12))
 def test_panels_have_the_same_size_whatever_their_number(count: int) -> None:
     width, height = usage_chart([torch.ones(2)] * count).get_size_inches()

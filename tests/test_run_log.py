@@ -116,9 +116,14 @@ def test_only_the_main_process_writes(tmp_path: Path) -> None:
 
 def test_the_log_is_closed_after_an_error(tmp_path: Path) -> None:
     recorder = Recorder()
-    with pytest.raises(ArithmeticError), RunLog(tmp_path, recorder, 0) as log:
-        log.write(1, "train", {"loss": 1.0})
-        raise ArithmeticError
+
+    def diverge() -> None:
+        with RunLog(tmp_path, recorder, 0) as log:
+            log.write(1, "train", {"loss": 1.0})
+            raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        diverge()
     assert recorder.has_ended
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["loss"] == 1.0
 

@@ -1,0 +1,137 @@
+"""The state of a run: whole or refused, and never lost."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines.checkpoints import (
+    TrainingState,
+    load_state,
+    optimizer_state,
+    restore_optimizer,
+    save_state,
+)
+from tokenizer.pretrained import InputError
+
+
+def make_state(step: int) -> TrainingState:
+    model = {"weight": torch.randn(3, 2).T, "count": torch.tensor(step)}
+    optimizer = {0: {"step": torch.tensor(1.0), "exp_avg": torch.randn(3)}, 12: {}}
+    return TrainingState(step, model, {"weight": torch.randn(2, 3)}, optimizer)
+
+
+def assert_equal(loaded: TrainingState | None, saved: TrainingState) -> None:
+    assert loaded is not None
+    assert loaded.step == saved.step
+    for ours, theirs in ((loaded.model, saved.model), (loaded.ema, saved.ema)):
+        assert ours.keys() == theirs.keys()
+        for name, tensor in ours.items():
+            assert tensor.dtype == theirs[name].dtype
+            assert torch.equal(tensor, theirs[name])
+    for number, tensors in saved.optimizer.items():
+        for name, tensor in tensors.items():
+            assert torch.equal(loaded.optimizer[number][name], tensor)
+
+
+def test_there_is_no_state_before_the_first(tmp_path: Path) -> None:
+    assert load_state(tmp_path / "state") is None
+
+
+def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
+    state = make_state(7)
+    save_state(tmp_path / "state", state)
+    assert_equal(load_state(tmp_path / "state"), state)
+
+
+def test_a_state_without_a_moving_average_comes_back_as_it_was(tmp_path: Path) -> None:
+    state = make_state(7)._replace(ema={})
+    save_state(tmp_path / "state", state)
+    assert_equal(load_state(tmp_path / "state"), state)
+
+
+def test_only_the_newest_state_is_kept(tmp_path: Path) -> None:
+    states = [make_state(step) for step in (9, 10, 100)]
+    for state in states:
+        save_state(tmp_path / "state", state)
+    assert_equal(load_state(tmp_path / "state"), states[-1])
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["step_00000100"]
+
+
+def test_a_state_can_be_saved_again(tmp_path: Path) -> None:
+    save_state(tmp_path / "state", make_state(7))
+    state = make_state(7)
+    save_state(tmp_path / "state", state)
+    assert_equal(load_state(tmp_path / "state"), state)
+
+
+def test_only_safetensors_and_json_are_written(tmp_path: Path) -> None:
+    save_state(tmp_path / "state", make_state(7))
+    suffixes = {path.suffix for path in (tmp_path / "state").rglob("*") if path.is_file()}
+    assert suffixes == {".safetensors", ".json"}
+
+
+def test_a_state_that_was_only_half_written_does_not_count(tmp_path: Path) -> None:
+    """A killed run leaves a folder under a temporary name."""
+    state = make_state(7)
+    save_state(tmp_path / "state", state)
+    half = tmp_path / "state" / ".step_00000008.tmp"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    assert_equal(load_state(tmp_path / "state"), state)
+    save_state(tmp_path / "state", make_state(9))
+    assert not half.exists()
+
+
+def test_the_old_state_survives_a_failure_to_write_the_new_one(tmp_path: Path) -> None:
+    state = make_state(7)
+    save_state(tmp_path / "state", state)
+    broken = make_state(8)._replace(ema={"weight": "no tensor"})  # type: ignore[dict-item]
+    with pytest.raises(AttributeError):
+        save_state(tmp_path / "state", broken)
+    assert_equal(load_state(tmp_path / "state"), state)
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["step_00000007"]
+
+
+@pytest.mark.parametrize("name", ["model", "ema", "optimizer"])
+def test_a_state_with_a_changed_bit_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    save_state(tmp_path / "state", make_state(7))
+    path = tmp_path / "state" / "step_00000007" / f"{name}.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=rf"{name}\.safetensors is damaged"):
+        load_state(tmp_path / "state")
+    path.unlink()
+    with pytest.raises(InputError, match=rf"{name}\.safetensors is damaged"):
+        load_state(tmp_path / "state")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", json.dumps({"step": 7})])
+def test_a_state_without_a_whole_manifest_is_refused(tmp_path: Path, text: str) -> None:
+    save_state(tmp_path / "state", make_state(7))
+    (tmp_path / "state" / "step_00000007" / "state.json").write_text(text)
+    with pytest.raises(InputError, match=r"state\.json is damaged"):
+        load_state(tmp_path / "state")
+
+
+def test_a_restored_optimizer_goes_on_bit_for_bit() -> None:
+    def make() -> tuple[torch.nn.Parameter, torch.optim.Optimizer]:
+        weight = torch.nn.Parameter(torch.ones(3))
+        return weight, torch.optim.AdamW([weight], lr=0.1)
+
+    def step(weight: torch.nn.Parameter, optimizer: torch.optim.Optimizer, number: int) -> None:
+        weight.grad = torch.tensor([1.0, -2.0, 3.0]) * number
+        optimizer.step()
+
+    weight, optimizer = make()
+    step(weight, optimizer, 1)
+    saved_weight = weight.detach().clone()
+    saved = {n: {k: v.clone() for k, v in s.items()} for n, s in optimizer_state(optimizer).items()}
+    step(weight, optimizer, 2)
+    other, restored = make()
+    other.data.copy_(saved_weight)
+    restore_optimizer(restored, saved)
+    step(other, restored, 2)
+    assert torch.equal(other, weight)

@@ -1,0 +1,101 @@
+"""Runs of the preset `tiny`: their configs, ways to interrupt them, and what makes two equal."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from pipelines.config import PriorRunConfig, TokenizerRunConfig
+from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
+from pipelines.prior_stage import PriorStage
+from pipelines.tokenizer_stage import TokenizerStage
+from pipelines.training import Loss, make_accelerator, train
+
+RunConfigs = TokenizerRunConfig | PriorRunConfig
+
+
+def tokenizer_run(
+    run_dir: Path, cache_dir: Path, preset: str = "tiny", **training: Any
+) -> TokenizerRunConfig:
+    base = TOKENIZER_PRESETS[preset]
+    return base.model_copy(
+        update={
+            "run_dir": run_dir,
+            "data": base.data.model_copy(update={"cache_dir": cache_dir}),
+            "training": base.training.model_copy(update=training),
+        }
+    )
+
+
+def prior_run(run_dir: Path, **training: Any) -> PriorRunConfig:
+    base = PRIOR_PRESETS["tiny"]
+    return base.model_copy(
+        update={"run_dir": run_dir, "training": base.training.model_copy(update=training)}
+    )
+
+
+def make_stage(config: RunConfigs) -> TokenizerStage | PriorStage:
+    accelerator = make_accelerator(config)
+    if isinstance(config, TokenizerRunConfig):
+        return TokenizerStage(config, accelerator)
+    text = (config.tokenizer_dir / "config.json").read_text()
+    return PriorStage(config, TokenizerRunConfig.model_validate_json(text), accelerator)
+
+
+class InterferingStage:
+    """A stage with something happening at the loss of one step."""
+
+    def __init__(
+        self, stage: TokenizerStage | PriorStage, step: int, change: Callable[[Loss], Loss]
+    ) -> None:
+        self._stage = stage
+        self._step = step
+        self._change = change
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stage, name)
+
+    def loss(self, model: Any, batch: Any, step: int) -> Loss:
+        loss = self._stage.loss(model, batch, step)
+        return self._change(loss) if step == self._step else loss
+
+
+def train_with(config: RunConfigs, step: int, change: Callable[[Loss], Loss]) -> None:
+    """Trains `config`, but `change` gets the loss of `step`, which counts from 0."""
+    stage: Any = InterferingStage(make_stage(config), step, change)
+    train(stage, config, make_accelerator(config))
+
+
+class CrashError(Exception):
+    """Stands for any sudden end."""
+
+
+def crash(loss: Loss) -> Loss:
+    raise CrashError
+
+
+def logged(folder: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without what depends on the clock."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: line[key] for key in line if key != "images_per_second"} for line in lines]
+
+
+def weight_files(folder: Path) -> dict[str, bytes]:
+    """All that training leaves behind in a stage's folder: state and model, by path."""
+    paths = [*folder.glob("state/**/*"), *folder.glob("model/*")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths if path.is_file()}
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Weights, moving average, optimizer and metrics, bit for bit."""
+    assert weight_files(one).keys() == weight_files(other).keys()
+    assert weight_files(one) == weight_files(other)
+    assert logged(one) == logged(other)
+
+
+def first_gradients(folder: Path) -> dict[str, Any]:
+    """Gradients of a run of one step: AdamW's first moment is a tenth of them."""
+    (path,) = folder.glob("state/*/optimizer.safetensors")
+    return {k: 10 * v for k, v in load_file(path).items() if k.endswith("exp_avg")}

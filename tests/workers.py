@@ -1,0 +1,139 @@
+"""What the tests run in processes of their own; each function is the whole of one process."""
+
+import os
+import resource
+import runpy
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors.torch import save_file
+
+from pipelines.codes import extract_codes
+from pipelines.config import TokenizerRunConfig
+from pipelines.data import load_images
+from pipelines.generate import GenerateConfig, generate
+from pipelines.processes import gather_shares, own_share, sum_over_processes
+from pipelines.reconstruction import measure_reconstruction
+from pipelines.tokenizer_stage import TokenizerStage
+from pipelines.train_prior import train_prior
+from pipelines.training import make_accelerator, train
+from tests.tiny_runs import RunConfigs
+from tokenizer import Tokenizer
+
+PRELOADED = ["pipelines.train_tokenizer", "pipelines.train_prior", "pipelines.evaluate"]
+
+
+def command(module: str, arguments: list[str], output: Path, file_size: int | None = None) -> None:
+    """`python -m module arguments`, its output in a file; no file may exceed `file_size` bytes."""
+    torch.set_num_threads(1)
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    if file_size is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, resource.RLIM_INFINITY))
+    sys.argv = [module, *arguments]
+    try:
+        runpy.run_module(module, run_name="__main__")
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+class RecordingStage(TokenizerStage):
+    """Keeps the items of each step, and the weights after the start from the data."""
+
+    def __init__(self, config: TokenizerRunConfig, accelerator: Accelerator) -> None:
+        super().__init__(config, accelerator)
+        self.items: list[list[int]] = []
+        self.start: dict[str, torch.Tensor] = {}
+
+    def initialize(self) -> None:
+        super().initialize()
+        self.start = {name: own.clone() for name, own in self.model.state_dict().items()}
+
+    def load(self, items: np.ndarray, is_flipped: np.ndarray) -> torch.Tensor:
+        self.items.append(items.tolist())
+        return super().load(items, is_flipped)
+
+
+def train_and_record(config: TokenizerRunConfig, records: Path) -> None:
+    """Trains; leaves items, first and last weights of this process in `records`."""
+    accelerator = make_accelerator(config)
+    rank = accelerator.process_index
+    stage = RecordingStage(config, accelerator)
+    train(stage, config, accelerator)
+    items = torch.tensor(stage.items)
+    end = {name: own.contiguous() for name, own in stage.model.state_dict().items()}
+    save_file({"items": items}, records / f"items_{rank}.safetensors")
+    save_file(stage.start, records / f"start_{rank}.safetensors")
+    save_file(end, records / f"end_{rank}.safetensors")
+
+
+def share_the_work(
+    rank: int,
+    world: int,
+    port: int,
+    baseline: TokenizerRunConfig,
+    prior: RunConfigs,
+    trained: Path,
+    records: Path,
+) -> None:
+    """One of `world` processes that train, measure, extract codes and generate together."""
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    with (records / f"output_{rank}.txt").open("w") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+        # A process whose partner has died would wait for ever.
+        threading.Timer(100, os._exit, [3]).start()
+        try:
+            _share_the_work(baseline, prior, trained, records)
+        finally:
+            sys.stderr.flush()
+    torch.distributed.destroy_process_group()
+    os._exit(0)
+
+
+def _share_the_work(
+    baseline: TokenizerRunConfig, prior: RunConfigs, trained: Path, records: Path
+) -> None:
+    train_and_record(baseline, records)
+    train_prior(prior)
+    accelerator = Accelerator()
+    rank = accelerator.process_index
+    assert accelerator.num_processes == 2
+    tokenizer = Tokenizer.from_pretrained(trained / "tokenizer" / "model")
+    config = TokenizerRunConfig.model_validate_json(
+        (trained / "tokenizer" / "config.json").read_text()
+    )
+    validation = load_images(config.data, "validation")
+    items = np.arange(len(validation) - 1)  # an odd number
+    errors, usage = measure_reconstruction(tokenizer, validation, items, accelerator)
+    save_file(
+        {"errors": torch.stack(errors), "counts": torch.stack(usage.counts)},
+        records / f"reconstruction_{rank}.safetensors",
+    )
+    rows = torch.from_numpy(own_share(accelerator, 5) ** 2)
+    squares = gather_shares(accelerator, rows, 5)
+    total = sum_over_processes(accelerator, torch.tensor([2**40 + rank]))
+    save_file({"squares": squares, "total": total}, records / f"shares_{rank}.safetensors")
+    train_images = load_images(config.data, "train")
+    extract_codes(
+        tokenizer, train_images, records / "codes", accelerator, flips=True, keeps_latents=False
+    )
+    generate(
+        GenerateConfig(
+            run_dir=trained, output_dir=records / "images", num_images=5, batch_size=2, seed=1
+        )
+    )
