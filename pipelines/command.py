@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 import tyro
+from accelerate import PartialState
 from pydantic import ValidationError
 from safetensors import SafetensorError
 
@@ -136,6 +137,7 @@ def run_command(main: Callable[[], None]) -> NoReturn:
         except KeyboardInterrupt as error:
             print(str(error) or "stopped", file=sys.stderr)
             raise SystemExit(130) from None
+        PartialState().destroy_process_group()
     raise SystemExit(0)
 
 

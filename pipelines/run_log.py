@@ -47,7 +47,9 @@ class RunLog:
     ) -> None:
         if self._file is not None:
             self._file.close()
-        self._accelerator.end_training()
+        # Not `end_training`, which would part the processes before the next stage.
+        for tracker in self._accelerator.trackers:
+            tracker.finish()
 
     def write(self, step: int, phase: str, metrics: Metrics) -> None:
         """One line: `step` counts finished optimizer steps, `phase` is train or validation."""

@@ -126,3 +126,11 @@ def test_every_parameter_of_every_path_gets_a_gradient() -> None:
         for name, parameter in module.named_parameters():
             assert parameter.grad is not None, name
             assert (parameter.grad != 0).any(), name
+
+
+def test_the_output_of_attention_is_scaled_at_the_start() -> None:
+    def output_weight(scale: float) -> torch.Tensor:
+        torch.manual_seed(0)
+        return SelfAttention(8, scale).to_output.weight
+
+    torch.testing.assert_close(output_weight(0.25), 0.25 * output_weight(1.0))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tokenizer import InputError, Tokenizer, hq_vae
 from tokenizer.builders import deterministic
-from tokenizer.config import NetworkConfig
+from tokenizer.config import NearestQuantizerConfig, NetworkConfig
 from tokenizer.pretrained import (
     PretrainedModule,
     StrictConfig,
@@ -104,6 +104,15 @@ def test_the_content_hash_tells_weights_config_and_class_apart() -> None:
     modules = [build(Small, 2), build(Small, 3), build(Other, 2), changed]
     assert len({module.content_hash() for module in modules}) == 4
     assert build(Small, 2).content_hash() == build(Small, 2).content_hash()
+
+
+def test_the_content_hash_covers_a_field_that_leaves_the_weights_alone() -> None:
+    quantizers = [NearestQuantizerConfig(decay=decay) for decay in (0.9, 0.99)]
+    hashes = []
+    for quantizer in quantizers:
+        torch.manual_seed(0)
+        hashes.append(Tokenizer(deterministic(CONFIG, quantizer)).content_hash())
+    assert hashes[0] != hashes[1]
 
 
 # Checkpoints that do not fit.

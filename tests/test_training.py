@@ -36,7 +36,6 @@ from tests.tiny_runs import (
 )
 from tokenizer.pretrained import InputError
 
-KINDS = ["stochastic", "baseline", "prior"]
 ACCUMULATION = {"gradient_accumulation_steps": 2}
 
 
@@ -77,36 +76,40 @@ def test_a_constant_rate_stays_at_its_peak() -> None:
 # Resuming
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "training",
-    [{}, ACCUMULATION, {"ema_decay": 0.0, "checkpoint_interval": 3}],
-    ids=["plain", "accumulating", "without EMA"],
+    ("kind", "training"),
+    [
+        ("stochastic", {}),
+        ("stochastic", ACCUMULATION),
+        ("baseline", ACCUMULATION | {"ema_decay": 0.0}),
+        ("prior", {"ema_decay": 0.0}),
+        ("prior", ACCUMULATION),
+    ],
 )
 def test_a_resumed_run_equals_the_uninterrupted_run(
     kind: str, training: dict[str, int], tmp_path: Path, tiny_run: Path, cache_dir: Path
 ) -> None:
     runs = [
-        make_run(kind, tmp_path / name, tiny_run, cache_dir, total_steps=7, **training)
+        make_run(kind, tmp_path / name, tiny_run, cache_dir, total_steps=5, **training)
         for name in ("whole", "broken")
     ]
     train(runs[0])
     with pytest.raises(CrashError):
         train_with(runs[1], 0, crash)  # before any checkpoint
     with pytest.raises(CrashError):
-        train_with(runs[1], 4, crash)  # after one
+        train_with(runs[1], 3, crash)  # after one
     train(runs[1])
     assert_same_run(runs[0].output_dir, runs[1].output_dir)
     lines = logged(runs[1].output_dir)
-    assert [line["step"] for line in lines if line["phase"] == "train"] == [1, 2, 3, 4, 5, 6, 7]
-    assert [line["step"] for line in lines if line["phase"] == "validation"] == [2, 4, 6, 7]
+    assert [line["step"] for line in lines if line["phase"] == "train"] == [1, 2, 3, 4, 5]
+    assert [line["step"] for line in lines if line["phase"] == "validation"] == [2, 4, 5]
 
 
 @pytest.mark.parametrize("kind", ["stochastic", "prior"])
 def test_a_killed_run_resumes_bit_for_bit(
     kind: str, tmp_path: Path, tiny_run: Path, cache_dir: Path, processes: ForkServerContext
 ) -> None:
-    training = {"total_steps": 300, "validation_interval": 100, "checkpoint_interval": 2}
+    training = {"total_steps": 60, "validation_interval": 30, "checkpoint_interval": 4}
     runs = [
         make_run(kind, tmp_path / name, tiny_run, cache_dir, **training)
         for name in ("whole", "killed")
@@ -127,7 +130,7 @@ def test_a_killed_run_resumes_bit_for_bit(
     process.join()
     assert process.exitcode == -signal.SIGKILL, (tmp_path / "output.txt").read_text()
     state = load_state(runs[1].output_dir / "state")
-    assert state is None or state.step < 300
+    assert state is None or state.step < 60
     for run in runs:
         train(run)
     assert_same_run(runs[0].output_dir, runs[1].output_dir)
@@ -384,21 +387,21 @@ def test_a_gradient_that_is_not_finite_is_never_saved(tmp_path: Path, cache_dir:
 
 def test_both_stages_overfit_a_batch(tmp_path: Path, cache_dir: Path) -> None:
     training = {
-        "total_steps": 150,
-        "learning_rate": 1e-2,
-        "validation_interval": 150,
-        "checkpoint_interval": 150,
+        "total_steps": 60,
+        "learning_rate": 2e-2,
+        "validation_interval": 60,
+        "checkpoint_interval": 60,
         "log_interval": 10,
     }
     config = tokenizer_run(tmp_path, cache_dir, **training)
     data = config.data.model_copy(update={"num_images": 4})
     train_tokenizer(config.model_copy(update={"data": data}))
     errors = [line["rmse"] for line in logged(config.output_dir) if line["phase"] == "train"]
-    assert errors[-1] < 0.6 * errors[0]
+    assert errors[-1] < 0.8 * errors[0]
     prior = prior_run(tmp_path, **training)
     train_prior(prior)
     losses = [line["loss"] for line in logged(prior.output_dir) if line["phase"] == "train"]
-    assert losses[-1] < 0.5 * losses[0]
+    assert losses[-1] < 0.8 * losses[0]
 
 
 def test_a_run_folder_holds_what_the_readme_says(tiny_run: Path) -> None:

@@ -96,7 +96,7 @@ def share_the_work(
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
         # A process whose partner has died would wait for ever.
-        threading.Timer(100, os._exit, [3]).start()
+        threading.Timer(60, os._exit, [3]).start()
         try:
             _share_the_work(baseline, prior, trained, records)
         finally:
