@@ -50,11 +50,11 @@ def generate(config: GenerateConfig) -> None:
     if config.output_dir.is_dir() and any(config.output_dir.glob("*.png")):
         raise InputError(f"output_dir must not hold images yet: {config.output_dir} does")
     pipeline = ImageGenerationPipeline.from_pretrained(config.run_dir).to(accelerator.device)
-    accelerator.wait_for_everyone()
-    config.output_dir.mkdir(parents=True, exist_ok=True)
     own_images = own_share(accelerator, config.num_images).tolist()
     labels = [config.labels[i % len(config.labels)] for i in own_images] if config.labels else None
     drawn = pipeline.draw(own_images, labels, config.seed, config.sampling, config.batch_size)
+    accelerator.wait_for_everyone()
+    config.output_dir.mkdir(parents=True, exist_ok=True)
     names = iter(own_images)
     with tqdm(total=len(own_images), unit="image", disable=not accelerator.is_main_process) as bar:
         for batch in drawn:

@@ -144,7 +144,6 @@ class ImageGenerationPipeline:
         images = torch.cat(batches)
         return images if output == "tensor" else [to_pil(image) for image in images]
 
-    @torch.inference_mode()
     def draw(
         self,
         image_indices: Sequence[int],
@@ -157,6 +156,9 @@ class ImageGenerationPipeline:
         """Generates the images with these indices, batch by batch: a share of a larger series.
 
         `labels` and `known` have an entry per image; otherwise as in `__call__`.
+
+        Raises:
+            InputError: an argument is out of range; at once, if it can be known before sampling.
         """
         if batch_size < 1:
             raise InputError(f"batch_size must be >= 1, got {batch_size}")
@@ -164,6 +166,18 @@ class ImageGenerationPipeline:
             if len(own) != len(image_indices):
                 raise InputError(f"known must hold {len(image_indices)} images, got {len(own)}")
         all_labels = self._labels(labels, image_indices)
+        return self._batches(image_indices, all_labels, seed, sampling, batch_size, known)
+
+    @torch.inference_mode()
+    def _batches(
+        self,
+        image_indices: Sequence[int],
+        all_labels: Tensor | None,
+        seed: int,
+        sampling: SamplingConfig,
+        batch_size: int,
+        known: Sequence[Tensor] | None,
+    ) -> Iterator[UInt8[Tensor, "batch channels height width"]]:
         for start in range(0, len(image_indices), batch_size):
             rows = slice(start, start + batch_size)
             indices = sample(

@@ -58,7 +58,7 @@ def reconstruct(config: ReconstructConfig) -> None:
     if len(set(outputs)) < len(outputs):
         raise InputError(f"images: two files in {config.images} differ only in their suffix")
     try:
-        arrays = [torch.from_numpy(read_image(path, size, run.data.channels)) for path in paths]
+        arrays = [torch.tensor(read_image(path, size, run.data.channels)) for path in paths]
     except UnreadableImageError as error:
         raise InputError(f"images: {error}") from error
     device = Accelerator().device

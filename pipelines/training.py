@@ -199,14 +199,14 @@ def train(stage: Stage, run_config: RunConfig, accelerator: Accelerator) -> None
     run = _Run(stage, config, output_dir, accelerator, model, ema, optimizer)
     # Several processes would have to agree on the step to stop at: there a signal stops at once.
     is_alone = accelerator.num_processes == 1
-    with RunLog(output_dir, accelerator, first_step) as log, _stop_signal(is_alone) as stop:
-        bar = tqdm(
-            total=config.total_steps * config.batch_size,
-            initial=first_step * config.batch_size,
-            unit="image",
-            unit_scale=True,
-            disable=not accelerator.is_main_process,
-        )
+    bar = tqdm(
+        total=config.total_steps * config.batch_size,
+        initial=first_step * config.batch_size,
+        unit="image",
+        unit_scale=True,
+        disable=not accelerator.is_main_process,
+    )
+    with bar, RunLog(output_dir, accelerator, first_step) as log, _stop_signal(is_alone) as stop:
         started, logged_step = time.perf_counter(), first_step
         for step in range(first_step, config.total_steps):
             seed_everything(config.seed, accelerator.process_index, step)
@@ -251,11 +251,9 @@ def train(stage: Stage, run_config: RunConfig, accelerator: Accelerator) -> None
             if saves:
                 run.save(finished)
             if stops:
-                bar.close()
                 raise KeyboardInterrupt(
                     f"stopped and saved at step {finished}; run the same command to go on"
                 )
-        bar.close()
 
 
 class _Run(NamedTuple):

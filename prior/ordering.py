@@ -8,6 +8,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from prior.config import Order
+from tokenizer.code_maps import check_indices
 from tokenizer.config import CodeMapConfig
 from tokenizer.pretrained import InputError
 
@@ -158,25 +159,7 @@ class CodeOrdering(nn.Module):
         Raises:
             InputError: `indices`, called `name` in the message, do not fit the code maps.
         """
-        if len(indices) != len(self.code_maps):
-            raise InputError(f"{name} must hold {len(self.code_maps)} maps, got {len(indices)}")
-        lowest = -1 if allows_unknown else 0
-        for group, (tensor, code_map) in enumerate(zip(indices, self.code_maps, strict=True)):
-            shape = (len(indices[0]), code_map.depth, code_map.height, code_map.width)
-            if tuple(tensor.shape) != shape:
-                raise InputError(
-                    f"{name}[{group}] must have shape {shape}, got {tuple(tensor.shape)}"
-                )
-            if tensor.dtype != torch.int64:
-                raise InputError(f"{name}[{group}] must be int64, got {tensor.dtype}")
-            for layer, size in enumerate(code_map.codebook_sizes):
-                values = tensor[:, layer]
-                wrong = values[(values < lowest) | (values >= size)]
-                if len(wrong):
-                    raise InputError(
-                        f"{name}[{group}], layer {layer}, must lie in [{lowest}, {size}), "
-                        f"got {int(wrong[0])}"
-                    )
+        check_indices(indices, self.code_maps, name, -1 if allows_unknown else 0)
 
 
 def _check_maps(code_maps: Sequence[CodeMapConfig], order: Order) -> None:

@@ -19,6 +19,7 @@ class Recorder(Accelerator):
     def __init__(self) -> None:
         self.logged: dict[int, dict[str, float]] = {}
         self.has_ended = False
+        self.trackers = [self]
 
     def init_trackers(self, *names: str) -> None:
         pass
@@ -26,7 +27,7 @@ class Recorder(Accelerator):
     def log(self, values: dict[str, float], step: int) -> None:
         self.logged[step] = values
 
-    def end_training(self) -> None:
+    def finish(self) -> None:
         self.has_ended = True
 
 

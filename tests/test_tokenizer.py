@@ -649,8 +649,8 @@ def test_a_number_of_layers_that_is_not_there_is_rejected(num_layers: int) -> No
         (0, (2, 3, 1, 2), r"indices\[0\] must have shape \(2, 2, 1, 2\)"),
         (1, (2, 3, 2, 5), r"indices\[1\] must have shape \(2, 3, 2, 4\)"),
         (1, (1, 3, 2, 4), r"indices\[1\] must have shape"),
-        (0, (2, 1, 2), r"indices\[0\] must be int64 \(batch, depth, height, width\)"),
-        (1, (2,), r"indices\[1\] must be int64"),
+        (0, (2, 1, 2), r"\(batch, depth, height, width\)"),
+        (1, (2,), r"indices\[1\] must have shape"),
     ],
 )
 def test_indices_of_another_shape_are_rejected(
@@ -668,7 +668,7 @@ def test_indices_out_of_range_are_rejected(value: int) -> None:
     tokenizer = make_tokenizer()
     indices = tokenizer.encode(random_images())
     indices[1][0, 2, 1, 3] = value
-    with pytest.raises(InputError, match=r"indices\[1\] must lie in \[0, K\)"):
+    with pytest.raises(InputError, match=r"indices\[1\], layer \d, must lie in \[0, "):
         tokenizer.decode(indices)
 
 
@@ -683,7 +683,7 @@ def test_indices_of_another_type_are_rejected(dtype: torch.dtype) -> None:
 def test_a_wrong_number_of_groups_is_rejected() -> None:
     tokenizer = make_tokenizer()
     indices = tokenizer.encode(random_images())
-    with pytest.raises(InputError, match="2 groups, got 1"):
+    with pytest.raises(InputError, match="must hold 2 maps, got 1"):
         tokenizer.decode(indices[:1])
 
 

@@ -36,6 +36,7 @@ def command(module: str, arguments: list[str], output: Path, file_size: int | No
     if file_size is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, resource.RLIM_INFINITY))
     sys.argv = [module, *arguments]
+    sys.modules.pop(module, None)  # it will be run, not imported
     try:
         runpy.run_module(module, run_name="__main__")
     finally:

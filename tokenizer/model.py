@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenizer.backbone import TimmBottomUpPath
+from tokenizer.code_maps import check_indices, code_maps_of
 from tokenizer.config import CodeMapConfig, NearestQuantizerConfig, TokenizerConfig
 from tokenizer.nearest import Collective, NearestQuantizer
 from tokenizer.networks import BottomUpPath, UpwardPath, Widths
@@ -78,8 +79,8 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
         num_values = images[0].numel()
         squared_error = (images - reconstructions).square().sum() / len(images)
         layer_entropy = torch.cat([group.posterior_entropy for group in walk.groups], 1).mean(0)
-        error = sum_of([group.quantization_error.mean() for group in walk.groups])
-        commitment = sum_of([group.commitment.mean() for group in walk.groups])
+        error = torch.stack([group.quantization_error.mean() for group in walk.groups]).sum()
+        commitment = torch.stack([group.commitment.mean() for group in walk.groups]).sum()
         if isinstance(self.config.quantizer, NearestQuantizerConfig):
             reconstruction = squared_error / 2
             commitment = num_values / 2 * self.config.quantizer.commitment_weight * commitment
@@ -240,21 +241,7 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
         Raises:
             InputError: the coarsest downsampling does not divide the size.
         """
-        coarsest = self.config.groups[0].downsampling
-        if height % coarsest or width % coarsest or not height or not width:
-            raise InputError(
-                f"image size must be divisible by the coarsest downsampling {coarsest}, "
-                f"got {height} by {width}"
-            )
-        return tuple(
-            CodeMapConfig(
-                height=height // group.downsampling,
-                width=width // group.downsampling,
-                codebook_sizes=group.codebook_sizes,
-                code_dim=group.code_dim,
-            )
-            for group in self.config.groups
-        )
+        return code_maps_of(self.config.groups, height, width)
 
     def code_vectors(self) -> list[list[Float[Tensor, "codes dim"]]]:
         """Code vectors (K, code_dim) of each layer of each group."""
@@ -279,29 +266,11 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
         return images
 
     def _check_indices(self, indices: Sequence[Tensor]) -> None:
-        if len(indices) != len(self.config.groups):
-            raise InputError(
-                f"indices must have {len(self.config.groups)} groups, got {len(indices)}"
-            )
-        for number, own_indices in enumerate(indices):
-            if own_indices.dtype != torch.int64 or own_indices.ndim != 4:
-                raise InputError(
-                    f"indices[{number}] must be int64 (batch, depth, height, width), "
-                    f"got {own_indices.dtype} {tuple(own_indices.shape)}"
-                )
+        if not indices or indices[0].ndim != 4:
+            raise InputError("indices must be (batch, depth, height, width) tensors, a group each")
         coarsest = self.config.groups[0].downsampling
-        maps = self.code_maps(*(coarsest * side for side in indices[0].shape[2:]))
-        for number, (own_indices, code_map) in enumerate(zip(indices, maps, strict=True)):
-            shape = (len(indices[0]), code_map.depth, code_map.height, code_map.width)
-            if tuple(own_indices.shape) != shape:
-                raise InputError(
-                    f"indices[{number}] must have shape {shape}, got {tuple(own_indices.shape)}"
-                )
-            sizes = torch.tensor(code_map.codebook_sizes, device=own_indices.device)
-            if ((own_indices < 0) | (own_indices >= sizes.view(1, -1, 1, 1))).any():
-                raise InputError(
-                    f"indices[{number}] must lie in [0, K) with K = {code_map.codebook_sizes}"
-                )
+        height, width = indices[0].shape[2:]
+        check_indices(indices, self.code_maps(coarsest * height, coarsest * width))
 
     def _stochastic_quantizers(self) -> list[StochasticQuantizer]:
         quantizers = [group.quantizer for group in self.top_down]
@@ -326,8 +295,3 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
         patches = self.decoder(state)
         images = torch.nn.functional.pixel_shuffle(patches, self.config.networks.patch_size)
         return images if images.dtype == torch.float64 else images.float()
-
-
-def sum_of(terms: Sequence[Tensor]) -> Tensor:
-    """Sum of at least one tensor."""
-    return torch.stack(list(terms)).sum(0)
