@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from pipelines.demo import demo
 from tests import workers
 from tests.tiny_runs import (
     CrashError,
@@ -135,6 +136,18 @@ def test_a_folder_of_images_goes_the_whole_way(run: Run, folder: Path) -> None:
     config = json.loads(Path("r/prior/model/config.json").read_text())
     assert config["num_classes"] == 2
     assert run("generate", "r", "--output-dir", "out", "--num-images", "2").status == 0
+
+
+def test_the_demo_leaves_a_summary_and_goes_on_where_it_was(
+    tmp_path: Path, cache_dir: Path
+) -> None:
+    runs = tokenizer_run(tmp_path, cache_dir), prior_run(tmp_path)
+    summary = demo(*runs, num_images=20, classifier_steps=3)
+    assert summary == tmp_path / "summary.html"
+    assert "class agreement" in summary.read_text()
+    before = weight_files(tmp_path)
+    demo(*runs, num_images=20, classifier_steps=3)
+    assert weight_files(tmp_path) == before
 
 
 def test_generate_depends_on_neither_batch_size_nor_number(

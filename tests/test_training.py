@@ -5,7 +5,6 @@ import math
 import os
 import shutil
 import signal
-import time
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -109,28 +108,18 @@ def test_a_resumed_run_equals_the_uninterrupted_run(
 def test_a_killed_run_resumes_bit_for_bit(
     kind: str, tmp_path: Path, tiny_run: Path, cache_dir: Path, processes: ForkServerContext
 ) -> None:
-    training = {"total_steps": 60, "validation_interval": 30, "checkpoint_interval": 4}
     runs = [
-        make_run(kind, tmp_path / name, tiny_run, cache_dir, **training)
+        make_run(kind, tmp_path / name, tiny_run, cache_dir, total_steps=6)
         for name in ("whole", "killed")
     ]
-    saved = tmp_path / "config.json"
-    runs[1].output_dir.mkdir(parents=True)
-    saved.write_text(runs[1].model_dump_json())
-    stage = "prior" if kind == "prior" else "tokenizer"
-    process = processes.Process(
-        target=workers.command,
-        args=(f"pipelines.train_{stage}", [str(saved)], tmp_path / "output.txt"),
-    )
+    output = tmp_path / "output.txt"
+    process = processes.Process(target=workers.train_and_die, args=(runs[1], 4, output))
     process.start()
-    metrics = runs[1].output_dir / "metrics.jsonl"
-    while process.is_alive() and not (metrics.exists() and metrics.read_text().count("\n") >= 5):
-        time.sleep(0.002)
-    process.kill()
     process.join()
-    assert process.exitcode == -signal.SIGKILL, (tmp_path / "output.txt").read_text()
+    assert process.exitcode == -signal.SIGKILL, output.read_text()
     state = load_state(runs[1].output_dir / "state")
-    assert state is None or state.step < 60
+    assert state is not None
+    assert state.step == 4
     for run in runs:
         train(run)
     assert_same_run(runs[0].output_dir, runs[1].output_dir)

@@ -3,6 +3,7 @@
 import os
 import resource
 import runpy
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -20,8 +21,8 @@ from pipelines.processes import gather_shares, own_share, sum_over_processes
 from pipelines.reconstruction import measure_reconstruction
 from pipelines.tokenizer_stage import TokenizerStage
 from pipelines.train_prior import train_prior
-from pipelines.training import make_accelerator, train
-from tests.tiny_runs import RunConfigs
+from pipelines.training import Loss, make_accelerator, train
+from tests.tiny_runs import RunConfigs, train_with
 from tokenizer import Tokenizer
 
 PRELOADED = ["pipelines.train_tokenizer", "pipelines.train_prior", "pipelines.evaluate"]
@@ -42,6 +43,20 @@ def command(module: str, arguments: list[str], output: Path, file_size: int | No
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+
+
+def train_and_die(config: RunConfigs, step: int, output: Path) -> None:
+    """Trains until this process kills itself in the midst of `step`, which counts from 0."""
+    torch.set_num_threads(1)
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+
+    def die(loss: Loss) -> Loss:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return loss
+
+    train_with(config, step, die)
 
 
 class RecordingStage(TokenizerStage):
