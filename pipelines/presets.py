@@ -37,7 +37,7 @@ TINY_NETWORKS = NetworkConfig(width=8, max_width=8, num_blocks=1)
 # Budgets
 
 SHAPES_TRAINING = TrainingConfig(
-    total_steps=1_500, learning_rate=3e-3, validation_interval=500, checkpoint_interval=500
+    total_steps=1_000, learning_rate=3e-3, validation_interval=500, checkpoint_interval=500
 )
 CIFAR10_TRAINING = TrainingConfig(total_steps=100_000, batch_size=128, validation_interval=5_000)
 IMAGES_TRAINING = TrainingConfig(
@@ -115,7 +115,7 @@ def _prior(name: str) -> PriorRunConfig:
                 width=64, body_depth=4, head_depth=2, num_heads=2, dropout=0.0
             ),
             training=SHAPES_TRAINING.model_copy(
-                update={"total_steps": 2_000, "batch_size": 32, "weight_decay": 0.05}
+                update={"total_steps": 1_600, "batch_size": 32, "weight_decay": 0.05}
             ),
             sampling_temperature=0.9,
             guidance_scale=2.0,

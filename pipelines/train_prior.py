@@ -4,7 +4,8 @@ from pipelines.command import load_run, parse_run, run_command
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
 from pipelines.presets import PRIOR_PRESETS
 from pipelines.prior_stage import PriorStage
-from pipelines.training import check_output_dir, make_accelerator, train
+from pipelines.run_folder import check_output_dir
+from pipelines.training import make_accelerator, train
 from tokenizer.pretrained import InputError
 
 

@@ -3,8 +3,9 @@
 from pipelines.command import parse_run, run_command
 from pipelines.config import TokenizerRunConfig
 from pipelines.presets import TOKENIZER_PRESETS
+from pipelines.run_folder import check_output_dir
 from pipelines.tokenizer_stage import TokenizerStage
-from pipelines.training import check_output_dir, make_accelerator, train
+from pipelines.training import make_accelerator, train
 
 
 def train_tokenizer(config: TokenizerRunConfig) -> None:

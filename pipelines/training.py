@@ -5,7 +5,6 @@ numbers. A checkpoint therefore holds only weights, optimizer and step, and a re
 the uninterrupted one bit by bit on a CPU. To resume, run the same command again.
 """
 
-import json
 import math
 import signal
 import time
@@ -35,8 +34,9 @@ from pipelines.checkpoints import (
 )
 from pipelines.config import RunConfig, TrainingConfig
 from pipelines.processes import seed_everything
+from pipelines.run_folder import write_run_config
 from pipelines.run_log import Metrics, RunLog
-from tokenizer.pretrained import InputError, PretrainedModule, replace_file
+from tokenizer.pretrained import InputError, PretrainedModule
 
 
 class DivergenceError(ArithmeticError):
@@ -118,42 +118,6 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
-def check_output_dir(config: RunConfig) -> None:
-    """Compares the run with the one that `output_dir` holds, if any.
-
-    Raises:
-        InputError: it holds another one.
-    """
-    path = config.output_dir / "config.json"
-    if not path.exists():
-        return
-    try:
-        saved = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
-    given = json.loads(config.model_dump_json())
-    if isinstance(saved, dict):
-        saved["run_dir"] = given["run_dir"]  # a folder may be moved, or named in another way
-    difference = _first_difference(saved, given)
-    if difference:
-        raise InputError(
-            f"{config.output_dir} holds another run: {difference}; give the same options to "
-            "resume it, or another run-dir"
-        )
-
-
-def _first_difference(saved: Any, given: Any, field: str = "") -> str:
-    if isinstance(saved, dict) and isinstance(given, dict):
-        for key in [*saved, *(key for key in given if key not in saved)]:
-            if key not in saved or key not in given:
-                return f"{field}{key} is in one of them only"
-            difference = _first_difference(saved[key], given[key], f"{field}{key}.")
-            if difference:
-                return difference
-        return ""
-    return "" if saved == given else f"its {field.rstrip('.')} is {saved!r}, got {given!r}"
-
-
 def train(stage: Stage, run_config: RunConfig, accelerator: Accelerator) -> None:
     """Trains to the last step, going on from the last checkpoint if there is one.
 
@@ -163,9 +127,7 @@ def train(stage: Stage, run_config: RunConfig, accelerator: Accelerator) -> None
     """
     config, output_dir = run_config.training, run_config.output_dir
     if accelerator.is_main_process:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        text = run_config.model_dump_json(indent=2) + "\n"
-        replace_file(output_dir / "config.json", lambda path: path.write_text(text))
+        write_run_config(run_config)
     state = load_state(output_dir / "state")
     model = stage.model
     if state is None:

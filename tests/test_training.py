@@ -173,7 +173,7 @@ def test_a_run_that_dies_while_saving_has_its_model_in_the_end(
 ) -> None:
     """Weights to use must not be missing where the state says that all is done."""
     config = tokenizer_run(tmp_path, cache_dir, validation_interval=4, checkpoint_interval=4)
-    for name in ("save_state", "replace_file"):
+    for name in ("save_state", "write_run_config"):
         with monkeypatch.context() as patch:
             real = getattr(pipelines.training, name)
 

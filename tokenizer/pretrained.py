@@ -43,7 +43,10 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """
     temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
     try:
+        temporary.touch()  # with the permissions that new files get here
+        permissions = temporary.stat().st_mode
         write(temporary)
+        temporary.chmod(permissions)  # safetensors makes its files private
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)

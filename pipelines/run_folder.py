@@ -1,0 +1,50 @@
+"""The folder of a stage belongs to one run: its `config.json` tells which."""
+
+import json
+from typing import Any
+
+from pipelines.config import RunConfig
+from tokenizer.pretrained import InputError, replace_file
+
+
+def write_run_config(config: RunConfig) -> None:
+    """Writes `config.json` into the run's folder."""
+    config.output_dir.mkdir(parents=True, exist_ok=True)
+    text = config.model_dump_json(indent=2) + "\n"
+    replace_file(config.output_dir / "config.json", lambda path: path.write_text(text))
+
+
+def check_output_dir(config: RunConfig) -> None:
+    """Compares the run with the one that `output_dir` holds, if any.
+
+    Raises:
+        InputError: it holds another one.
+    """
+    path = config.output_dir / "config.json"
+    if not path.exists():
+        return
+    try:
+        saved = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}") from error
+    given = json.loads(config.model_dump_json())
+    if isinstance(saved, dict):
+        saved["run_dir"] = given["run_dir"]  # a folder may be moved, or named in another way
+    difference = _first_difference(saved, given)
+    if difference:
+        raise InputError(
+            f"{config.output_dir} holds another run: {difference}; give the same options to "
+            "resume it, or another run-dir"
+        )
+
+
+def _first_difference(saved: Any, given: Any, field: str = "") -> str:
+    if isinstance(saved, dict) and isinstance(given, dict):
+        for key in [*saved, *(key for key in given if key not in saved)]:
+            if key not in saved or key not in given:
+                return f"{field}{key} is in one of them only"
+            difference = _first_difference(saved[key], given[key], f"{field}{key}.")
+            if difference:
+                return difference
+        return ""
+    return "" if saved == given else f"its {field.rstrip('.')} is {saved!r}, got {given!r}"
