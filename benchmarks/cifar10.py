@@ -50,7 +50,8 @@ BUDGETS: dict[str, dict[str, dict[str, str]]] = {
             "prior": SMALL_PRIOR,
         },
         "cifar10-rsqvae": {
-            "tokenizer": f"{SMALL_TOKENIZER} --training.total-steps 5000 "
+            "tokenizer": f"{SMALL_TOKENIZER} --training.total-steps 3000 "
+            "--tokenizer.quantizer.final-temperature 0.5 "
             "--tokenizer.groups.0.codebook-sizes 128 128 128 128 "
             "--tokenizer.groups.0.code-dim 32",
             "prior": SMALL_PRIOR,
