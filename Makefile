@@ -3,13 +3,18 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint bench-cifar10
+.PHONY: demo test lint bench
 
 demo: $(VENV)/installed
 	$(BIN)/python -m pipelines.demo
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
+
+# DATA: a folder with train/ and test/; WEIGHTS: MobileNetV2 as .safetensors; BUDGET: cpu or gpu.
+BUDGET ?= cpu
+bench: $(VENV)/installed
+	$(BIN)/python -m benchmarks.cifar10 --data $(DATA) --weights $(WEIGHTS) --budget $(BUDGET)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
