@@ -38,7 +38,7 @@ SMALL_TOKENIZER = (
 SMALL_PRIOR = (
     "--prior.width 96 --prior.body-depth 4 --prior.head-depth 1 --prior.num-heads 3 "
     "--prior.dropout 0 --training.batch-size 32 --training.learning-rate 3e-3 "
-    "--training.precision fp32 --training.total-steps 3000 "
+    "--training.precision fp32 --training.total-steps 2000 "
     "--training.validation-interval 500 --training.num-validation-images 1000"
 )
 BUDGETS: dict[str, dict[str, dict[str, str]]] = {
