@@ -94,16 +94,18 @@ def parse_options(
         except SystemExit as stop:
             if not stop.code:
                 raise
-            raise InputError(_complaint(stop, output.getvalue())) from stop
+            raise InputError(_complaint(stop, output.getvalue(), default)) from stop
     return config
 
 
-def _complaint(stop: SystemExit, box: str) -> str:
+def _complaint(stop: SystemExit, box: str, default: StrictConfig | None) -> str:
     """What pydantic said, if that was why tyro stopped; otherwise the message in tyro's box."""
     cause: BaseException | None = stop
     while cause is not None:
         if isinstance(cause, ValidationError):
-            return describe_validation_error(cause)
+            # tyro builds one section after the other, so pydantic knows only the field.
+            section = _section(default, cause.title)
+            return section + describe_validation_error(cause).replace("; ", f"; {section}")
         cause = cause.__context__
     sections: list[list[str]] = [[]]  # title, message, hints
     for line in box.splitlines():
@@ -113,6 +115,20 @@ def _complaint(stop: SystemExit, box: str) -> str:
             sections[-1].append(line)
     message = sections[1] if len(sections) > 1 else sections[0]
     return " ".join(" ".join(message).split())
+
+
+def _section(config: object, class_name: str) -> str:
+    """Where a config holds one of this class: "training." or "tokenizer.networks.", say."""
+    if not isinstance(config, StrictConfig):
+        return ""
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        if type(value).__name__ == class_name:
+            return f"{name}."
+        inner = _section(value, class_name)
+        if inner:
+            return f"{name}.{inner}"
+    return ""
 
 
 def run_command(main: Callable[[], None]) -> NoReturn:

@@ -76,11 +76,13 @@ def load_images(config: DataConfig, split: Literal["train", "validation"]) -> Im
     """
     if config.dataset != "folder" and config.validation_root is not None:
         raise InputError(
-            f"validation_root must be None where dataset is {config.dataset!r}, "
+            f"data.validation_root must be None where data.dataset is {config.dataset!r}, "
             f"got {config.validation_root}"
         )
     if config.dataset == "shapes" and config.root is not None:
-        raise InputError(f"root must be None where dataset is 'shapes', got {config.root}")
+        raise InputError(
+            f"data.root must be None where data.dataset is 'shapes', got {config.root}"
+        )
     if config.dataset == "shapes":
         source = _shapes_source(config, split)
     elif config.dataset == "folder":

@@ -3,8 +3,6 @@
 import logging
 from pathlib import Path
 
-from accelerate import Accelerator
-
 from pipelines.classifier import train_classifier
 from pipelines.command import parse_options, run_command
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
@@ -17,6 +15,7 @@ from pipelines.evaluation import (
 )
 from pipelines.generation import ImageGenerationPipeline, SamplingConfig
 from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
+from pipelines.processes import new_accelerator
 from pipelines.summary import write_summary
 from pipelines.train_prior import train_prior
 from pipelines.train_tokenizer import train_tokenizer
@@ -56,7 +55,7 @@ def demo(
     logger.info("2/4 prior")
     train_prior(prior_run)
     logger.info("3/4 evaluation")
-    accelerator = Accelerator()
+    accelerator = new_accelerator()
     train = load_images(tokenizer_run.data, "train")
     validation = load_images(tokenizer_run.data, "validation")
     pipeline = ImageGenerationPipeline.from_pretrained(run_dir).to(accelerator.device)

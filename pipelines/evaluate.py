@@ -5,10 +5,9 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
-from accelerate import Accelerator
 
 from pipelines.command import load_run, parse_options, run_command
 from pipelines.config import TokenizerRunConfig
@@ -21,6 +20,7 @@ from pipelines.evaluation import (
 )
 from pipelines.features import ExtractorConfig, load_extractor
 from pipelines.generation import ImageGenerationPipeline, model_folder
+from pipelines.processes import new_accelerator
 from tokenizer import Tokenizer
 from tokenizer.pretrained import replace_file
 
@@ -31,7 +31,7 @@ class EvaluateConfig(EvaluationConfig):
     Prints a table and writes RUN/evaluation/*.json, each number with its protocol.
     """
 
-    run_dir: tyro.conf.Positional[Path]
+    run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run, with tokenizer/ and prior/."""
     what: Literal["all", "reconstruction", "generation"] = "all"
     """What is measured."""
@@ -45,12 +45,13 @@ def evaluate(config: EvaluateConfig) -> dict[str, Results]:
     Raises:
         InputError: a part of the run, the data or the extractor's weights is missing or wrong.
     """
-    accelerator = Accelerator()
+    accelerator = new_accelerator()
     run = load_run(TokenizerRunConfig, config.run_dir / "tokenizer" / "config.json")
     tokenizer = Tokenizer.from_pretrained(model_folder(config.run_dir / "tokenizer"))
     pipeline = None
     if config.what != "reconstruction":
         pipeline = ImageGenerationPipeline.from_pretrained(config.run_dir).to(accelerator.device)
+        pipeline.check_sampling(config.sampling)
         tokenizer = pipeline.tokenizer
     extractor = load_extractor(config.extractor).to(accelerator.device)
     tokenizer.to(accelerator.device)
@@ -96,7 +97,7 @@ def table(results: dict[str, Results]) -> str:
 def main() -> None:
     """Reads the command line."""
     results = evaluate(parse_options(EvaluateConfig, "pipelines.evaluate"))
-    if Accelerator().is_main_process:
+    if new_accelerator().is_main_process:
         print(table(results))
 
 

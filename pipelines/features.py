@@ -236,7 +236,7 @@ def _fetch_inception() -> Path:
     except (OSError, HTTPException) as error:
         raise InputError(
             f"FID needs {INCEPTION_FILE}, whose download failed ({_one_line(error)}): get it from "
-            f"{INCEPTION_URL} and put it at {path}, or give its path as weights"
+            f"{INCEPTION_URL} and put it at {path}, or give its path as extractor.weights"
         ) from error
     return path
 
@@ -276,7 +276,7 @@ def _load_timm(config: ExtractorConfig) -> Any:
     except Exception as error:  # what the hub's client raises is no closed set
         raise InputError(
             f"the download of {config.model!r} failed ({_one_line(error)}): "
-            "give a .safetensors file as weights"
+            "give a .safetensors file as extractor.weights"
         ) from error
 
 

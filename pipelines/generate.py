@@ -1,11 +1,11 @@
 """Generates images: `python -m pipelines.generate RUN`."""
 
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 import tyro
-from accelerate import Accelerator
 from PIL import Image
 from pydantic import NonNegativeInt, PositiveInt
 from tqdm import tqdm
@@ -13,19 +13,19 @@ from tqdm import tqdm
 from pipelines.command import parse_options, run_command
 from pipelines.generation import ImageGenerationPipeline, SamplingConfig
 from pipelines.plots import image_grid, to_pil
-from pipelines.processes import own_share
+from pipelines.processes import new_accelerator, own_share
 from tokenizer.pretrained import InputError, StrictConfig
 
 MOST_PICTURED = 100
 
 
 class GenerateConfig(StrictConfig):
-    """Generates images as OUTPUT_DIR/000000.png and so on, and a contact sheet.png of the first.
+    """Generates images as OUTPUT_DIR/000000.png and so on, and contact_sheet.png of the first.
 
     Image i depends on the seed, i and its label alone: not on batch size or processes.
     """
 
-    run_dir: tyro.conf.Positional[Path]
+    run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of a run, or of a saved pipeline."""
     output_dir: Path
     """Folder for the images; it must not hold any yet."""
@@ -46,7 +46,7 @@ def generate(config: GenerateConfig) -> None:
     Raises:
         InputError: the run, a label or the output folder is wrong.
     """
-    accelerator = Accelerator()
+    accelerator = new_accelerator()
     if config.output_dir.is_dir() and any(config.output_dir.glob("*.png")):
         raise InputError(f"output_dir must not hold images yet: {config.output_dir} does")
     pipeline = ImageGenerationPipeline.from_pretrained(config.run_dir).to(accelerator.device)

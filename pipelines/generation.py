@@ -14,10 +14,11 @@ from tqdm import tqdm
 from pipelines.data import to_uint8
 from pipelines.plots import to_pil
 from prior import Prior, sample, sample_generators
+from prior.sampling import check_guidance, settings_per_layer
 from tokenizer import Tokenizer
 from tokenizer.pretrained import InputError, StrictConfig, describe_validation_error
 
-Labels = int | Sequence[int] | None
+Labels = int | Sequence[int] | Tensor | None
 Positive = Annotated[float, Field(gt=0)]
 Probability = Annotated[float, Field(gt=0, le=1)]
 
@@ -131,6 +132,8 @@ class ImageGenerationPipeline:
         Raises:
             InputError: an argument is out of range.
         """
+        if output not in ("pil", "tensor"):
+            raise InputError(f"output must be 'pil' or 'tensor', got {output!r}")
         if num_images < 1:
             raise InputError(f"num_images must be >= 1, got {num_images}")
         sampling = SamplingConfig.checked(
@@ -165,6 +168,7 @@ class ImageGenerationPipeline:
         for own in known or ():
             if len(own) != len(image_indices):
                 raise InputError(f"known must hold {len(image_indices)} images, got {len(own)}")
+        self.check_sampling(sampling)
         all_labels = self._labels(labels, image_indices)
         return self._batches(image_indices, all_labels, seed, sampling, batch_size, known)
 
@@ -192,6 +196,18 @@ class ImageGenerationPipeline:
             )
             yield to_uint8(self.tokenizer.decode(indices)).cpu()
 
+    def check_sampling(self, sampling: SamplingConfig) -> None:
+        """Whether codes can be drawn so.
+
+        Raises:
+            InputError: a setting does not fit the prior.
+        """
+        settings_per_layer(
+            sampling.temperature, sampling.top_k, sampling.top_p, self.prior.config.codebook_sizes
+        )
+        has_classes = self.prior.config.num_classes > 0
+        check_guidance(self.prior, has_classes, sampling.guidance_scale)
+
     def encode(self, images: Float[Tensor, "batch channels height width"]) -> list[Tensor]:
         """Code indices (B, depth, h, w) per group of images on [-1, 1]."""
         return self.tokenizer.encode(images.to(self.device))
@@ -215,13 +231,20 @@ class ImageGenerationPipeline:
         if not num_classes:
             raise InputError(f"labels must be None for an unconditional prior, got {labels}")
         count = len(image_indices)
-        chosen = [labels] * count if isinstance(labels, int) else list(labels)
-        if len(chosen) != count:
+        try:
+            chosen = torch.as_tensor(labels)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"labels must be integers, got {labels!r}") from error
+        if chosen.is_floating_point() or chosen.ndim > 1:
+            raise InputError(f"labels must be integers, one for all or one each, got {labels!r}")
+        if chosen.ndim == 1 and len(chosen) != count:
             raise InputError(f"labels must have {count} entries, got {len(chosen)}")
-        for label in chosen:
-            if not 0 <= label < num_classes:
-                raise InputError(f"labels must lie in [0, {num_classes}), got {label}")
-        return torch.tensor(chosen)
+        wrong = chosen[(chosen < 0) | (chosen >= num_classes)]
+        if wrong.numel():
+            raise InputError(
+                f"labels must lie in [0, {num_classes}), got {int(wrong.flatten()[0])}"
+            )
+        return chosen.long().expand(count)
 
 
 def model_folder(folder: Path) -> Path:

@@ -95,7 +95,7 @@ def _temporary_folder(folder: Path) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise InputError(f"cache_dir: {folder.parent} cannot be written: {error}") from error
+        raise InputError(f"data.cache_dir: {folder.parent} cannot be written: {error}") from error
     try:
         yield temporary
     finally:

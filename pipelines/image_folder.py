@@ -113,8 +113,10 @@ def folder_source(config: DataConfig, split: Literal["train", "validation"]) -> 
         InputError: a folder that does not fit, whichever split is asked for.
     """
     if config.root is None:
-        raise InputError("root must name a folder of images where dataset is 'folder', got None")
-    listing = list_folder(config.root, "root")
+        raise InputError(
+            "data.root must name a folder of images where data.dataset is 'folder', got None"
+        )
+    listing = list_folder(config.root, "data.root")
     if config.validation_root is None:
         chosen = _hold_out(listing, config, split)
         how = (
@@ -122,7 +124,9 @@ def folder_source(config: DataConfig, split: Literal["train", "validation"]) -> 
             f"(validation share {config.validation_share:g}, seed {config.seed})"
         )
     else:
-        validation = _match_classes(listing, list_folder(config.validation_root, "validation_root"))
+        validation = _match_classes(
+            listing, list_folder(config.validation_root, "data.validation_root")
+        )
         chosen = listing if split == "train" else validation
         how = f"{split} {len(chosen.names)} images"
     conversion = describe_conversion(config.image_size, config.channels)
@@ -158,7 +162,7 @@ def _hold_out(
     num_held_out = round(config.validation_share * num_images)
     if not 0 < num_held_out < num_images:
         raise InputError(
-            "validation_share must leave images for training and for validation, "
+            "data.validation_share must leave images for training and for validation, "
             f"got {config.validation_share:g} of {num_images} images in {listing.root}"
         )
     # Raw output, which numpy keeps the same in all versions.
@@ -171,16 +175,18 @@ def _hold_out(
 def _match_classes(training: FolderListing, validation: FolderListing) -> FolderListing:
     """The validation files, labeled by the classes of the training files."""
     if training.root.resolve() == validation.root.resolve():
-        raise InputError(f"validation_root must not be root itself, got {validation.root}")
+        raise InputError(
+            f"data.validation_root must not be data.root itself, got {validation.root}"
+        )
     for one, other in ((training, validation), (validation, training)):
         if one.class_names and not other.class_names:
             raise InputError(
-                f"validation_root: {one.root} has class folders, but {other.root} has none"
+                f"data.validation_root: {one.root} has class folders, but {other.root} has none"
             )
     unknown = sorted(set(validation.class_names) - set(training.class_names))
     if unknown:
         raise InputError(
-            f"validation_root: {validation.root} has the class {unknown[0]!r}, "
+            f"data.validation_root: {validation.root} has the class {unknown[0]!r}, "
             f"which {training.root} lacks"
         )
     index = {name: label for label, name in enumerate(training.class_names)}
@@ -217,7 +223,7 @@ def _decode(listing: FolderListing, config: DataConfig) -> Iterator[ImageBlock]:
                 else:
                     raise InputError(
                         f"{listing.root / name} is not a readable image: {result}; "
-                        "set skip_unreadable to leave out such files"
+                        "set data.skip_unreadable to leave out such files"
                     ) from result
             num_read += len(images)
             bar.update(len(names))

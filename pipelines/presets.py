@@ -1,6 +1,7 @@
 """Runs by name, as Python: a preset names the data, the model and the budget.
 
-A baseline (`vqvae`, `vqvae2`, `rqvae`) differs from its counterpart in the quantizer alone.
+A baseline (`vqvae`, `vqvae2`, `rqvae`, `hqvae-baseline`) differs from its counterpart in the
+quantizer alone.
 """
 
 from pathlib import Path
@@ -10,12 +11,9 @@ from prior.config import PriorNetworkConfig
 from tokenizer.builders import (
     deterministic,
     hq_vae,
-    rq_vae,
     rsq_vae,
     sq_vae,
     sq_vae_2,
-    vq_vae,
-    vq_vae_2,
 )
 from tokenizer.config import BackboneConfig, NetworkConfig, TokenizerConfig
 
@@ -54,22 +52,26 @@ TINY_TRAINING = TrainingConfig(
 )
 
 
+BASELINES = {
+    "sqvae": "vqvae",
+    "sqvae2": "vqvae2",
+    "rsqvae": "rqvae",
+    "hqvae": "hqvae-baseline",
+    "tiny": "tiny-baseline",
+}
+
+
 def _tokenizers() -> dict[str, tuple[TokenizerConfig, DataConfig, TrainingConfig]]:
     shapes = {
         "sqvae2": sq_vae_2((8, 4), 64, 32, networks=SHAPES_NETWORKS),
         "rsqvae": rsq_vae(4, 2, 64, 32, networks=SHAPES_NETWORKS),
         "hqvae": hq_vae((8, 4), (2, 1), 64, 32, networks=SHAPES_NETWORKS),
-        "vqvae2": vq_vae_2((8, 4), 64, 32, networks=SHAPES_NETWORKS),
-        "rqvae": rq_vae(4, 2, 64, 32, networks=SHAPES_NETWORKS),
     }
     cifar10 = {
         "sqvae": sq_vae(4, 512, networks=CIFAR10_NETWORKS),
         "sqvae2": sq_vae_2((4, 2), 512, networks=CIFAR10_NETWORKS),
         "rsqvae": rsq_vae(4, 4, 512, networks=CIFAR10_NETWORKS),
         "hqvae": hq_vae((4, 2), (2, 1), 512, networks=CIFAR10_NETWORKS),
-        "vqvae": vq_vae(4, 512, networks=CIFAR10_NETWORKS),
-        "vqvae2": vq_vae_2((4, 2), 512, networks=CIFAR10_NETWORKS),
-        "rqvae": rq_vae(4, 4, 512, networks=CIFAR10_NETWORKS),
     }
     images128 = {
         "sqvae2": sq_vae_2((16, 8), 1024, networks=LARGE_NETWORKS),
@@ -84,10 +86,7 @@ def _tokenizers() -> dict[str, tuple[TokenizerConfig, DataConfig, TrainingConfig
         "rsqvae": rsq_vae(32, 4, 2048, networks=LARGE_NETWORKS),
         "hqvae": hq_vae((32, 16), (4, 2), 2048, networks=LARGE_NETWORKS),
     }
-    tiny = {
-        "tiny": hq_vae((8, 4), (2, 1), 8, 4, networks=TINY_NETWORKS),
-        "tiny-baseline": deterministic(hq_vae((8, 4), (2, 1), 8, 4, networks=TINY_NETWORKS)),
-    }
+    tiny = {"tiny": hq_vae((8, 4), (2, 1), 8, 4, networks=TINY_NETWORKS)}
     members: dict[str, tuple[TokenizerConfig, DataConfig, TrainingConfig]] = {}
     for prefix, family, data, training in (
         ("shapes32-", shapes, SHAPES32, SHAPES_TRAINING),
@@ -96,7 +95,10 @@ def _tokenizers() -> dict[str, tuple[TokenizerConfig, DataConfig, TrainingConfig
         ("images256-", images256, IMAGES256, IMAGES_TRAINING),
         ("", tiny, TINY_DATA, TINY_TRAINING),
     ):
-        members |= {prefix + name: (config, data, training) for name, config in family.items()}
+        for name, config in family.items():
+            members[prefix + name] = (config, data, training)
+            if name in BASELINES:
+                members[prefix + BASELINES[name]] = (deterministic(config), data, training)
     return members
 
 

@@ -1,9 +1,31 @@
 """Seeds, shares, sums and gathers over the processes of a run."""
 
+import os
+from typing import Any
+
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+
+from tokenizer.pretrained import InputError
+
+
+def new_accelerator(**options: Any) -> Accelerator:
+    """The processes of a command: one, or those that `accelerate launch` or `torchrun` started.
+
+    Raises:
+        InputError: a launcher started several that do not find each other.
+    """
+    # Without `cpu`, processes that torchrun starts on a machine without GPU stay strangers.
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), **options)
+    world = os.environ.get("WORLD_SIZE", "1")
+    if str(accelerator.num_processes) != world:
+        raise InputError(
+            f"WORLD_SIZE must be {accelerator.num_processes}, the processes that "
+            f"Accelerate sees, got {world}"
+        )
+    return accelerator
 
 
 def seed_everything(*numbers: int) -> None:

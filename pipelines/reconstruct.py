@@ -1,10 +1,10 @@
 """Encodes and decodes images: `python -m pipelines.reconstruct RUN IMAGES`."""
 
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import tyro
-from accelerate import Accelerator
 from pydantic import PositiveInt
 
 from pipelines.command import load_run, parse_options, run_command
@@ -13,6 +13,7 @@ from pipelines.data import to_float, to_uint8
 from pipelines.generation import model_folder
 from pipelines.image_decoding import SUFFIXES, UnreadableImageError, read_image
 from pipelines.plots import comparison, to_pil
+from pipelines.processes import new_accelerator
 from tokenizer import Tokenizer
 from tokenizer.pretrained import InputError, StrictConfig
 
@@ -27,9 +28,9 @@ class ReconstructConfig(StrictConfig):
     the names of the originals and a comparison.png of the first pairs.
     """
 
-    run_dir: tyro.conf.Positional[Path]
+    run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run."""
-    images: tyro.conf.Positional[Path]
+    images: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
     """An image file, or a folder of them."""
     output_dir: Path
     """Folder for the reconstructions; nothing in it is overwritten."""
@@ -61,7 +62,7 @@ def reconstruct(config: ReconstructConfig) -> None:
         arrays = [torch.tensor(read_image(path, size, run.data.channels)) for path in paths]
     except UnreadableImageError as error:
         raise InputError(f"images: {error}") from error
-    device = Accelerator().device
+    device = new_accelerator().device
     tokenizer.to(device)
     config.output_dir.mkdir(parents=True, exist_ok=True)
     originals = torch.stack(arrays).movedim(-1, 1)

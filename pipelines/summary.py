@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 
 from pipelines import page
 from pipelines.command import load_run
@@ -16,6 +15,7 @@ from pipelines.data import chosen_items, load_images, to_float, to_uint8
 from pipelines.generation import ImageGenerationPipeline
 from pipelines.metrics import CodeUsage, reconstruction_metrics
 from pipelines.plots import curves, image_grid, usage_chart
+from pipelines.processes import new_accelerator
 from pipelines.reconstruction import measure_reconstruction
 from pipelines.run_log import read_metrics
 from pipelines.summary_tables import (
@@ -77,7 +77,7 @@ def write_summary(
     """
     tokenizer_config = load_run(TokenizerRunConfig, run_dir / "tokenizer" / "config.json")
     prior_config = load_run(PriorRunConfig, run_dir / "prior" / "config.json")
-    accelerator = Accelerator()
+    accelerator = new_accelerator()
     run = SummarizedRun(
         run_dir,
         tokenizer_config,

@@ -48,7 +48,10 @@ class TokenizerStage:
         self.config = config
         self.model = Tokenizer(config.tokenizer)
         self.model.total_steps = config.training.total_steps
-        self.model.code_maps(config.data.image_size, config.data.image_size)
+        try:
+            self.model.code_maps(config.data.image_size, config.data.image_size)
+        except InputError as error:
+            raise InputError(f"data.image_size: {error}") from error
         if config.backbone_weights is not None:
             _load_backbone_weights(self.model, config.backbone_weights)
         with accelerator.main_process_first():

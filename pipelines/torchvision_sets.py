@@ -70,13 +70,13 @@ def _open(name: str, root: Path, part: dict[str, str | bool]) -> Any:
     try:
         return getattr(torchvision.datasets, name)(root=root, download=True, **part)
     except ImportError as error:
-        raise InputError(f"dataset: {name} cannot be read without {error.name}") from error
+        raise InputError(f"data.dataset: {name} cannot be read without {error.name}") from error
     except (OSError, RuntimeError, HTTPException) as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise
         reason = " ".join(str(error).split())
         raise InputError(
-            f"dataset: {name} could not be downloaded ({reason}); "
+            f"data.dataset: {name} could not be downloaded ({reason}); "
             f"put its files where torchvision looks for them: {root / NAMED_SETS[name].files}"
         ) from error
 

@@ -33,7 +33,7 @@ from pipelines.checkpoints import (
     save_state,
 )
 from pipelines.config import RunConfig, TrainingConfig
-from pipelines.processes import seed_everything
+from pipelines.processes import new_accelerator, seed_everything
 from pipelines.run_folder import write_run_config
 from pipelines.run_log import Metrics, RunLog
 from tokenizer.pretrained import InputError, PretrainedModule
@@ -91,7 +91,7 @@ def make_accelerator(run_config: RunConfig) -> Accelerator:
     config = run_config.training
     # One process may train both stages, and their precision may differ.
     AcceleratorState._reset_state()
-    accelerator = Accelerator(
+    accelerator = new_accelerator(
         mixed_precision="bf16" if config.precision == "bf16" else "no",
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         log_with="tensorboard",

@@ -103,7 +103,7 @@ def sample(
         InputError: a setting is out of range, or an argument does not fit the prior.
     """
     prior.check_evaluation()
-    settings = _check_settings(temperature, top_k, top_p, prior.config.codebook_sizes)
+    settings = settings_per_layer(temperature, top_k, top_p, prior.config.codebook_sizes)
     batch, device, ordering = len(generators), prior.start.device, prior.ordering
     cache_labels = _cache_labels(prior, labels, batch, guidance_scale).to(device)
     is_guided = guidance_scale != 1
@@ -156,30 +156,43 @@ def _check_known(prior: Prior, known: Sequence[Tensor] | None, batch: int) -> li
     return [tensor.to(device) for tensor in known]
 
 
-def _cache_labels(prior: Prior, labels: Tensor | None, batch: int, guidance_scale: float) -> Tensor:
-    """Labels of the images, and behind them null labels if there is guidance."""
+def check_guidance(prior: Prior, has_labels: bool, guidance_scale: float) -> None:
+    """Whether the prior can be guided so.
+
+    Raises:
+        InputError: the scale is out of range, or there is no null class.
+    """
     if not (guidance_scale >= 0 and math.isfinite(guidance_scale)):
         raise InputError(f"guidance_scale must be finite and >= 0, got {guidance_scale}")
-    null_labels = torch.full((batch,), prior.config.num_classes)
-    uses_null = labels is None or guidance_scale != 1
+    uses_null = not has_labels or guidance_scale != 1
     if prior.config.num_classes and uses_null and not prior.config.network.label_dropout:
-        field = "labels" if labels is None else "guidance_scale"
+        field = "guidance_scale" if has_labels else "labels"
         raise InputError(f"{field}: this prior was trained without label_dropout: no null class")
-    if guidance_scale != 1 and labels is None:
+    if guidance_scale != 1 and not has_labels:
         raise InputError(f"guidance_scale must be 1 without labels, got {guidance_scale}")
+
+
+def _cache_labels(prior: Prior, labels: Tensor | None, batch: int, guidance_scale: float) -> Tensor:
+    """Labels of the images, and behind them null labels if there is guidance."""
+    check_guidance(prior, labels is not None, guidance_scale)
+    null_labels = torch.full((batch,), prior.config.num_classes)
     if labels is None:
         return null_labels
     prior.check_labels(labels, batch)
     return labels if guidance_scale == 1 else torch.cat([labels, null_labels.to(labels)])
 
 
-def _check_settings(
+def settings_per_layer(
     temperature: FloatPerLayer,
     top_k: OptionalIntPerLayer,
     top_p: OptionalFloatPerLayer,
     sizes: list[int],
 ) -> list[tuple[float, int | None, float | None]]:
-    """Temperature, top_k and top_p of each layer."""
+    """Temperature, top_k and top_p of each layer.
+
+    Raises:
+        InputError: one is out of range, or there are too few or too many values.
+    """
     settings = list(
         zip(
             _per_layer("temperature", temperature, len(sizes)),

@@ -262,6 +262,8 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
             raise InputError(
                 f"images must have {self.config.channels} channels, got {images.shape[1]}"
             )
+        if not images.is_floating_point():
+            raise InputError(f"images must be floating point on [-1, 1], got {images.dtype}")
         self.code_maps(*images.shape[-2:])
         return images
 

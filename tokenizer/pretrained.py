@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -26,14 +27,21 @@ class StrictConfig(BaseModel):
     )
 
 
+UNION_MEMBER = re.compile(r"[\[(]|^constrained-|^(int|float|str|bool|none|path)$")
+WRONG_KIND = {"tuple_type", "int_type", "float_type", "none_required", "literal_error"}
+
+
 def describe_validation_error(error: ValidationError) -> str:
     """All complaints of pydantic on one line, each led by its field."""
-    complaints = []
-    for entry in error.errors(include_url=False):
-        field = ".".join(str(part) for part in entry["loc"])
+    complaints: dict[str, str] = {}
+    for entry in sorted(error.errors(include_url=False), key=lambda own: own["type"] in WRONG_KIND):
+        # pydantic adds the members of a union to the path of a field.
+        path = [str(part) for part in entry["loc"] if not UNION_MEMBER.search(str(part))]
+        field = ".".join(path)
         given = "" if entry["type"] in {"missing", "value_error"} else f", got {entry['input']!r}"
-        complaints.append(f"{field}: {entry['msg']}{given}".removeprefix(": "))
-    return "; ".join(complaints)
+        # Of a union, the member that was meant: the one whose type is right.
+        complaints.setdefault(field, f"{field}: {entry['msg']}{given}".removeprefix(": "))
+    return "; ".join(complaints.values())
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
