@@ -157,6 +157,12 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     raise SystemExit(0)
 
 
+def announce(message: str) -> None:
+    """A line for the user, from the main process."""
+    if PartialState().is_main_process:
+        print(message)
+
+
 def fail(message: str) -> NoReturn:
     """One line on stderr, exit status 2."""
     print("error: " + " ".join(message.split()), file=sys.stderr)

@@ -77,7 +77,7 @@ class TrainingConfig(StrictConfig):
     seed: NonNegativeInt = 0
     """Seed of the weights, the data order and the noise."""
     log_interval: PositiveInt = 50
-    """Steps between lines of metrics.jsonl."""
+    """Steps between lines of metrics.jsonl: terms of the main process's last micro-batch."""
     validation_interval: PositiveInt = 1_000
     """Steps between validations, each with a picture in samples/."""
     num_validation_images: PositiveInt = 2_000

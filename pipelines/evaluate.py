@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from pipelines.command import load_run, parse_options, run_command
+from pipelines.command import announce, load_run, parse_options, run_command
 from pipelines.config import TokenizerRunConfig
 from pipelines.data import load_images
 from pipelines.evaluation import (
@@ -97,8 +97,7 @@ def table(results: dict[str, Results]) -> str:
 def main() -> None:
     """Reads the command line."""
     results = evaluate(parse_options(EvaluateConfig, "pipelines.evaluate"))
-    if new_accelerator().is_main_process:
-        print(table(results))
+    announce(table(results))
 
 
 if __name__ == "__main__":

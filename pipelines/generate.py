@@ -10,7 +10,7 @@ from PIL import Image
 from pydantic import NonNegativeInt, PositiveInt
 from tqdm import tqdm
 
-from pipelines.command import parse_options, run_command
+from pipelines.command import announce, parse_options, run_command
 from pipelines.generation import ImageGenerationPipeline, SamplingConfig
 from pipelines.plots import image_grid, to_pil
 from pipelines.processes import new_accelerator, own_share
@@ -80,7 +80,9 @@ def _contact_sheet(config: GenerateConfig, num_classes: int) -> None:
 
 def main() -> None:
     """Reads the command line."""
-    generate(parse_options(GenerateConfig, "pipelines.generate"))
+    config = parse_options(GenerateConfig, "pipelines.generate")
+    generate(config)
+    announce(f"{config.num_images} images are in {config.output_dir}")
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def _tokenizers() -> dict[str, tuple[TokenizerConfig, DataConfig, TrainingConfig
     return members
 
 
-def _prior(name: str) -> PriorRunConfig:
+def _prior(name: str, tokenizer: TokenizerConfig) -> PriorRunConfig:
     run_dir = Path("runs") / name
     if name.startswith("tiny"):
         return PriorRunConfig(
@@ -117,7 +117,7 @@ def _prior(name: str) -> PriorRunConfig:
                 width=64, body_depth=4, head_depth=2, num_heads=2, dropout=0.0
             ),
             training=SHAPES_TRAINING.model_copy(
-                update={"total_steps": 1_600, "batch_size": 32, "weight_decay": 0.05}
+                update={"total_steps": 1_500, "batch_size": 32, "weight_decay": 0.05}
             ),
             sampling_temperature=0.9,
             guidance_scale=2.0,
@@ -137,7 +137,7 @@ def _prior(name: str) -> PriorRunConfig:
             width=1024, body_depth=24, head_depth=4, num_heads=16, positions="rotary"
         ),
         horizontal_flip=True,
-        targets="posterior",
+        targets="posterior" if tokenizer.quantizer.kind == "stochastic" else "indices",
         training=IMAGES_TRAINING.model_copy(
             update={"learning_rate": 2e-4, "weight_decay": 0.05, "warmup_steps": 2_000}
         ),
@@ -150,4 +150,4 @@ TOKENIZER_PRESETS = {
     )
     for name, (config, data, training) in _tokenizers().items()
 }
-PRIOR_PRESETS = {name: _prior(name) for name in TOKENIZER_PRESETS}
+PRIOR_PRESETS = {name: _prior(name, run.tokenizer) for name, run in TOKENIZER_PRESETS.items()}

@@ -1,6 +1,6 @@
 """Stage two: `python -m pipelines.train_prior PRESET`."""
 
-from pipelines.command import load_run, parse_run, run_command
+from pipelines.command import announce, load_run, parse_run, run_command
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
 from pipelines.presets import PRIOR_PRESETS
 from pipelines.prior_stage import PriorStage
@@ -28,7 +28,9 @@ def train_prior(config: PriorRunConfig) -> None:
 
 def main() -> None:
     """Reads the command line."""
-    train_prior(parse_run(PRIOR_PRESETS, "pipelines.train_prior"))
+    config = parse_run(PRIOR_PRESETS, "pipelines.train_prior")
+    train_prior(config)
+    announce(f"step {config.training.total_steps} is done; {config.output_dir / 'model'}")
 
 
 if __name__ == "__main__":

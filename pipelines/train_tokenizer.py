@@ -1,6 +1,6 @@
 """Stage one: `python -m pipelines.train_tokenizer PRESET`."""
 
-from pipelines.command import parse_run, run_command
+from pipelines.command import announce, parse_run, run_command
 from pipelines.config import TokenizerRunConfig
 from pipelines.presets import TOKENIZER_PRESETS
 from pipelines.run_folder import check_output_dir
@@ -23,7 +23,9 @@ def train_tokenizer(config: TokenizerRunConfig) -> None:
 
 def main() -> None:
     """Reads the command line."""
-    train_tokenizer(parse_run(TOKENIZER_PRESETS, "pipelines.train_tokenizer"))
+    config = parse_run(TOKENIZER_PRESETS, "pipelines.train_tokenizer")
+    train_tokenizer(config)
+    announce(f"step {config.training.total_steps} is done; {config.output_dir / 'model'}")
 
 
 if __name__ == "__main__":

@@ -123,14 +123,14 @@ def test_the_content_hash_is_that_of_images_labels_and_class_names(tmp_path: Pat
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"root": Path("x")}, "root must be None where dataset is 'shapes', got x"),
+        ({"root": Path("x")}, "data.root must be None where data.dataset is 'shapes', got x"),
         (
             {"dataset": "MNIST", "validation_root": Path("x")},
-            "validation_root must be None where dataset is 'MNIST', got x",
+            "data.validation_root must be None where data.dataset is 'MNIST', got x",
         ),
         (
             {"dataset": "folder"},
-            "root must name a folder of images where dataset is 'folder', got None",
+            "data.root must name a folder of images where data.dataset is 'folder', got None",
         ),
     ],
 )
@@ -344,13 +344,13 @@ def test_the_description_states_split_resize_and_crop(tmp_path: Path) -> None:
 
 
 def make_missing(root: Path) -> str:
-    return f"root: there is no folder {root}"
+    return f"data.root: there is no folder {root}"
 
 
 def make_empty(root: Path) -> str:
     (root / "class").mkdir(parents=True)
     (root / "class" / "readme.txt").write_text("x")
-    return f"root: {root} holds no PNG, JPEG or WebP images"
+    return f"data.root: {root} holds no PNG, JPEG or WebP images"
 
 
 def make_mixed(root: Path) -> str:
@@ -358,7 +358,7 @@ def make_mixed(root: Path) -> str:
     save(root / "b.png", noise(8, 8))
     save(root / "a.png", noise(8, 8))
     return (
-        f"root: {root} mixes 2 images with class folders, the first are 'a.png' and 'cat'; "
+        f"data.root: {root} mixes 2 images with class folders, the first are 'a.png' and 'cat'; "
         "put all images into class folders, or none"
     )
 
@@ -366,14 +366,14 @@ def make_mixed(root: Path) -> str:
 def make_single(root: Path) -> str:
     save(root / "a.png", noise(8, 8))
     return (
-        "validation_share must leave images for training and for validation, "
+        "data.validation_share must leave images for training and for validation, "
         f"got 0.1 of 1 images in {root}"
     )
 
 
 def make_file(root: Path) -> str:
     root.write_text("x")
-    return f"root: there is no folder {root}"
+    return f"data.root: there is no folder {root}"
 
 
 def make_badly_encoded(root: Path) -> str:
@@ -382,7 +382,7 @@ def make_badly_encoded(root: Path) -> str:
         (root / "\udcff.png").write_text("x")
     except OSError:
         pytest.skip("the file system takes UTF-8 names only")
-    return f"root: '{root}/\\udcff.png' is not a UTF-8 name"
+    return f"data.root: '{root}/\\udcff.png' is not a UTF-8 name"
 
 
 @pytest.mark.parametrize(
@@ -399,7 +399,9 @@ def test_an_unusable_folder_is_refused_in_one_line(tmp_path: Path, make: Any) ->
 def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
     root = save_classes(tmp_path / "images", ["a", "b"])
     (root / "a").chmod(0)
-    with pytest.raises(InputError, match=f"^root: {re.escape(str(root / 'a'))} cannot be read: "):
+    with pytest.raises(
+        InputError, match=f"^data.root: {re.escape(str(root / 'a'))} cannot be read: "
+    ):
         load_images(folder_config(tmp_path), "train")
     (root / "a").chmod(0o700)
 
@@ -407,9 +409,9 @@ def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("training", "validation", "message"),
     [
-        (["a", "b"], ["b", "c"], "validation_root: {v} has the class 'c', which {t} lacks"),
-        (["a", "b"], ["."], "validation_root: {t} has class folders, but {v} has none"),
-        (["."], ["a"], "validation_root: {v} has class folders, but {t} has none"),
+        (["a", "b"], ["b", "c"], "data.validation_root: {v} has the class 'c', which {t} lacks"),
+        (["a", "b"], ["."], "data.validation_root: {t} has class folders, but {v} has none"),
+        (["."], ["a"], "data.validation_root: {v} has class folders, but {t} has none"),
     ],
 )
 @pytest.mark.parametrize("split", ["train", "validation"])
@@ -424,7 +426,7 @@ def test_validation_classes_must_be_training_classes(
 
 def test_validation_on_the_training_folder_is_refused(tmp_path: Path) -> None:
     root = save_classes(tmp_path / "images", ["a"])
-    with pytest.raises(InputError, match=r"^validation_root must not be root itself"):
+    with pytest.raises(InputError, match=r"^data.validation_root must not be data.root itself"):
         load_images(folder_config(tmp_path, validation_root=root / ".." / "images"), "train")
 
 
@@ -475,7 +477,7 @@ def test_an_unreadable_file_is_named_or_skipped_and_counted(
         save(root / f"{number}{suffix}", noise(64, 64, seed=number))
     damage(root / f"1{suffix}")
     beginning = re.escape(f"{root / f'1{suffix}'} is not a readable image: ")
-    ending = "; set skip_unreadable to leave out such files"
+    ending = "; set data.skip_unreadable to leave out such files"
     with pytest.raises(InputError, match=rf"^{beginning}[^\n]+{ending}$"):
         load_all(tmp_path)
     assert list((tmp_path / "cache").iterdir()) == []
@@ -561,7 +563,7 @@ def test_a_damaged_cache_is_named(tmp_path: Path, name: str, damage: Any) -> Non
 def test_a_cache_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for cache_dir in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(InputError, match=r"^cache_dir: .* cannot be written: "):
+        with pytest.raises(InputError, match=r"^data.cache_dir: .* cannot be written: "):
             load_images(DataConfig(cache_dir=cache_dir), "train")
 
 
@@ -686,7 +688,7 @@ def test_a_failed_download_says_where_to_put_the_files(
     with pytest.raises(InputError) as caught:
         load_images(config, "train")
     message = str(caught.value)
-    assert message.startswith("dataset: CIFAR10 could not be downloaded (")
+    assert message.startswith("data.dataset: CIFAR10 could not be downloaded (")
     assert message.endswith(
         f"put its files where torchvision looks for them: {tmp_path / 'cifar-10-python.tar.gz'}"
     )
@@ -699,7 +701,7 @@ def test_a_failed_download_from_several_mirrors_is_one_line(
 ) -> None:
     monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", [f"{tmp_path.as_uri()}/nowhere/"])
     config = DataConfig(dataset="MNIST", root=tmp_path, cache_dir=tmp_path / "cache")
-    with pytest.raises(InputError, match=r"^dataset: MNIST could not be downloaded \([^\n]*$"):
+    with pytest.raises(InputError, match=r"^data.dataset: MNIST could not be downloaded \([^\n]*$"):
         load_images(config, "train")
 
 
@@ -737,5 +739,5 @@ def test_a_missing_package_of_a_torchvision_set_is_named(
 
     monkeypatch.setattr(torchvision.datasets, "SVHN", need_scipy)
     config = DataConfig(dataset="SVHN", root=tmp_path, cache_dir=tmp_path / "cache")
-    with pytest.raises(InputError, match=r"^dataset: SVHN cannot be read without scipy$"):
+    with pytest.raises(InputError, match=r"^data.dataset: SVHN cannot be read without scipy$"):
         load_images(config, "train")

@@ -128,7 +128,7 @@ def test_a_failed_inception_download_says_which_file_to_put_where(
         load_extractor(ExtractorConfig())
     message = str(raised.value)
     assert f"put it at {tmp_path / 'hub' / 'checkpoints' / features.INCEPTION_FILE}" in message
-    assert "give its path as weights" in message
+    assert "give its path as extractor.weights" in message
     assert "\n" not in message
 
 

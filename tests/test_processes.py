@@ -1,7 +1,10 @@
 """Sharing work: one process and two do the same."""
 
 import json
+import os
 import socket
+import subprocess
+import sys
 import time
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -203,3 +206,22 @@ def test_the_seed_is_a_function_of_all_its_numbers() -> None:
     assert draw(1, 2, 3) == draw(1, 2, 3)
     draws = [draw(1, 2, 3), draw(3, 2, 1), draw(1, 2), draw(1, 2, 4), draw(0)]
     assert len({json.dumps(own) for own in draws}) == len(draws)
+
+
+def test_processes_of_torchrun_find_each_other_without_a_gpu_or_a_variable(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pipelines.processes import new_accelerator\n"
+        "print(f'{new_accelerator().num_processes} found')\n"
+    )
+    environment = dict(os.environ, PYTHONPATH=str(Path(__file__).parents[1]))
+    environment["CUDA_VISIBLE_DEVICES"] = ""
+    del environment["ACCELERATE_USE_CPU"]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(script)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+    )
+    assert done.stdout.count("2 found") == 2

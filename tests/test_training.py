@@ -262,7 +262,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path, cache_dir: Pat
         ("image size must be divisible by the coarsest downsampling 8, got 20", {"image_size": 20}),
         ("data.image_size must be >= 11", {"image_size": 8}),
         ("data.channels must equal tokenizer.channels 3, got 1", {"channels": 1}),
-        ("root must be None where dataset is 'shapes'", {"root": Path("anywhere")}),
+        ("data.root must be None where data.dataset is 'shapes'", {"root": Path("anywhere")}),
     ],
 )
 def test_data_that_does_not_fit_is_refused_before_work_starts(
