@@ -45,6 +45,7 @@ BUDGETS: dict[str, dict[str, dict[str, str]]] = {
     "cpu": {
         "cifar10-sqvae2": {
             "tokenizer": f"{SMALL_TOKENIZER} --training.total-steps 3000 "
+            "--tokenizer.quantizer.final-temperature 0.03 "
             "--tokenizer.groups.0.codebook-sizes 256 --tokenizer.groups.0.code-dim 32 "
             "--tokenizer.groups.1.codebook-sizes 64 --tokenizer.groups.1.code-dim 32",
             "prior": SMALL_PRIOR,

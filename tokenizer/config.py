@@ -20,7 +20,7 @@ class StochasticQuantizerConfig(StrictConfig):
     """Variance of the noise on the initial code vectors, in the same units."""
     initial_temperature: PositiveFloat = 1.0
     """Gumbel-softmax temperature at step 0."""
-    final_temperature: PositiveFloat = 0.03
+    final_temperature: PositiveFloat = 0.5
     """Gumbel-softmax temperature at the last step, reached exponentially."""
 
 
