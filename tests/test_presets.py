@@ -6,6 +6,7 @@ from pipelines.config import PriorRunConfig, TokenizerRunConfig
 from pipelines.metrics import MIN_IMAGES, SSIM_WINDOW
 from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
 from prior.ordering import CodeOrdering
+from tokenizer.code_maps import code_maps_of
 from tokenizer.config import CodeMapConfig, NearestQuantizerConfig, StochasticQuantizerConfig
 
 COUNTERPARTS = {
@@ -19,16 +20,7 @@ COUNTERPARTS = {
 
 
 def code_maps(config: TokenizerRunConfig) -> tuple[CodeMapConfig, ...]:
-    side = config.data.image_size
-    return tuple(
-        CodeMapConfig(
-            height=side // group.downsampling,
-            width=side // group.downsampling,
-            codebook_sizes=group.codebook_sizes,
-            code_dim=group.code_dim,
-        )
-        for group in config.tokenizer.groups
-    )
+    return code_maps_of(config.tokenizer.groups, config.data.image_size, config.data.image_size)
 
 
 def test_both_stages_have_the_same_presets() -> None:
