@@ -30,7 +30,7 @@ NUM_IMAGES = 1_000
 class DemoConfig(StrictConfig):
     """Trains an SQ-VAE-2 and a class-conditional prior on procedural shapes, samples, evaluates.
 
-    Takes about six minutes on two CPU cores and leaves RUN_DIR/summary.html. Stopped, it goes on
+    Takes at most six minutes on two CPU cores and leaves RUN_DIR/summary.html. Stopped, it goes on
     from where it was when it is started again.
     """
 

@@ -119,8 +119,8 @@ def _prior(name: str, tokenizer: TokenizerConfig) -> PriorRunConfig:
             training=SHAPES_TRAINING.model_copy(
                 update={"total_steps": 1_500, "batch_size": 32, "weight_decay": 0.05}
             ),
-            sampling_temperature=0.9,
-            guidance_scale=2.0,
+            sampling_temperature=0.8,
+            guidance_scale=3.0,
         )
     if name.startswith("cifar10"):
         return PriorRunConfig(
