@@ -176,8 +176,8 @@ def collect(folder: Path, budget: str) -> None:
                 for kind in ("reconstruction", "generation")
             },
         }
-        sheet = Image.open(run_dir / "generated" / "contact_sheet.png")
-        sheet.quantize(256).save(RESULTS / f"{name}_{budget}.png", optimize=True)
+        sheet = Image.open(run_dir / "generated" / "contact_sheet.png").reduce(2)
+        sheet.save(RESULTS / f"{name}_{budget}.png", optimize=True)
     path = RESULTS / f"cifar10_{budget}.json"
     path.write_text(json.dumps(results, indent=1) + "\n")
 
