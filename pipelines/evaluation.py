@@ -80,7 +80,10 @@ def evaluate_reconstruction(
     config: EvaluationConfig,
     accelerator: Accelerator,
 ) -> Results:
-    """Errors, code use, rates and the reconstruction distance on validation images."""
+    """Errors, code use, rates and the reconstruction distance on validation images.
+
+    The floor of the distance is that of as many training images from the validation images.
+    """
     count = min(config.num_images, len(validation))
     check_num_images(count, count)
     items = chosen_items(len(validation), count, config.seed)
@@ -100,13 +103,18 @@ def evaluate_reconstruction(
         images = to_float(originals(rows)).to(accelerator.device)
         return to_uint8(tokenizer.reconstruct(images))
 
-    features = [
-        extract_features(extractor, images_of, count, accelerator, title)
-        for images_of, title in ((originals, "originals"), (reconstructions, "reconstructions"))
-    ]
-    values[metric_name("rFD", extractor.name)] = frechet_distance(
-        features[1].features, features[0].features
+    floor_items = chosen_items(len(train), count, config.seed)
+    original, decoded, floor = (
+        extract_features(extractor, images_of, number, accelerator, title).features
+        for images_of, number, title in (
+            (originals, count, "originals"),
+            (reconstructions, count, "reconstructions"),
+            (lambda rows: train.images_at(floor_items[rows]), len(floor_items), "floor"),
+        )
     )
+    name = metric_name("rFD", extractor.name)
+    values[name] = frechet_distance(decoded, original)
+    values[f"{name} floor"] = frechet_distance(floor, original)
     protocol = Protocol(
         reference=validation.description,
         reference_hash=validation.content_hash,
@@ -114,7 +122,13 @@ def evaluate_reconstruction(
         num_images=count,
         seed=config.seed,
         extractor=extractor.protocol,
-        settings={"codes": "hard", "bound_images": NUM_BOUND_IMAGES},
+        settings={
+            "codes": "hard",
+            "bound_images": NUM_BOUND_IMAGES,
+            "floor": train.description,
+            "floor_hash": train.content_hash,
+            "floor_images": len(floor_items),
+        },
     )
     return protocol.attach(values)
 

@@ -40,6 +40,7 @@ RECONSTRUCTION = {
     "marginal_bits",
     "bound_bits_per_dim",
     "rFD-test_resnet",
+    "rFD-test_resnet floor",
 }
 
 
