@@ -44,7 +44,7 @@ class ResidualBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Residual self-attention over all positions of a map, heads of at most 64 channels."""
+    """Residual self-attention over a map; heads of at most 64 channels, one head if uneven."""
 
     def __init__(self, channels: int, scale: float) -> None:
         super().__init__()
