@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint bench
+.PHONY: demo test lint bench bench-quality
 
 demo: $(VENV)/installed
 	$(BIN)/python -m pipelines.demo
@@ -16,6 +16,9 @@ BUDGET ?= cpu
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.cifar10 --data $(DATA) --weights $(WEIGHTS) --budget $(BUDGET)
 
+bench-quality: $(VENV)/installed
+	$(BIN)/python -m benchmarks.quality --data $(DATA) --weights $(WEIGHTS) --budget $(BUDGET)
+
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -26,5 +29,5 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group test --group lint --editable .
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group test --group lint --editable ".[bench]"
 	touch $@

@@ -1,14 +1,15 @@
-"""Generated sections of README.md, between `<!-- NAME -->` and `<!-- /NAME -->`."""
+"""Generated sections of README.md and other pages, between `<!-- NAME -->` and `<!-- /NAME -->`."""
 
 from pathlib import Path
 
 README = Path(__file__).parents[1] / "README.md"
 
 
-def replace_section(name: str, text: str) -> None:
-    """Puts `text` between the marks of a section."""
-    before, opening, rest = README.read_text().partition(f"<!-- {name} -->\n")
+def replace_section(name: str, text: str, page: Path | None = None) -> None:
+    """Puts `text` between the marks of a section of README.md, or of another page."""
+    page = page or README
+    before, opening, rest = page.read_text().partition(f"<!-- {name} -->\n")
     _, closing, after = rest.partition(f"<!-- /{name} -->")
-    assert opening, f"README.md has no section {name}"
-    assert closing, f"README.md's section {name} has no end"
-    README.write_text(f"{before}{opening}{text}\n{closing}{after}")
+    assert opening, f"{page.name} has no section {name}"
+    assert closing, f"{page.name}'s section {name} has no end"
+    page.write_text(f"{before}{opening}{text}\n{closing}{after}")

@@ -94,7 +94,9 @@ def evaluate_reconstruction(
     values["nominal_bits"] = sum(usage.nominal_bits())
     values["marginal_bits"] = sum(usage.marginal_bits())
     if tokenizer.config.quantizer.kind == "stochastic":
-        values["bound_bits_per_dim"] = _bound(tokenizer, train, validation, config, accelerator)
+        values["bound_bits_per_dim"] = bound_bits_per_dim(
+            tokenizer, train, validation, config, accelerator
+        )
 
     def originals(rows: np.ndarray) -> Tensor:
         return validation.images_at(items[rows])
@@ -206,7 +208,7 @@ def _share_equal(logits: Tensor, labels: Tensor) -> float:
     return (logits.argmax(1) == labels).double().mean().item()
 
 
-def _bound(
+def bound_bits_per_dim(
     tokenizer: Tokenizer,
     train: ImageDataset,
     validation: ImageDataset,

@@ -19,7 +19,6 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from PIL import Image
-from timm.optim._optim_factory import create_optimizer_v2
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -33,6 +32,7 @@ from pipelines.checkpoints import (
     save_state,
 )
 from pipelines.config import RunConfig, TrainingConfig
+from pipelines.optimizer import make_optimizer, set_learning_rate
 from pipelines.processes import new_accelerator, seed_everything
 from pipelines.run_folder import write_run_config
 from pipelines.run_log import Metrics, RunLog
@@ -136,13 +136,7 @@ def train(stage: Stage, run_config: RunConfig, accelerator: Accelerator) -> None
         model.load_state_dict(state.model)
     model.to(accelerator.device)
     ema = ModelEmaV3(model, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None
-    optimizer = create_optimizer_v2(
-        model,
-        opt="adamw",
-        lr=config.learning_rate,
-        weight_decay=config.weight_decay,
-        betas=(0.9, config.beta2),
-    )
+    optimizer = make_optimizer(model, config)
     first_step = 0
     if state is not None:
         first_step = state.step
@@ -173,8 +167,7 @@ def train(stage: Stage, run_config: RunConfig, accelerator: Accelerator) -> None
         for step in range(first_step, config.total_steps):
             seed_everything(config.seed, accelerator.process_index, step)
             rate = learning_rate(config, step)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            set_learning_rate(optimizer, rate)
             items, is_flipped = order.at(step)
             for part in range(config.gradient_accumulation_steps):
                 rows = slice(part, None, config.gradient_accumulation_steps)

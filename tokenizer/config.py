@@ -22,6 +22,12 @@ class StochasticQuantizerConfig(StrictConfig):
     """Gumbel-softmax temperature at step 0."""
     final_temperature: PositiveFloat = 0.5
     """Gumbel-softmax temperature at the last step, reached exponentially."""
+    latent_weight: PositiveFloat = 0.3
+    """Weight of the latent terms against the reconstruction; at 1 the loss is the bound."""
+    codebook_rate: PositiveFloat = 10.0
+    """Learning rate of the code vectors, in units of the networks'."""
+    variance_rate: NonNegativeFloat = 10.0
+    """Learning rate of log s², in units of the networks'; 0 keeps the initial variances."""
 
 
 class NearestQuantizerConfig(StrictConfig):

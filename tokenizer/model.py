@@ -84,11 +84,13 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
         if isinstance(self.config.quantizer, NearestQuantizerConfig):
             reconstruction = squared_error / 2
             commitment = num_values / 2 * self.config.quantizer.commitment_weight * commitment
+            latent_weight = 1.0
         else:
             reconstruction = gaussian_reconstruction(squared_error, num_values)
+            latent_weight = self.config.quantizer.latent_weight
         entropy = layer_entropy.sum()
         return TokenizerOutput(
-            loss=reconstruction + error - entropy + commitment,
+            loss=reconstruction + latent_weight * (error - entropy) + commitment,
             reconstruction=reconstruction,
             quantization_error=error,
             posterior_entropy=entropy,
@@ -137,6 +139,16 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
             name
             for name, _ in self.named_parameters()
             if ".codebooks." in name or name.endswith("log_variances")
+        }
+
+    def rate_factors(self) -> dict[str, float]:
+        """Learning rates of codebooks and variances, in units of the networks'."""
+        config = self.config.quantizer
+        if isinstance(config, NearestQuantizerConfig):
+            return {}
+        return {
+            name: config.codebook_rate if ".codebooks." in name else config.variance_rate
+            for name in self.no_weight_decay()
         }
 
     # Images to indices and back

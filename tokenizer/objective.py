@@ -16,7 +16,7 @@ class TokenizerOutput(NamedTuple):
     """
 
     loss: Float[Tensor, ""]
-    """reconstruction + quantization_error - posterior_entropy + commitment."""
+    """reconstruction + latent_weight · (quantization_error - posterior_entropy) + commitment."""
     reconstruction: Float[Tensor, ""]
     """(D/2) log(SSE / D); for the baselines, SSE / 2 (a Gaussian of unit variance)."""
     quantization_error: Float[Tensor, ""]

@@ -1,0 +1,1 @@
+"""How well the tokenizers reconstruct, beside their baselines and what else is in use."""
