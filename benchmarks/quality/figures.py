@@ -45,7 +45,7 @@ NUM_PROGRESSIVE = 8
 NUM_COARSE_CODES = 64
 
 
-def write_figures(folder: Path, cells: Sequence[Any], rows: Sequence[Any], budget: str) -> None:
+def write_figures(folder: Path, rows: Sequence[Any], budget: str) -> None:
     """All pictures of a budget, from the results and from the models that are left in `folder`."""
     ours = [row.first for row in rows if row.first["method"] == "stochastic"]
     figures = {"rate_distortion": rate_distortion(rows)}
@@ -57,6 +57,8 @@ def write_figures(folder: Path, cells: Sequence[Any], rows: Sequence[Any], budge
     for name, figure in figures.items():
         figure.savefig(RESULTS / f"quality_{budget}_{name}.png")
     for cell in several_layers:
+        if not (folder / cell["cell"] / "tokenizer").exists():  # trained on another machine
+            continue
         run = TokenizerRunConfig.model_validate_json(
             (folder / cell["cell"] / "tokenizer" / "config.json").read_text()
         )
@@ -66,7 +68,7 @@ def write_figures(folder: Path, cells: Sequence[Any], rows: Sequence[Any], budge
             "codes": codebook_picture(tokenizer, run.data.image_size),
         }
         for name, picture in pictures.items():
-            path = RESULTS / f"quality_{budget}_{name}_{cell['shape']}.png"
+            path = RESULTS / f"quality_{budget}_{name}_{cell['cell']}.png"
             picture.save(path, optimize=True)
 
 
@@ -128,7 +130,7 @@ def annealing(cells: Sequence[Any]) -> Figure:
     """s² and the mean posterior entropy of each layer over training."""
     figure = Figure((4 * len(cells), 4.6), layout="constrained", dpi=150)
     for column, cell in enumerate(cells, 1):
-        maps = cell["shape"].rpartition("-k")[0].split("+")
+        maps = cell["shape"].split()[-1].rpartition("-k")[0].split("+")
         sides = [int(entry.split("x")[0]) for entry in maps]
         depths = [int((*entry.split("x"), "1")[2]) for entry in maps]
         positions = [

@@ -4,37 +4,32 @@ import json
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmarks.quality.figures import RESULTS, write_figures
+from benchmarks.quality.store import Result, Store
 from benchmarks.readme import README, replace_section
 
 PAGE = README.parent / "benchmarks" / "README.md"
 DISTANCE = "rFD-MobileNetV2"
 
-Result = dict[str, Any]
 
-
-def write_report(folder: Path, budget: str) -> None:
-    """Gathers the finished cells; writes JSON, plots, and the sections of both pages."""
-    cells = [_read(path) for path in sorted(folder.glob("*/result.json"))]
-    path = RESULTS / f"quality_{budget}.json"
-    path.write_text("[\n" + ",\n".join(json.dumps(cell) for cell in cells) + "\n]\n")
-    write_figures(folder, cells, rows_of(cells), budget)
-    replace_section(f"quality-{budget}", main_table(cells), PAGE)
-    replace_section(f"ablations-{budget}", ablation_table(cells), PAGE)
-    replace_section(f"rates-{budget}", rate_table(cells), PAGE)
+def write_report(store: Store, folder: Path, budget: str) -> None:
+    """Writes JSON, plots, and the sections of both pages."""
+    cells = list(store.results.values())
+    (RESULTS / f"quality_{budget}.json").write_text(store.to_json())
+    write_figures(folder, rows_of(cells), budget)
+    for name, text in sections(cells).items():
+        replace_section(f"{name}-{budget}", text, PAGE)
     replace_section("quality", summary_table(cells))
 
 
-def _read(path: Path) -> Result:
-    result: Result = json.loads(path.read_text())
-    extras = path.with_name("extras.json")
-    if extras.exists():
-        found = json.loads(extras.read_text())
-        result["test"] |= found.pop("test")
-        result["extras"] = found
-    return result
+def sections(cells: Sequence[Result]) -> dict[str, str]:
+    """The generated parts of the page."""
+    return {
+        "quality": main_table(cells),
+        "ablations": ablation_table(cells),
+        "rates": rate_table(cells),
+    }
 
 
 def read_cells(budget: str) -> list[Result]:
@@ -193,7 +188,7 @@ def rate_table(cells: Sequence[Result]) -> str:
     by_method: dict[tuple[str, str], dict[float, float]] = {}
     for cell in shown:
         errors = by_method.setdefault((cell["shape"], cell["title"]), {})
-        errors[cell["rate"]] = 100 * cell["validation"]["RMSE"][1][-1]
+        errors.setdefault(cell["rate"], 100 * cell["validation"]["RMSE"][1][-1])
     lines = [
         _line(["code maps", "method", *(f"{rate:g}" for rate in rates)]),
         _line("---" for _ in range(2 + len(rates))),

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from benchmarks.cifar10 import commit
-from benchmarks.quality.cells import ABLATIONS, FAIR, STOCHASTIC, Ablation, Budget, Cell, run_config
+from benchmarks.quality.budgets import Budget, run_config
+from benchmarks.quality.cells import ABLATIONS, FAIR, STOCHASTIC, Ablation, Cell
 from benchmarks.quality.peers import PeerQuantizer
 from benchmarks.quality.variants import VariantQuantizer
 from pipelines.config import DataConfig, PriorRunConfig, TokenizerRunConfig, TrainingConfig
@@ -114,8 +115,7 @@ def run_cell(cell: Cell, budget: Budget, data: DataConfig, folder: Path) -> None
     test = load_images(test_data(data), "validation")
     facts = {
         "cell": cell.name,
-        "dataset": cell.dataset,
-        "shape": cell.shape.name,
+        "shape": cell.place,
         "family": cell.shape.family,
         "method": cell.method.key,
         "title": cell.title,

@@ -11,6 +11,7 @@ from tokenizer.quantizer import (
     Mode,
     QuantizerOutput,
     StochasticQuantizer,
+    at_least_float32,
     full_precision,
     proximity,
     stochastic_quantization,
@@ -47,7 +48,7 @@ class VariantQuantizer(StochasticQuantizer):
         batch, _, height, width = latents.shape
         with full_precision(latents.device):
             variances = self.variances()
-            residual = latents.float().movedim(1, -1).flatten(0, 2)  # (N, D)
+            residual = at_least_float32(latents).movedim(1, -1).flatten(0, 2)  # (N, D)
             quantized = torch.zeros_like(residual)
             indices, entropies, errors = [], [], []
             for layer in range(self.num_layers):

@@ -1,0 +1,50 @@
+"""The results of finished cells, in one file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizer.pretrained import replace_file
+
+Result = dict[str, Any]
+
+
+class Store:
+    """Results by name of the cell: what a file already holds, and what lies in the run folder.
+
+    On a machine that is lent for minutes, the file is what one piece of work hands to the next.
+    """
+
+    def __init__(self, folder: Path, path: Path) -> None:
+        self._folder = folder
+        self._path = path
+        self.results: dict[str, Result] = {}
+        if path.exists():
+            self.results = {cell["cell"]: cell for cell in json.loads(path.read_text())}
+        self.gather()
+
+    def gather(self) -> None:
+        """Takes in what has finished since, and writes the file."""
+        for path in sorted(self._folder.glob("*/result.json")):
+            result = self.results.setdefault(path.parent.name, json.loads(path.read_text()))
+            extras = path.with_name("extras.json")
+            if "extras" not in result and extras.exists():
+                found = json.loads(extras.read_text())
+                result["test"] |= found.pop("test")
+                result["extras"] = found
+        if self.results:
+            replace_file(self._path, lambda path: path.write_text(self.to_json()))
+
+    def has_result(self, name: str) -> bool:
+        """Whether the cell is trained and measured."""
+        return name in self.results
+
+    def has_extras(self, name: str) -> bool:
+        """Whether distance and code length are measured, too, or the model for it is gone."""
+        is_gone = not (self._folder / name / "result.json").exists()
+        return "extras" in self.results[name] or is_gone
+
+    def to_json(self) -> str:
+        """A line per cell, by name."""
+        lines = (json.dumps(self.results[name]) for name in sorted(self.results))
+        return "[\n" + ",\n".join(lines) + "\n]\n"
