@@ -83,6 +83,7 @@ CPU = Budget(
         "per-layer-terms",
         "expected-terms",
         "hard-phase",
+        "no-noise",
     ),
     ablation_shapes=(Shape((8,), (4,), 64),),
     prior_shapes=(Shape((8,), (1,), 256), Shape((4, 8), (1, 1), 256), Shape((8,), (4,), 64)),

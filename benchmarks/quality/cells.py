@@ -118,6 +118,7 @@ ABLATIONS = {
     "per-layer-terms": Ablation(variant="per-layer-terms"),
     "expected-terms": Ablation(variant="expected-terms"),
     "hard-phase": Ablation(variant="hard-phase"),
+    "no-noise": Ablation(variant="no-noise"),
 }
 
 

@@ -17,7 +17,7 @@ from tokenizer.quantizer import (
     stochastic_quantization,
 )
 
-Variant = Literal["per-layer-terms", "expected-terms", "hard-phase"]
+Variant = Literal["per-layer-terms", "expected-terms", "hard-phase", "no-noise"]
 
 
 class VariantQuantizer(StochasticQuantizer):
@@ -25,6 +25,7 @@ class VariantQuantizer(StochasticQuantizer):
 
     per-layer-terms: Σ_l ‖r_l - Z_l‖² / (2 s_l²), a model without the sum of variances.
     expected-terms: the last layer's squared distance is its expectation under P, not the mixture's.
+    no-noise: the mixture's weights are the posterior's, sharpened by τ, without Gumbel noise.
     hard-phase: when `is_hard` is set, nearest codes with the gradient of the posterior's mean.
     """
 
@@ -59,7 +60,9 @@ class VariantQuantizer(StochasticQuantizer):
                 scores = proximity(residual, codebook)
                 posterior = (scores / variance).softmax(1)
                 chosen = draw.quantized
-                if self.is_hard:
+                if self.variant == "no-noise":
+                    chosen = (scores / variance / temperature).softmax(1) @ codebook
+                elif self.is_hard:
                     mean = posterior @ codebook
                     chosen = mean + (codebook[scores.argmax(1)] - mean).detach()
                 expected = residual.square().sum(1) - 2 * (posterior * scores).sum(1)
