@@ -1,6 +1,7 @@
 """The folder of a stage belongs to one run: its `config.json` tells which."""
 
 import json
+import os
 from typing import Any
 
 from pipelines.config import RunConfig
@@ -18,8 +19,11 @@ def check_output_dir(config: RunConfig) -> None:
     """Compares the run with the one that `output_dir` holds, if any.
 
     Raises:
-        InputError: it holds another one.
+        InputError: it holds another one, or cannot be written.
     """
+    existing = next(own for own in (config.output_dir, *config.output_dir.parents) if own.exists())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"run_dir: {existing} cannot be written; make it so, or give another one")
     path = config.output_dir / "config.json"
     if not path.exists():
         return
