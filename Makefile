@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint bench
+.PHONY: demo test lint bench faults
 
 demo: $(VENV)/installed
 	$(BIN)/python -m pipelines.demo
@@ -15,6 +15,9 @@ test: $(VENV)/installed
 BUDGET ?= cpu
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.cifar10 --data $(DATA) --weights $(WEIGHTS) --budget $(BUDGET)
+
+faults: $(VENV)/installed
+	$(BIN)/python -m benchmarks.faults
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

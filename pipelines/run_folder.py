@@ -21,7 +21,9 @@ def check_output_dir(config: RunConfig) -> None:
     Raises:
         InputError: it holds another one, or cannot be written.
     """
-    existing = next(own for own in (config.output_dir, *config.output_dir.parents) if own.exists())
+    # Not `Path.exists`, which fails in a folder that may not be entered.
+    folders = (config.output_dir, *config.output_dir.absolute().parents)
+    existing = next(own for own in folders if os.path.exists(own))
     if not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"run_dir: {existing} cannot be written; make it so, or give another one")
     path = config.output_dir / "config.json"

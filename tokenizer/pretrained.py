@@ -137,7 +137,7 @@ class PretrainedModule(nn.Module, Generic[ConfigT]):
         fields = {"model": type(self).__name__, **self.config.model_dump(mode="json")}
         weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         text = json.dumps(fields, indent=2) + "\n"
-        hashes = {_CONFIG_HASH: _text_hash(text.encode()), _WEIGHTS_HASH: _weights_hash(weights)}
+        hashes = {_HASHES: f"{_text_hash(text.encode())} {_weights_hash(weights)}"}
         replace_file(
             folder / "model.safetensors",
             lambda path: safetensors.torch.save_file(weights, path, hashes),
@@ -182,20 +182,21 @@ class PretrainedModule(nn.Module, Generic[ConfigT]):
         return digest.hexdigest()
 
 
-# A checkpoint's hashes, in the header of its weights
+# A checkpoint's hashes are one entry in the header of its weights: safetensors shuffles several.
 
-_CONFIG_HASH, _WEIGHTS_HASH = "config_sha256", "weights_sha256"
+_HASHES = "sha256"
 
 
 def _check_hashes(config_path: Path, weights_path: Path, weights: dict[str, Tensor]) -> None:
     """Compares what was read with what was saved; weights from elsewhere may have no hashes."""
     with safetensors.safe_open(weights_path, "pt") as file:
-        saved = file.metadata() or {}
-    if saved.keys().isdisjoint({_CONFIG_HASH, _WEIGHTS_HASH}):
+        header = file.metadata() or {}
+    if not header.keys() - {"format"}:
         return
-    if saved.get(_WEIGHTS_HASH) != _weights_hash(weights):
+    config_hash, _, weights_hash = header.get(_HASHES, "").partition(" ")
+    if weights_hash != _weights_hash(weights):
         raise InputError(f"{weights_path} is damaged: it does not match its own hash")
-    if saved.get(_CONFIG_HASH) != _text_hash(config_path.read_bytes()):
+    if config_hash != _text_hash(config_path.read_bytes()):
         raise InputError(f"{config_path} is damaged: it does not match the hash in {weights_path}")
 
 
