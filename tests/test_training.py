@@ -28,6 +28,7 @@ from tests.tiny_runs import (
     crash,
     first_gradients,
     logged,
+    make_stage,
     prior_run,
     tokenizer_run,
     train_with,
@@ -236,6 +237,31 @@ def test_a_damaged_state_is_refused(tmp_path: Path, tiny_run: Path, cache_dir: P
         train_tokenizer(tokenizer_run(tmp_path / "run", cache_dir))
 
 
+def test_a_damaged_state_is_left_for_the_one_before_it_when_asked(
+    tmp_path: Path, tiny_run: Path, cache_dir: Path
+) -> None:
+    shutil.copytree(tiny_run, tmp_path / "run")
+    config = tokenizer_run(tmp_path / "run", cache_dir)
+    path = sorted(config.output_dir.glob("state/*/state.json"))[-1]
+    path.write_bytes(b"")
+    with pytest.raises(InputError, match="--resume-from step_00000002 to go on"):
+        train_tokenizer(config)
+    train_tokenizer(config.model_copy(update={"resume_from": "step_00000002"}))
+    assert_same_run(config.output_dir, tiny_run / "tokenizer")
+
+
+def test_a_run_does_not_change_over_to_other_images(
+    tmp_path: Path, tiny_run: Path, cache_dir: Path
+) -> None:
+    """Images in a folder, say, may change while the configuration stays."""
+    shutil.copytree(tiny_run, tmp_path / "run")
+    config = tokenizer_run(tmp_path / "run", cache_dir)
+    data = config.data.model_copy(update={"seed": 1})
+    stage = make_stage(config.model_copy(update={"data": data}))
+    with pytest.raises(InputError, match=r"run_dir: .* was trained with other training images"):
+        pipelines.training.train(stage, config, make_accelerator(config))
+
+
 def test_a_prior_does_not_change_over_to_another_tokenizer(
     tmp_path: Path, tiny_run: Path, cache_dir: Path
 ) -> None:
@@ -247,6 +273,15 @@ def test_a_prior_does_not_change_over_to_another_tokenizer(
 
 
 # Before any work
+
+
+def test_a_folder_that_cannot_be_written_is_refused(
+    tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The benchmark has folders that really cannot; an administrator may write anywhere."""
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    with pytest.raises(InputError, match=f"run_dir: {tmp_path} cannot be written"):
+        train_tokenizer(tokenizer_run(tmp_path / "some" / "run", cache_dir))
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path, cache_dir: Path) -> None:

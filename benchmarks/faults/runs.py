@@ -79,7 +79,8 @@ def finished_run(
 ) -> TinyRun:
     """An uninterrupted run, the measure of the others; made once in a folder."""
     run = new_run(folder, f"whole_{stage}_{num_processes}", stage, trained)
-    jobs.run(run.module, run.arguments, run.run_dir / "output", num_processes)
+    if not (run.output_dir / "state" / f"step_{TOTAL_STEPS:08d}").exists():
+        jobs.run(run.module, run.arguments, run.run_dir / "output", num_processes)
     return run
 
 
