@@ -9,8 +9,11 @@ from tokenizer.pretrained import InputError, replace_file
 
 
 def write_run_config(config: RunConfig) -> None:
-    """Writes `config.json` into the run's folder."""
+    """Writes `config.json` into the run's folder, and removes what a killed run has left there."""
     config.output_dir.mkdir(parents=True, exist_ok=True)
+    for pattern in (".*.tmp*", "model/.*.tmp*"):  # of `replace_file`
+        for abandoned in config.output_dir.glob(pattern):
+            abandoned.unlink()
     text = config.model_dump_json(indent=2) + "\n"
     replace_file(config.output_dir / "config.json", lambda path: path.write_text(text))
 

@@ -265,7 +265,7 @@ def test_an_interrupted_save_keeps_the_old_checkpoint(
 ) -> None:
     expected = Small.from_pretrained(folder).content_hash()
 
-    def interrupted(weights: dict[str, Tensor], path: Path) -> None:
+    def interrupted(weights: dict[str, Tensor], path: Path, header: dict[str, str]) -> None:
         path.write_bytes(b"half of the weights")
         raise KeyboardInterrupt
 

@@ -7,6 +7,7 @@ benchmarks/results/faults.json, and exits with status 1 if anything was lost.
 import argparse
 import importlib
 import json
+import logging
 import shlex
 import sys
 import time
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    logging.disable(logging.WARNING)  # the trials provoke hundreds
     for family in arguments.families:
         run_family(family, arguments.folder, arguments.trials, arguments.seed)
     results = collect(arguments.folder)

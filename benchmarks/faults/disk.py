@@ -78,7 +78,9 @@ def _damage(run: TinyRun, expected: TrainingState, generator: np.random.Generato
     paths = [run.states()[-1] / name for name in STATE_FILES]
     paths += [model / name for name in MODEL_FILES]
     path = paths[generator.integers(len(paths))]
-    _spoil(path, run.states()[0] / path.name, generator)
+    # A whole model from another moment would be a model, not damage.
+    older = None if path.parent == model else run.states()[0] / path.name
+    _spoil(path, older, generator)
     if path.parent == model:
         kind: type[PretrainedModule] = Tokenizer if run.stage == "tokenizer" else Prior
         try:
@@ -100,7 +102,7 @@ def _damage(run: TinyRun, expected: TrainingState, generator: np.random.Generato
     return complaints
 
 
-def _spoil(path: Path, older: Path, generator: np.random.Generator) -> None:
+def _spoil(path: Path, older: Path | None, generator: np.random.Generator) -> None:
     """Changes a file in one of six ways."""
     before = path.read_bytes()
     data = bytearray(before)
@@ -115,7 +117,7 @@ def _spoil(path: Path, older: Path, generator: np.random.Generator) -> None:
             data[place : place + 512] = bytes(len(data[place : place + 512]))
         elif kind == 4:
             data += generator.bytes(1 + int(generator.integers(100)))
-        elif older.is_file():
+        elif older is not None:
             data = bytearray(older.read_bytes())
     path.write_bytes(data)
 
@@ -127,10 +129,11 @@ def _naming_complaints(message: str, path: Path) -> list[str]:
 
 def _way_out_complaints(run: TinyRun, whole: TinyRun) -> list[str]:
     """From the command line: a damaged state is refused, then taken to the end as asked."""
-    path = run.states()[-1] / "model.safetensors"
+    newest = run.states()[-1]
+    path = newest / "optimizer.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     refused = Job(run.module, run.arguments, run.run_dir / "output")
-    complaints = _refusal_complaints(refused, str(path))
+    complaints = _refusal_complaints(refused, str(newest))
     asked = Job(run.module, [*run.arguments, "--resume-from", PREVIOUS], run.run_dir / "output")
     statuses = asked.wait()
     if statuses != [0]:

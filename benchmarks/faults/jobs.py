@@ -53,7 +53,7 @@ class Job:
         self.processes: list[BaseProcess] = []
         for rank, output in enumerate(self.outputs):
             output.unlink(missing_ok=True)
-            environment = {"ACCELERATE_USE_CPU": "true"}
+            environment = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
             if num_processes > 1:
                 environment |= {
                     "RANK": str(rank),
