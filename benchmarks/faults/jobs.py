@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-PATIENCE = 120.0
+PATIENCE = 300.0
 """Seconds for what takes one or two; a machine may be slow."""
 NOBODY = 65534
 """A user who may write nowhere, on most systems."""

@@ -1,8 +1,8 @@
 """Training is killed at random moments, or asked to stop, and goes on with the same command.
 
 Four kinds of runs, each stage with one process and with two, take turns. A trial is one sudden end:
-four of five by SIGKILL, among them one with a real interpreter or torchrun now and then, the fifth
-by SIGTERM or Ctrl-C. What a run loses is found out at the latest when it is done: it must then
+four of five by SIGKILL, the fifth by SIGTERM or Ctrl-C; now and then of a new interpreter, or of
+all that torchrun has started. What a run loses is found out at the latest when it is done: it must then
 equal one that nobody has disturbed, bit for bit.
 """
 
@@ -34,7 +34,8 @@ KINDS: tuple[tuple[Stage, int], ...] = (
     ("tokenizer", 2),
     ("prior", 2),
 )
-TRIALS_PER_REAL_COMMAND = 16
+ENDS_OF_REAL_COMMANDS = (4, 7)
+"""Of twenty of a kind: a stop and a kill."""
 
 
 def run(folder: Path, num_trials: int, seed: int) -> Tally:
@@ -43,17 +44,16 @@ def run(folder: Path, num_trials: int, seed: int) -> Tally:
     num_tried = num_lost = 0
     trained = finished_run(folder, "tokenizer")
     for number, (stage, num_processes) in enumerate(KINDS):
-        count = len(range(number, num_trials, len(KINDS)))
+        wanted = len(range(number, num_trials, len(KINDS)))
         generator = np.random.default_rng((seed, number))
-        attempt = 0
-        while count > 0:
-            run = new_run(folder, f"killed_{stage}_{num_processes}_{attempt}", stage, trained)
-            num_ends, complaints = _disturb(run, num_processes, count, generator)
+        first = 0
+        while first < wanted:
+            run = new_run(folder, f"killed_{stage}_{num_processes}_{first}", stage, trained)
+            num_ends, complaints = _disturb(run, num_processes, range(first, wanted), generator)
             if not complaints:
                 whole = finished_run(folder, stage, num_processes, trained)
                 complaints = differences(run, whole)
-            count -= num_ends
-            attempt += 1
+            first += num_ends
             num_tried += num_ends
             # Which end did the damage cannot be told.
             num_lost += num_ends if complaints else 0
@@ -62,19 +62,19 @@ def run(folder: Path, num_trials: int, seed: int) -> Tally:
 
 
 def _disturb(
-    run: TinyRun, num_processes: int, most_ends: int, generator: np.random.Generator
+    run: TinyRun, num_processes: int, ends: range, generator: np.random.Generator
 ) -> tuple[int, list[str]]:
-    """Takes a run to its end through at most so many sudden ones; how many, and complaints."""
+    """Takes a run to its end through some of these sudden ones; how many, and complaints."""
     num_ends = 0
     while True:
-        is_real = num_ends % TRIALS_PER_REAL_COMMAND == TRIALS_PER_REAL_COMMAND - 1
+        end = ends.start + num_ends
+        is_real = end in ends and end % 20 in ENDS_OF_REAL_COMMANDS
         job = (RealJob if is_real else Job)(
             run.module, run.arguments, run.run_dir / "output", num_processes
         )
-        is_undisturbed = num_ends == most_ends
-        is_asked = num_ends % 5 == 4
+        is_asked = end % 5 == 4
         reached = False
-        if not is_undisturbed:
+        if end in ends:
             moments = (stepping, stepping, _saving) if is_asked else (_starting, *MOMENTS)
             moment = moments[generator.integers(len(moments))]
             reached = moment(run, job, generator)
