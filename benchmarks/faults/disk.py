@@ -53,6 +53,7 @@ def run(folder: Path, num_trials: int, seed: int) -> Tally:
     for number in range(num_trials):
         generator = np.random.default_rng((seed, number))
         stage: Stage = ("tokenizer", "prior")[int(generator.integers(2))]
+        shutil.rmtree(folder / "trial", ignore_errors=True)
         run = new_run(folder, "trial", stage, trained)
         if number % TRIALS_PER_DISK == TRIALS_PER_DISK - 1:
             is_full = number // TRIALS_PER_DISK % 4 != 0
@@ -64,7 +65,6 @@ def run(folder: Path, num_trials: int, seed: int) -> Tally:
             complaints = _damage(run, previous[stage], generator)
             if runs_command:
                 complaints = complaints or _way_out_complaints(run, wholes[stage])
-        shutil.rmtree(run.run_dir)
         num_lost += bool(complaints)
         notes += [f"trial {number}: {complaint}" for complaint in complaints]
     return Tally(num_trials, num_trials - num_lost, num_lost, notes)

@@ -2,11 +2,12 @@
 
 Four kinds of runs, each stage with one process and with two, take turns. A trial is one sudden end:
 four of five by SIGKILL, the fifth by SIGTERM or Ctrl-C; now and then of a new interpreter, or of
-all that torchrun has started. What a run loses is found out at the latest when it is done: it must then
-equal one that nobody has disturbed, bit for bit.
+all that torchrun has started. What a run loses is found out at the latest when it is done: it must
+then equal one that nobody has disturbed, bit for bit.
 """
 
 import re
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -48,7 +49,9 @@ def run(folder: Path, num_trials: int, seed: int) -> Tally:
         generator = np.random.default_rng((seed, number))
         first = 0
         while first < wanted:
-            run = new_run(folder, f"killed_{stage}_{num_processes}_{first}", stage, trained)
+            name = f"killed_{stage}_{num_processes}"
+            shutil.rmtree(folder / name, ignore_errors=True)
+            run = new_run(folder, name, stage, trained)
             num_ends, complaints = _disturb(run, num_processes, range(first, wanted), generator)
             if not complaints:
                 whole = finished_run(folder, stage, num_processes, trained)
