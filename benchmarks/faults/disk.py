@@ -30,7 +30,7 @@ from benchmarks.faults.tally import Tally
 from pipelines.checkpoints import TrainingState, load_state
 from prior import Prior
 from tokenizer import Tokenizer
-from tokenizer.pretrained import InputError, PretrainedModule
+from tokenizer.pretrained import InputError
 
 NUM_TRIALS = 220
 TRIALS_PER_DISK = 11
@@ -82,7 +82,7 @@ def _damage(run: TinyRun, expected: TrainingState, generator: np.random.Generato
     older = None if path.parent == model else run.states()[0] / path.name
     _spoil(path, older, generator)
     if path.parent == model:
-        kind: type[PretrainedModule] = Tokenizer if run.stage == "tokenizer" else Prior
+        kind: type[Tokenizer] | type[Prior] = Tokenizer if run.stage == "tokenizer" else Prior
         try:
             kind.from_pretrained(model)
         except InputError as error:

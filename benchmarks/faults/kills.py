@@ -108,7 +108,7 @@ def _starting(run: TinyRun, job: Job | RealJob, generator: np.random.Generator) 
 def stepping(run: TinyRun, job: Job | RealJob, generator: np.random.Generator) -> bool:
     """Some steps after the run has started, at any moment of a step."""
     path = run.output_dir / "metrics.jsonl"
-    first = generator.integers(1, 6)
+    first = int(generator.integers(1, 6))
     seen: set[int] = set()
 
     def has_gone_on() -> bool:
