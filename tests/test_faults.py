@@ -16,6 +16,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("faults")
 
 
+@pytest.mark.slow
 def test_killed_runs_equal_undisturbed_ones(folder: Path) -> None:
     assert kills.run(folder, 4, seed=0) == Tally(4, 4, 0, [])
 

@@ -9,6 +9,7 @@ import importlib
 import json
 import logging
 import shlex
+import signal
 import sys
 import time
 from pathlib import Path
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # mounted disks must go
     logging.disable(logging.WARNING)  # the trials provoke hundreds
     for family in arguments.families:
         run_family(family, arguments.folder, arguments.trials, arguments.seed)
