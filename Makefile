@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint bench bench-quality
+.PHONY: demo test lint bench bench-quality faults
 
 demo: $(VENV)/installed
 	$(BIN)/python -m pipelines.demo
@@ -18,6 +18,8 @@ bench: $(VENV)/installed
 
 bench-quality: $(VENV)/installed
 	$(BIN)/python -m benchmarks.quality --data $(DATA) --weights $(WEIGHTS) --budget $(BUDGET)
+faults: $(VENV)/installed
+	$(BIN)/python -m benchmarks.faults
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -12,7 +12,6 @@ import argparse
 import concurrent.futures
 import json
 import os
-import platform
 import shlex
 import subprocess
 import sys
@@ -20,9 +19,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
+from benchmarks.machine import commit, machine
 from benchmarks.readme import replace_section
 
 RESULTS = Path(__file__).parent / "results"
@@ -140,22 +139,11 @@ def run_model(name: str, run_dir: Path, data: Path, budget: str, weights: Path) 
         record.write_text(json.dumps(facts) + "\n")
 
 
-def commit() -> str:
-    """The project's commit, from git."""
-    git = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
-    return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-
-
 def collect(folder: Path, budget: str) -> None:
     """Gathers what the finished models have left into one JSON file and contact sheets."""
     results: dict[str, Any] = {
         "budget": budget,
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-            "python": platform.python_version(),
-        },
+        "machine": machine(),
         "models": {},
     }
     for name in MODELS:

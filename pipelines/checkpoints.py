@@ -1,21 +1,27 @@
 """Everything a run needs to go on, in `state/`: weights, moving average, optimizer and step.
 
 Random numbers, data order and rates are functions of the step, so nothing else has to be kept.
-Only safetensors and JSON are written and read.
+Only safetensors and JSON are written and read. `state.json` is the manifest: sizes and hashes of
+the other files, and of itself.
 """
 
+import contextlib
 import hashlib
 import json
-import os
+import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from tokenizer.pretrained import InputError, load_safetensors
+from tokenizer.pretrained import InputError, flush_to_disk, load_safetensors
+
+logger = logging.getLogger(__name__)
 
 OptimizerState = dict[int, dict[str, Tensor]]
 
@@ -30,21 +36,24 @@ class TrainingState(NamedTuple):
     """Moving average of the weights; empty if the run keeps none."""
     optimizer: OptimizerState
     """Tensors of the optimizer by parameter number."""
+    sources: Mapping[str, str] = MappingProxyType({})
+    """Hashes of what the run learns from, by name."""
 
 
 def save_state(folder: Path, state: TrainingState) -> None:
-    """Writes `folder/step_NNNNNNNN`, then removes the older ones.
+    """Writes `folder/step_NNNNNNNN`; of the others, only the one before it stays.
 
     The files lie under a temporary name until all are on the disk, so that a run killed at any
-    moment finds the new state or the old one.
+    moment finds the new state or the old one. What has this name already makes way by a rename.
     """
     target = folder / f"step_{state.step:08d}"
     temporary = folder / f".{target.name}.tmp"
+    replaced = folder / f".{target.name}.replaced.tmp"
     for abandoned in folder.glob(".step_*.tmp"):
         shutil.rmtree(abandoned)
     temporary.mkdir(parents=True)
     try:
-        hashes = {}
+        files = {}
         for name, tensors in (
             ("model", state.model),
             ("ema", state.ema),
@@ -53,44 +62,82 @@ def save_state(folder: Path, state: TrainingState) -> None:
             path = temporary / f"{name}.safetensors"
             contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
             safetensors.torch.save_file(contiguous, path)
-            hashes[path.name] = _sha256(path)
-        manifest = {"step": state.step, "sha256": hashes}
+            files[path.name] = _describe(path)
+        manifest = {"step": state.step, "sources": dict(state.sources), "files": files}
+        manifest["sha256"] = _manifest_hash(manifest)
         (temporary / "state.json").write_text(json.dumps(manifest, indent=2) + "\n")
-        for path in temporary.iterdir():
-            _flush(path)
+        for path in [*temporary.iterdir(), temporary]:
+            flush_to_disk(path)
         if target.exists():
-            shutil.rmtree(target)
+            target.rename(replaced)
         temporary.rename(target)
-        _flush(folder)
+        flush_to_disk(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    for older in _states(folder):
-        if older != target:
-            shutil.rmtree(older)
+    shutil.rmtree(replaced, ignore_errors=True)
+    older = [own for own in _states(folder) if own.name < target.name]
+    for needless in _states(folder):
+        if needless not in (target, *older[-1:]):
+            shutil.rmtree(needless)
 
 
-def load_state(folder: Path) -> TrainingState | None:
+def load_state(folder: Path, fallback: str | None = None) -> TrainingState | None:
     """The newest state, or None before the first.
 
+    Args:
+        folder: holds the states.
+        fallback: name of an older state, which is taken if the newest is damaged.
+
     Raises:
-        InputError: the newest state is damaged.
+        InputError: the newest state is damaged, and so is the fallback or there is none.
     """
     states = _states(folder)
+    names = [own.name for own in states]
+    if fallback is not None and fallback not in names:
+        held = ", ".join(names) or "no checkpoint"
+        raise InputError(f"resume_from must name a checkpoint in {folder}, got {fallback}: {held}")
     if not states:
         return None
     newest = states[-1]
     try:
-        manifest = json.loads((newest / "state.json").read_text())
-        step, hashes = int(manifest["step"]), dict(manifest["sha256"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{newest / 'state.json'} is damaged: {error}") from error
-    tensors = {}
-    for name in ("model", "ema", "optimizer"):
-        path = newest / f"{name}.safetensors"
-        if not path.is_file() or _sha256(path) != hashes.get(path.name):
-            raise InputError(f"{path} is damaged: it does not match state.json")
-        tensors[name] = load_safetensors(path)
-    return TrainingState(step, tensors["model"], tensors["ema"], _unflatten(tensors["optimizer"]))
+        return _read_state(newest)
+    except InputError as error:
+        if fallback in (None, newest.name):
+            way_out = (
+                f"give --resume-from {names[-2]} to go on from the checkpoint before it"
+                if len(names) > 1
+                else f"there is none before it: remove {folder.parent} to start anew"
+            )
+            raise InputError(f"{error}; {way_out}") from error
+        logger.warning("%s; going on from %s", error, fallback)
+    return _read_state(folder / fallback)
+
+
+def newest_sources(output_dir: Path) -> Mapping[str, str] | None:
+    """What the newest state was trained on; None if there is none, or it cannot be read."""
+    for newest in _states(output_dir / "state")[-1:]:
+        with contextlib.suppress(InputError):  # `load_state` will complain
+            sources: dict[str, str] = _read_manifest(newest)["sources"]
+            return sources
+    return None
+
+
+def check_sources(
+    output_dir: Path, saved: Mapping[str, str] | None, given: Mapping[str, str]
+) -> None:
+    """A run must not change over to other data in its course.
+
+    Raises:
+        InputError: it would; the message names what has changed.
+    """
+    if saved is None:
+        return
+    for name, content_hash in given.items():
+        if saved.get(name) != content_hash:
+            raise InputError(
+                f"run_dir: {output_dir} was trained with other {name}; bring them back to resume "
+                "it, or give another run-dir"
+            )
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> OptimizerState:
@@ -109,6 +156,49 @@ def _states(folder: Path) -> list[Path]:
     return sorted(folder.glob("step_*")) if folder.is_dir() else []
 
 
+def _read_state(folder: Path) -> TrainingState:
+    manifest = _read_manifest(folder)
+    tensors = {}
+    for name in ("model", "ema", "optimizer"):
+        path = folder / f"{name}.safetensors"
+        if not path.is_file() or _describe(path) != manifest["files"][path.name]:
+            raise InputError(f"{path} is damaged: it does not match state.json")
+        tensors[name] = load_safetensors(path)
+    return TrainingState(
+        manifest["step"],
+        tensors["model"],
+        tensors["ema"],
+        _unflatten(tensors["optimizer"]),
+        manifest["sources"],
+    )
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / "state.json"
+    try:
+        manifest = json.loads(path.read_text())
+        if manifest["sha256"] != _manifest_hash(manifest):
+            raise ValueError("it does not match its own hash")
+        if folder.name != f"step_{manifest['step']:08d}":
+            raise ValueError(f"it is of step {manifest['step']}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged: {error}") from error
+    return dict(manifest)
+
+
+def _manifest_hash(manifest: dict[str, Any]) -> str:
+    hashed = {name: value for name, value in manifest.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
+
+
+def _describe(path: Path) -> dict[str, int | str]:
+    with path.open("rb") as file:
+        return {
+            "bytes": path.stat().st_size,
+            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+        }
+
+
 def _flatten(state: OptimizerState) -> dict[str, Tensor]:
     return {
         f"{number}.{name}": tensor
@@ -123,16 +213,3 @@ def _unflatten(tensors: dict[str, Tensor]) -> OptimizerState:
         number, name = key.split(".", 1)
         state.setdefault(int(number), {})[name] = tensor
     return state
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

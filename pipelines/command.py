@@ -3,8 +3,10 @@
 import contextlib
 import io
 import logging
+import os
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -13,6 +15,7 @@ from accelerate import PartialState
 from pydantic import ValidationError
 from safetensors import SafetensorError
 
+from pipelines.processes import is_lost_partner
 from tokenizer.pretrained import InputError, StrictConfig, describe_validation_error
 
 ConfigT = TypeVar("ConfigT", bound=StrictConfig)
@@ -134,12 +137,12 @@ def _section(config: object, class_name: str) -> str:
 def run_command(main: Callable[[], None]) -> NoReturn:
     """Runs a command; an expected error becomes one line on stderr and exit status 2.
 
-    A traceback means a bug.
+    A traceback means a bug. SIGTERM stops a command as Ctrl-C does.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for name in ("torch", "accelerate", "matplotlib", "PIL"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    with contextlib.suppress(BrokenPipeError):
+    with contextlib.suppress(BrokenPipeError), _sigterm_like_ctrl_c():
         try:
             main()
         except ValidationError as error:
@@ -150,11 +153,31 @@ def run_command(main: Callable[[], None]) -> NoReturn:
         except OSError as error:
             named = f"{error.filename}: " if error.filename else ""
             fail(f"{named}{error.strerror or error}")
+        except RuntimeError as error:
+            if not is_lost_partner(error):
+                raise
+            fail(
+                "another process of this run has ended, or is silent; its own message says why; "
+                "run the same command to go on"
+            )
         except KeyboardInterrupt as error:
-            print(str(error) or "stopped", file=sys.stderr)
+            if os.environ.get("RANK", "0") == "0":
+                print(str(error) or "stopped; run the same command again", file=sys.stderr)
             raise SystemExit(130) from None
         PartialState().destroy_process_group()
     raise SystemExit(0)
+
+
+@contextlib.contextmanager
+def _sigterm_like_ctrl_c() -> Iterator[None]:
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def announce(message: str) -> None:

@@ -92,6 +92,8 @@ class RunConfig(StrictConfig):
     run_dir: Path
     """Folder of the run, with tokenizer/ and prior/."""
     training: TrainingConfig = TrainingConfig()
+    resume_from: Annotated[str | None, Field(pattern=r"^step_\d{8,}$", exclude=True)] = None
+    """Older checkpoint in state/ to go on from if the newest is damaged: step_00001000, say."""
 
     @property
     def tokenizer_dir(self) -> Path:

@@ -62,6 +62,14 @@ def to_uint8(
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
+def image_hashes(train: ImageDataset, validation: ImageDataset) -> dict[str, str]:
+    """What a run learns from, by name and content."""
+    return {
+        "training images": train.content_hash,
+        "validation images": validation.content_hash,
+    }
+
+
 def chosen_items(num_items: int, count: int, seed: int = 0) -> Int64[np.ndarray, " chosen"]:
     """At most `count` of the items, a seeded choice: folders are sorted by class."""
     generator = torch.Generator().manual_seed(seed)

@@ -1,7 +1,6 @@
 """Stage two for the training loop: cached codes, the prior's likelihood, samples."""
 
 import math
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -10,9 +9,10 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
 
+from pipelines.checkpoints import check_sources, newest_sources
 from pipelines.codes import extract_codes
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
-from pipelines.data import chosen_items, load_images, to_uint8
+from pipelines.data import chosen_items, image_hashes, load_images, to_uint8
 from pipelines.plots import image_grid
 from pipelines.processes import own_share, seed_everything, sum_over_processes
 from pipelines.run_log import Metrics
@@ -64,7 +64,12 @@ class PriorStage:
                 "guidance_scale must be 1 without classes and prior.label_dropout, "
                 f"got {config.guidance_scale}"
             )
-        _check_tokenizer_is_the_same(config.output_dir / "model", self.tokenizer)
+        self.sources = {
+            "tokenizer weights": self.tokenizer.content_hash(),
+            **image_hashes(train_images, validation_images),
+        }
+        # Now, not after the codes of all images have been extracted.
+        check_sources(config.output_dir, newest_sources(config.output_dir), self.sources)
         seed_everything(config.training.seed)
         self.model = Prior(
             PriorConfig(
@@ -148,14 +153,3 @@ class PriorStage:
         )
         columns = num_classes if 0 < num_classes <= 16 else 8
         return image_grid(to_uint8(self.tokenizer.decode(indices)).cpu(), columns)
-
-
-def _check_tokenizer_is_the_same(saved: Path, tokenizer: Tokenizer) -> None:
-    """A prior that is trained further must not change over to other codes."""
-    if not (saved / "config.json").exists():
-        return
-    if Prior.from_pretrained(saved).config.tokenizer_hash != tokenizer.content_hash():
-        raise InputError(
-            f"tokenizer: {saved.parent} was trained over the codes of another one; remove it "
-            "to train a prior anew"
-        )

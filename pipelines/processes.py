@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, distributed
 
 from tokenizer.pretrained import InputError
 
@@ -26,6 +26,14 @@ def new_accelerator(**options: Any) -> Accelerator:
             f"Accelerate sees, got {world}"
         )
     return accelerator
+
+
+def is_lost_partner(error: BaseException) -> bool:
+    """Whether an error says that another process of the run has ended, or is silent."""
+    # gloo raises a bare RuntimeError, led by the path of its source.
+    return isinstance(error, distributed.DistError) or (
+        isinstance(error, RuntimeError) and "/gloo/" in str(error)
+    )
 
 
 def seed_everything(*numbers: int) -> None:

@@ -1,6 +1,7 @@
 """The folder of a stage belongs to one run: its `config.json` tells which."""
 
 import json
+import os
 from typing import Any
 
 from pipelines.config import RunConfig
@@ -8,8 +9,11 @@ from tokenizer.pretrained import InputError, replace_file
 
 
 def write_run_config(config: RunConfig) -> None:
-    """Writes `config.json` into the run's folder."""
+    """Writes `config.json` into the run's folder, and removes what a killed run has left there."""
     config.output_dir.mkdir(parents=True, exist_ok=True)
+    for pattern in (".*.tmp*", "model/.*.tmp*"):  # of `replace_file`
+        for abandoned in config.output_dir.glob(pattern):
+            abandoned.unlink()
     text = config.model_dump_json(indent=2) + "\n"
     replace_file(config.output_dir / "config.json", lambda path: path.write_text(text))
 
@@ -18,8 +22,13 @@ def check_output_dir(config: RunConfig) -> None:
     """Compares the run with the one that `output_dir` holds, if any.
 
     Raises:
-        InputError: it holds another one.
+        InputError: it holds another one, or cannot be written.
     """
+    # Not `Path.exists`, which fails in a folder that may not be entered.
+    folders = (config.output_dir, *config.output_dir.absolute().parents)
+    existing = next(own for own in folders if os.path.exists(own))
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"run_dir: {existing} cannot be written; make it so, or give another one")
     path = config.output_dir / "config.json"
     if not path.exists():
         return

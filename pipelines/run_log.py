@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -9,7 +10,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from tokenizer.pretrained import replace_file
+from tokenizer.pretrained import InputError, replace_file
 
 Metrics = Mapping[str, float | list[float]]
 
@@ -18,6 +19,9 @@ class RunLog:
     """Writes metrics on the main process; metrics.jsonl has no step twice, also after a resume.
 
     TensorBoard keeps what an interrupted run had shown, and shows the later value.
+
+    Raises:
+        InputError: a line of metrics.jsonl is damaged.
     """
 
     def __init__(self, folder: Path, accelerator: Accelerator, first_step: int) -> None:
@@ -26,13 +30,8 @@ class RunLog:
         if accelerator.is_main_process:
             path = folder / "metrics.jsonl"
             if path.exists():
-                # Lines after the checkpoint that the run resumes from will be written again.
-                kept = [
-                    line
-                    for line in path.read_text().splitlines(keepends=True)
-                    if line.endswith("\n") and json.loads(line)["step"] <= first_step
-                ]
-                replace_file(path, lambda temporary: temporary.write_text("".join(kept)))
+                kept = _lines_until(path, first_step)
+                replace_file(path, lambda temporary: temporary.write_bytes(b"".join(kept)))
             self._file = path.open("a")
         accelerator.init_trackers("tensorboard")
 
@@ -51,6 +50,11 @@ class RunLog:
         for tracker in self._accelerator.trackers:
             tracker.finish()
 
+    def flush(self) -> None:
+        """Waits until all lines are on the disk: a checkpoint must not be ahead of them."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
     def write(self, step: int, phase: str, metrics: Metrics) -> None:
         """One line: `step` counts finished optimizer steps, `phase` is train or validation."""
         if self._file is None:
@@ -64,6 +68,22 @@ class RunLog:
             elif math.isfinite(value):
                 flat[f"{phase}/{name}"] = value
         self._accelerator.log(flat, step=step)
+
+
+def _lines_until(path: Path, last_step: int) -> list[bytes]:
+    """What was written up to a step; later lines will be written again."""
+    kept = []
+    *lines, _ = path.read_bytes().split(b"\n")  # the rest was cut off in the midst of writing
+    for number, line in enumerate(lines, 1):
+        try:
+            step = int(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{path}: line {number} is damaged: repair or remove it to go on"
+            ) from error
+        if step <= last_step:
+            kept.append(line + b"\n")
+    return kept
 
 
 def read_metrics(folder: Path, phase: str) -> dict[str, list[list[Any]]]:

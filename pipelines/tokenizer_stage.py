@@ -10,7 +10,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pipelines.config import TokenizerRunConfig
-from pipelines.data import ImageDataset, chosen_items, load_images, to_float, to_uint8
+from pipelines.data import (
+    ImageDataset,
+    chosen_items,
+    image_hashes,
+    load_images,
+    to_float,
+    to_uint8,
+)
 from pipelines.metrics import SSIM_WINDOW, reconstruction_metrics
 from pipelines.plots import comparison
 from pipelines.processes import seed_everything
@@ -58,6 +65,7 @@ class TokenizerStage:
             self.train_images = load_images(config.data, "train")
             self.validation_images = load_images(config.data, "validation")
         self.num_items = len(self.train_images)
+        self.sources = image_hashes(self.train_images, self.validation_images)
         self.device = accelerator.device
         self.num_values = config.data.channels * config.data.image_size**2
 

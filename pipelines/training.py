@@ -6,10 +6,7 @@ the uninterrupted one bit by bit on a CPU. To resume, run the same command again
 """
 
 import math
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -26,6 +23,7 @@ from tqdm import tqdm
 from pipelines.batches import BatchOrder
 from pipelines.checkpoints import (
     TrainingState,
+    check_sources,
     load_state,
     optimizer_state,
     restore_optimizer,
@@ -36,6 +34,7 @@ from pipelines.optimizer import make_optimizer, set_learning_rate
 from pipelines.processes import new_accelerator, seed_everything
 from pipelines.run_folder import write_run_config
 from pipelines.run_log import Metrics, RunLog
+from pipelines.stopping import noted_signals
 from tokenizer.pretrained import InputError, PretrainedModule
 
 
@@ -58,6 +57,8 @@ class Stage(Protocol):
 
     num_items: int
     """Training items."""
+    sources: dict[str, str]
+    """Hashes of what the run learns from, by name; they must not change in its course."""
 
     @property
     def model(self) -> PretrainedModule[Any]:
@@ -123,12 +124,15 @@ def train(stage: Stage, run_config: RunConfig, accelerator: Accelerator) -> None
 
     Raises:
         DivergenceError: a non-finite term; the last checkpoint stays.
-        InputError: a damaged checkpoint.
+        InputError: a damaged checkpoint, or one that was trained on something else.
+        KeyboardInterrupt: the run was asked to stop; it is saved.
     """
     config, output_dir = run_config.training, run_config.output_dir
     if accelerator.is_main_process:
         write_run_config(run_config)
-    state = load_state(output_dir / "state")
+    state = load_state(output_dir / "state", run_config.resume_from)
+    if state is not None:
+        check_sources(output_dir, state.sources, stage.sources)
     model = stage.model
     if state is None:
         stage.initialize()
@@ -153,8 +157,6 @@ def train(stage: Stage, run_config: RunConfig, accelerator: Accelerator) -> None
         flip=True,
     )
     run = _Run(stage, config, output_dir, accelerator, model, ema, optimizer)
-    # Several processes would have to agree on the step to stop at: there a signal stops at once.
-    is_alone = accelerator.num_processes == 1
     bar = tqdm(
         total=config.total_steps * config.batch_size,
         initial=first_step * config.batch_size,
@@ -162,7 +164,11 @@ def train(stage: Stage, run_config: RunConfig, accelerator: Accelerator) -> None
         unit_scale=True,
         disable=not accelerator.is_main_process,
     )
-    with bar, RunLog(output_dir, accelerator, first_step) as log, _stop_signal(is_alone) as stop:
+    with (
+        bar,
+        RunLog(output_dir, accelerator, first_step) as log,
+        noted_signals(accelerator) as stop,
+    ):
         started, logged_step = time.perf_counter(), first_step
         for step in range(first_step, config.total_steps):
             seed_everything(config.seed, accelerator.process_index, step)
@@ -187,7 +193,7 @@ def train(stage: Stage, run_config: RunConfig, accelerator: Accelerator) -> None
                 ema.update(model, step=finished)
             bar.update(config.batch_size)
             is_last = finished == config.total_steps
-            stops = stop.is_requested
+            stops = stop.is_agreed()
             saves = finished % config.checkpoint_interval == 0 or is_last or stops
             if finished % config.log_interval == 0 or saves:
                 terms = _to_numbers(loss.terms)
@@ -204,6 +210,7 @@ def train(stage: Stage, run_config: RunConfig, accelerator: Accelerator) -> None
                 log.write(finished, "validation", run.validate(finished))
                 started, logged_step = time.perf_counter(), finished
             if saves:
+                log.flush()
                 run.save(finished)
             if stops:
                 raise KeyboardInterrupt(
@@ -246,37 +253,16 @@ class _Run(NamedTuple):
         if self.accelerator.is_main_process:
             ema = {} if self.ema is None else self.ema.module.state_dict()
             state = TrainingState(
-                step, self.model.state_dict(), ema, optimizer_state(self.optimizer)
+                step,
+                self.model.state_dict(),
+                ema,
+                optimizer_state(self.optimizer),
+                self.stage.sources,
             )
             # The state last: a run that was killed in between saves the model once more.
             self.model_in_use.save_pretrained(self.output_dir / "model")
             save_state(self.output_dir / "state", state)
         self.accelerator.wait_for_everyone()
-
-
-class _Stop:
-    is_requested = False
-
-
-@contextmanager
-def _stop_signal(is_noted: bool) -> Iterator[_Stop]:
-    """Notes Ctrl-C and SIGTERM, so that the step under way is finished and saved."""
-    stop = _Stop()
-    if not is_noted:
-        yield stop
-        return
-
-    def note(number: int, frame: object) -> None:
-        if stop.is_requested:  # the second time: at once
-            raise KeyboardInterrupt("stopped at once; the last checkpoint is whole")
-        stop.is_requested = True
-
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _to_numbers(terms: dict[str, Tensor]) -> dict[str, float | list[float]]:

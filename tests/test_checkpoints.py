@@ -8,7 +8,9 @@ import torch
 
 from pipelines.checkpoints import (
     TrainingState,
+    check_sources,
     load_state,
+    newest_sources,
     optimizer_state,
     restore_optimizer,
     save_state,
@@ -35,6 +37,10 @@ def assert_equal(loaded: TrainingState | None, saved: TrainingState) -> None:
             assert torch.equal(loaded.optimizer[number][name], tensor)
 
 
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
 def test_there_is_no_state_before_the_first(tmp_path: Path) -> None:
     assert load_state(tmp_path / "state") is None
 
@@ -51,12 +57,12 @@ def test_a_state_without_a_moving_average_comes_back_as_it_was(tmp_path: Path) -
     assert_equal(load_state(tmp_path / "state"), state)
 
 
-def test_only_the_newest_state_is_kept(tmp_path: Path) -> None:
+def test_the_newest_state_and_the_one_before_it_are_kept(tmp_path: Path) -> None:
     states = [make_state(step) for step in (9, 10, 100)]
     for state in states:
         save_state(tmp_path / "state", state)
     assert_equal(load_state(tmp_path / "state"), states[-1])
-    assert [path.name for path in (tmp_path / "state").iterdir()] == ["step_00000100"]
+    assert names(tmp_path / "state") == ["step_00000010", "step_00000100"]
 
 
 def test_a_state_can_be_saved_again(tmp_path: Path) -> None:
@@ -91,7 +97,7 @@ def test_the_old_state_survives_a_failure_to_write_the_new_one(tmp_path: Path) -
     with pytest.raises(AttributeError):
         save_state(tmp_path / "state", broken)
     assert_equal(load_state(tmp_path / "state"), state)
-    assert [path.name for path in (tmp_path / "state").iterdir()] == ["step_00000007"]
+    assert names(tmp_path / "state") == ["step_00000007"]
 
 
 @pytest.mark.parametrize("name", ["model", "ema", "optimizer"])
@@ -114,6 +120,104 @@ def test_a_state_without_a_whole_manifest_is_refused(tmp_path: Path, text: str) 
     (tmp_path / "state" / "step_00000007" / "state.json").write_text(text)
     with pytest.raises(InputError, match=r"state\.json is damaged"):
         load_state(tmp_path / "state")
+
+
+def digits(text: str) -> list[int]:
+    return [place for place, letter in enumerate(text) if letter.isdigit()]
+
+
+def test_a_manifest_with_another_digit_anywhere_is_refused(tmp_path: Path) -> None:
+    save_state(tmp_path / "state", make_state(7)._replace(sources={"training images": "12ab"}))
+    path = tmp_path / "state" / "step_00000007" / "state.json"
+    text = path.read_text()
+    for place in digits(text)[::7]:
+        changed = chr(ord(text[place]) ^ 1)
+        path.write_text(text[:place] + changed + text[place + 1 :])
+        with pytest.raises(InputError, match=r"state\.json is damaged"):
+            load_state(tmp_path / "state")
+
+
+def test_a_state_under_the_name_of_another_is_refused(tmp_path: Path) -> None:
+    save_state(tmp_path / "state", make_state(7))
+    (tmp_path / "state" / "step_00000007").rename(tmp_path / "state" / "step_00000008")
+    with pytest.raises(InputError, match=r"state\.json is damaged: it is of step 7"):
+        load_state(tmp_path / "state")
+
+
+# The checkpoint before
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Path:
+    """States 7 and 8; the newer one is damaged."""
+    for step in (7, 8):
+        torch.manual_seed(step)
+        save_state(tmp_path / "state", make_state(step))
+    path = tmp_path / "state" / "step_00000008" / "ema.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    return tmp_path / "state"
+
+
+def test_the_state_before_a_damaged_one_is_named_and_taken_only_when_asked(damaged: Path) -> None:
+    with pytest.raises(InputError, match=r"ema\.safetensors .*--resume-from step_00000007 to go"):
+        load_state(damaged)
+    with pytest.raises(InputError, match="step_00000007"):
+        load_state(damaged, "step_00000008")
+    torch.manual_seed(7)
+    assert_equal(load_state(damaged, "step_00000007"), make_state(7))
+
+
+def test_the_newest_state_is_taken_as_long_as_it_is_whole(tmp_path: Path) -> None:
+    """So that the same command, with its option, can be repeated."""
+    states = [make_state(step) for step in (7, 8)]
+    for state in states:
+        save_state(tmp_path / "state", state)
+    assert_equal(load_state(tmp_path / "state", "step_00000007"), states[1])
+
+
+def test_a_state_that_is_not_there_is_refused(damaged: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"resume_from must .* got step_00000001: step_00000007, step_00000008"
+    ):
+        load_state(damaged, "step_00000001")
+    with pytest.raises(InputError, match="no checkpoint"):
+        load_state(damaged / "none", "step_00000001")
+
+
+def test_without_a_state_before_it_the_way_out_is_to_start_anew(tmp_path: Path) -> None:
+    save_state(tmp_path / "state", make_state(7))
+    (tmp_path / "state" / "step_00000007" / "state.json").unlink()
+    with pytest.raises(InputError, match=f"there is none before it: remove {tmp_path} to start"):
+        load_state(tmp_path / "state")
+
+
+def test_a_damaged_state_makes_way_for_the_one_that_is_saved_again(damaged: Path) -> None:
+    state = make_state(8)
+    save_state(damaged, state)
+    assert_equal(load_state(damaged), state)
+    assert names(damaged) == ["step_00000007", "step_00000008"]
+
+
+def test_a_damaged_newer_state_goes_when_an_older_one_has_been_saved(damaged: Path) -> None:
+    (damaged / "step_00000008").rename(damaged / "step_00000010")
+    save_state(damaged, make_state(9))
+    assert names(damaged) == ["step_00000007", "step_00000009"]
+
+
+# What it was trained on
+
+
+def test_a_run_is_refused_when_what_it_learns_from_has_changed(tmp_path: Path) -> None:
+    sources = {"training images": "a", "validation images": "b"}
+    assert newest_sources(tmp_path) is None
+    check_sources(tmp_path, None, sources)
+    save_state(tmp_path / "state", make_state(7)._replace(sources=sources))
+    check_sources(tmp_path, newest_sources(tmp_path), sources)
+    loaded = load_state(tmp_path / "state")
+    assert loaded is not None
+    assert loaded.sources == sources
+    with pytest.raises(InputError, match=r"run_dir: .* was trained with other validation images"):
+        check_sources(tmp_path, newest_sources(tmp_path), {**sources, "validation images": "c"})
 
 
 def test_a_restored_optimizer_goes_on_bit_for_bit() -> None:

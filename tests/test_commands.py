@@ -367,7 +367,7 @@ def test_a_run_in_the_same_folder_with_other_options_is_refused(run: Run, copy: 
 
 
 def test_a_damaged_state_is_refused(run: Run, copy: Path) -> None:
-    (path,) = copy.glob("prior/state/*/optimizer.safetensors")
+    path = sorted(copy.glob("prior/state/*/optimizer.safetensors"))[-1]
     path.write_bytes(b"damaged")
     config = copy / "prior" / "config.json"
     assert_refused(

@@ -201,6 +201,36 @@ def test_an_absent_weight_file_is_rejected(folder: Path) -> None:
         load_safetensors(folder)
 
 
+def test_a_changed_bit_of_the_weights_is_rejected(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"model\.safetensors is damaged: it does not match its"):
+        Small.from_pretrained(folder)
+
+
+def test_a_config_that_is_not_the_one_of_the_weights_is_rejected(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(path.read_text() + "\n")
+    with pytest.raises(InputError, match=r"config\.json is damaged: it does not match the hash"):
+        Small.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("header", [None, {"format": "pt"}])
+def test_weights_from_elsewhere_need_no_hashes(folder: Path, header: dict[str, str] | None) -> None:
+    weights = {name: own + 1 for name, own in Small.from_pretrained(folder).state_dict().items()}
+    safetensors.torch.save_file(weights, folder / "model.safetensors", header)
+    assert torch.equal(Small.from_pretrained(folder).weight, weights["weight"])
+
+
+def test_a_damaged_header_does_not_pass_for_weights_from_elsewhere(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes().replace(b'"sha256"', b'"sha257"'))
+    with pytest.raises(InputError, match=r"model\.safetensors is damaged"):
+        Small.from_pretrained(folder)
+
+
 def test_weights_that_do_not_fit_leave_the_module_alone() -> None:
     module = Small(SmallConfig(width=2))
     before = module.content_hash()
@@ -235,7 +265,7 @@ def test_an_interrupted_save_keeps_the_old_checkpoint(
 ) -> None:
     expected = Small.from_pretrained(folder).content_hash()
 
-    def interrupted(weights: dict[str, Tensor], path: Path) -> None:
+    def interrupted(weights: dict[str, Tensor], path: Path, header: dict[str, str]) -> None:
         path.write_bytes(b"half of the weights")
         raise KeyboardInterrupt
 

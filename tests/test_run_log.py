@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.run_log import RunLog, read_metrics
+from tokenizer.pretrained import InputError
 
 
 class Recorder(Accelerator):
@@ -82,6 +83,17 @@ def test_a_line_that_was_cut_off_is_dropped(tmp_path: Path) -> None:
     path.write_text(path.read_text()[:-5])
     write(tmp_path, range(3, 5), 3)
     assert read_metrics(tmp_path, "train")["loss"] == [[1, 2, 3, 4], [1.0, 2.0, 3.0, 4.0]]
+
+
+@pytest.mark.parametrize("damage", [b"\xff", b"}", b"\r", b""])
+def test_a_damaged_line_is_named(tmp_path: Path, damage: bytes) -> None:
+    write(tmp_path, range(1, 4))
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_bytes().split(b"\n")
+    lines[1] = lines[1][:5] + damage + lines[1][6:]
+    path.write_bytes(b"\n".join(lines))
+    with pytest.raises(InputError, match=r"metrics\.jsonl: line 2 is damaged"):
+        write(tmp_path, range(3, 5), 3)
 
 
 def test_layers_become_curves_of_their_own_in_the_tracker(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from tests.tiny_runs import (
     crash,
     first_gradients,
     logged,
+    make_stage,
     prior_run,
     tokenizer_run,
     train_with,
@@ -230,10 +231,35 @@ def test_a_moved_run_goes_on(tmp_path: Path, cache_dir: Path, tiny_run: Path) ->
 
 def test_a_damaged_state_is_refused(tmp_path: Path, tiny_run: Path, cache_dir: Path) -> None:
     shutil.copytree(tiny_run, tmp_path / "run")
-    (path,) = (tmp_path / "run").glob("tokenizer/state/*/model.safetensors")
+    path = sorted((tmp_path / "run").glob("tokenizer/state/*/model.safetensors"))[-1]
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(InputError, match=r"model\.safetensors is damaged"):
         train_tokenizer(tokenizer_run(tmp_path / "run", cache_dir))
+
+
+def test_a_damaged_state_is_left_for_the_one_before_it_when_asked(
+    tmp_path: Path, tiny_run: Path, cache_dir: Path
+) -> None:
+    shutil.copytree(tiny_run, tmp_path / "run")
+    config = tokenizer_run(tmp_path / "run", cache_dir)
+    path = sorted(config.output_dir.glob("state/*/state.json"))[-1]
+    path.write_bytes(b"")
+    with pytest.raises(InputError, match="--resume-from step_00000002 to go on"):
+        train_tokenizer(config)
+    train_tokenizer(config.model_copy(update={"resume_from": "step_00000002"}))
+    assert_same_run(config.output_dir, tiny_run / "tokenizer")
+
+
+def test_a_run_does_not_change_over_to_other_images(
+    tmp_path: Path, tiny_run: Path, cache_dir: Path
+) -> None:
+    """Images in a folder, say, may change while the configuration stays."""
+    shutil.copytree(tiny_run, tmp_path / "run")
+    config = tokenizer_run(tmp_path / "run", cache_dir)
+    data = config.data.model_copy(update={"seed": 1})
+    stage = make_stage(config.model_copy(update={"data": data}))
+    with pytest.raises(InputError, match=r"run_dir: .* was trained with other training images"):
+        pipelines.training.train(stage, config, make_accelerator(config))
 
 
 def test_a_prior_does_not_change_over_to_another_tokenizer(
@@ -242,11 +268,20 @@ def test_a_prior_does_not_change_over_to_another_tokenizer(
     shutil.copytree(tiny_run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "tokenizer")
     train_tokenizer(tokenizer_run(tmp_path / "run", cache_dir, seed=1))
-    with pytest.raises(InputError, match="was trained over the codes of another one"):
+    with pytest.raises(InputError, match="was trained with other tokenizer weights"):
         train_prior(prior_run(tmp_path / "run"))
 
 
 # Before any work
+
+
+def test_a_folder_that_cannot_be_written_is_refused(
+    tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The benchmark has folders that really cannot; an administrator may write anywhere."""
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    with pytest.raises(InputError, match=f"run_dir: {tmp_path} cannot be written"):
+        train_tokenizer(tokenizer_run(tmp_path / "some" / "run", cache_dir))
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path, cache_dir: Path) -> None:

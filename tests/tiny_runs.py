@@ -83,8 +83,9 @@ def logged(folder: Path) -> list[dict[str, Any]]:
 
 
 def weight_files(folder: Path) -> dict[str, bytes]:
-    """All that training leaves behind in a stage's folder: state and model, by path."""
-    paths = [*folder.glob("state/**/*"), *folder.glob("model/*")]
+    """All that training leaves behind in a stage's folder: last state and model, by path."""
+    newest = sorted(folder.glob("state/step_*"))[-1:]
+    paths = [*(path for own in newest for path in own.iterdir()), *folder.glob("model/*")]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths if path.is_file()}
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
+import safetensors
 import safetensors.torch
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -55,11 +56,20 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         permissions = temporary.stat().st_mode
         write(temporary)
         temporary.chmod(permissions)  # safetensors makes its files private
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
+        flush_to_disk(temporary)
         temporary.replace(path)
+        flush_to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Waits until a file, or the names in a folder, would outlast a power failure."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def load_safetensors(path: Path) -> dict[str, Tensor]:
@@ -106,7 +116,9 @@ ModuleT = TypeVar("ModuleT", bound="PretrainedModule[Any]")
 class PretrainedModule(nn.Module, Generic[ConfigT]):
     """A module built from one config and stored as a folder of two files.
 
-    `config.json` builds the module, `model.safetensors` fills it; nothing else is read.
+    `config.json` builds the module, `model.safetensors` fills it; nothing else is read. The hashes
+    of both stand in the header of the weights: a manifest in a file of its own could not be
+    replaced in the same instant.
     """
 
     config_class: ClassVar[type[StrictConfig]]
@@ -124,18 +136,21 @@ class PretrainedModule(nn.Module, Generic[ConfigT]):
         return {}
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes `config.json` and `model.safetensors` into `folder`, each in one step."""
+        """Writes `config.json` and `model.safetensors` into `folder`, each in one step.
+
+        Saving again is safe at any moment as long as the config stays the same.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         fields = {"model": type(self).__name__, **self.config.model_dump(mode="json")}
         weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        text = json.dumps(fields, indent=2) + "\n"
+        hashes = {_HASHES: f"{_text_hash(text.encode())} {_weights_hash(weights)}"}
         replace_file(
-            folder / "model.safetensors", lambda path: safetensors.torch.save_file(weights, path)
+            folder / "model.safetensors",
+            lambda path: safetensors.torch.save_file(weights, path, hashes),
         )
-        replace_file(
-            folder / "config.json",
-            lambda path: path.write_text(json.dumps(fields, indent=2) + "\n"),
-        )
+        replace_file(folder / "config.json", lambda path: path.write_text(text))
 
     @classmethod
     def from_pretrained(cls: type[ModuleT], folder: str | Path) -> ModuleT:
@@ -162,15 +177,49 @@ class PretrainedModule(nn.Module, Generic[ConfigT]):
             raise InputError(f"{path}: {describe_validation_error(error)}") from error
         weights_path = folder / "model.safetensors"
         module = cls(config)
-        load_weights(module, load_safetensors(weights_path), str(weights_path))
+        weights = load_safetensors(weights_path)
+        _check_hashes(path, weights_path, weights)
+        load_weights(module, weights, str(weights_path))
         return module.eval()
 
     def content_hash(self) -> str:
         """SHA-256 over class, config and weights, the same before saving and after loading."""
         digest = hashlib.sha256(type(self).__name__.encode())
         digest.update(self.config.model_dump_json().encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-            digest.update(flat.numpy().tobytes())
+        _digest_weights(digest, self.state_dict())
         return digest.hexdigest()
+
+
+# A checkpoint's hashes are one entry in the header of its weights: safetensors shuffles several.
+
+_HASHES = "sha256"
+
+
+def _check_hashes(config_path: Path, weights_path: Path, weights: dict[str, Tensor]) -> None:
+    """Compares what was read with what was saved; weights from elsewhere may have no hashes."""
+    with safetensors.safe_open(weights_path, "pt") as file:
+        header = file.metadata() or {}
+    if not header.keys() - {"format"}:
+        return
+    config_hash, _, weights_hash = header.get(_HASHES, "").partition(" ")
+    if weights_hash != _weights_hash(weights):
+        raise InputError(f"{weights_path} is damaged: it does not match its own hash")
+    if config_hash != _text_hash(config_path.read_bytes()):
+        raise InputError(f"{config_path} is damaged: it does not match the hash in {weights_path}")
+
+
+def _text_hash(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()
+
+
+def _weights_hash(weights: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    _digest_weights(digest, weights)
+    return digest.hexdigest()
+
+
+def _digest_weights(digest: "hashlib._Hash", weights: dict[str, Tensor]) -> None:
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(flat.numpy().tobytes())
