@@ -8,6 +8,7 @@ from pydantic import model_validator as validates
 from tokenizer.config import CodeMapConfig, Depth, Width
 from tokenizer.pretrained import StrictConfig
 
+MAX_GUIDANCE = 1e3
 ProperShare = Annotated[float, Field(ge=0, lt=1)]
 Order = Literal["coarse_to_fine", "cell"]
 

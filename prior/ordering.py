@@ -12,10 +12,9 @@ from tokenizer.code_maps import check_indices
 from tokenizer.config import CodeMapConfig
 from tokenizer.pretrained import InputError
 
-
 MAX_SLOTS = 1024
-MAX_CODES = 2**17
-"""Bounds of what may be built: a map of 181 by 181 positions with four layers reaches it."""
+MAX_CODES = 2**16
+"""Bounds of what may be built: 128 by 128 positions with four layers reach it."""
 
 
 class SlotType(NamedTuple):
@@ -192,7 +191,9 @@ def _check_maps(code_maps: Sequence[CodeMapConfig], order: Order) -> None:
     sizes = [code_map.height * code_map.width for code_map in code_maps]
     if order == "cell":
         num_steps = sizes[0]
-        num_slots = sum(m.depth * size // sizes[0] for m, size in zip(code_maps, sizes, strict=True))
+        num_slots = sum(
+            m.depth * size // sizes[0] for m, size in zip(code_maps, sizes, strict=True)
+        )
     else:
         num_steps = sum(sizes)
         num_slots = max(code_map.depth for code_map in code_maps)

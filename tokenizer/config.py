@@ -11,16 +11,17 @@ from tokenizer.pretrained import StrictConfig
 Share = Annotated[float, Field(ge=0, le=1)]
 # Bounds that no sound model reaches, so that a config cannot ask for absurd amounts of memory or
 # for numbers that leave float32.
-Width = Annotated[int, Field(ge=1, le=2**14)]
-Depth = Annotated[int, Field(ge=1, le=64)]
-Downsampling = Annotated[int, Field(ge=1, le=1024)]
-MapSide = Annotated[int, Field(ge=1, le=4096)]
+Width = Annotated[int, Field(gt=0, le=2**14)]
+Depth = Annotated[int, Field(gt=0, le=64)]
+Downsampling = Annotated[int, Field(gt=0, le=1024)]
+MapSide = Annotated[int, Field(gt=0, le=4096)]
 Factor = Annotated[float, Field(ge=0, le=1e6)]
 Mean = Annotated[float, Field(ge=-1e6, le=1e6)]
 PositiveFactor = Annotated[float, Field(ge=1e-6, le=1e6)]
-Temperature = Annotated[float, Field(ge=1e-3, le=1e3)]
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 1e3
+Temperature = Annotated[float, Field(ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)]
 CodebookSizes = Annotated[
-    tuple[Annotated[int, Field(ge=1, le=2**20)], ...], Field(min_length=1, max_length=64)
+    tuple[Annotated[int, Field(gt=0, le=2**20)], ...], Field(min_length=1, max_length=64)
 ]
 
 
@@ -123,8 +124,7 @@ class BackboneConfig(StrictConfig):
         # timm would also take "hf-hub:..." and "local-dir:...": a download, or a foreign folder.
         if not re.fullmatch(r"\w+(\.\w+)?", self.name, re.ASCII):
             raise ValueError(
-                "name must be one of timm's registry, such as 'mobilenetv2_100', "
-                f"got {self.name!r}"
+                f"name must be one of timm's registry, such as 'mobilenetv2_100', got {self.name!r}"
             )
         return self
 

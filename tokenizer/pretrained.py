@@ -40,11 +40,11 @@ def describe_validation_error(error: ValidationError) -> str:
     for entry in sorted(error.errors(include_url=False), key=lambda own: own["type"] in WRONG_KIND):
         # pydantic adds the members of a union to the path of a field.
         path = [str(part) for part in entry["loc"] if not UNION_MEMBER.search(str(part))]
-        field = shortened(".".join(path))
+        field, message = shortened(".".join(path)), shortened(entry["msg"])
         is_told = entry["type"] in {"missing", "value_error"}
         given = "" if is_told else f", got {shortened(repr(entry['input']))}"
         # Of a union, the member that was meant: the one whose type is right.
-        complaints.setdefault(field, f"{field}: {shortened(entry['msg'])}{given}".removeprefix(": "))
+        complaints.setdefault(field, f"{field}: {message}{given}".removeprefix(": "))
     told = list(complaints.values())[:MOST_COMPLAINTS]
     if len(complaints) > len(told):
         told.append(f"and {len(complaints) - len(told)} more")
@@ -82,7 +82,9 @@ def load_safetensors(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path} is damaged or not a safetensors file: {error}") from error
 
 
-def check_fit(expected: Mapping[str, Tensor], stored: Mapping[str, StoredTensor], source: str) -> None:
+def check_fit(
+    expected: Mapping[str, Tensor], stored: Mapping[str, StoredTensor], source: str
+) -> None:
     """Compares weights by name, type and shape before any is read; `expected` may be on "meta".
 
     Raises:
@@ -115,9 +117,7 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], source: str) -> 
     module.load_state_dict(weights)
 
 
-def _check_names(
-    expected: Mapping[str, object], found: Mapping[str, object], source: str
-) -> None:
+def _check_names(expected: Mapping[str, object], found: Mapping[str, object], source: str) -> None:
     for problem, names in (
         ("lacks", sorted(expected.keys() - found.keys())),
         ("has unknown", sorted(found.keys() - expected.keys())),
@@ -196,8 +196,7 @@ class PretrainedModule(nn.Module, Generic[ConfigT]):
         found = fields.pop("model", None) if isinstance(fields, dict) else None
         if found != cls.__name__:
             raise InputError(
-                f"{path}: model must be {cls.__name__!r}, "
-                f"got {shortened(repr(found))}"
+                f"{path}: model must be {cls.__name__!r}, got {shortened(repr(found))}"
             )
         try:
             config = cls.config_class.model_validate_json(json.dumps(fields))

@@ -136,8 +136,10 @@ def _stored_tensor(entry: Any, problem: str) -> tuple[StoredTensor, tuple[int, i
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise InputError(f"{problem} has an unknown dtype {shortened(repr(dtype))}")
     for name, numbers in (("shape", shape), ("data_offsets", offsets)):
-        if not isinstance(numbers, list) or len(numbers) > MAX_DIMENSIONS or not all(
-            type(number) is int and 0 <= number < 2**63 for number in numbers
+        if (
+            not isinstance(numbers, list)
+            or len(numbers) > MAX_DIMENSIONS
+            or not all(type(number) is int and 0 <= number < 2**63 for number in numbers)
         ):
             raise InputError(
                 f"{problem}: {name} must be up to {MAX_DIMENSIONS} whole numbers, "
