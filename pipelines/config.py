@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from prior.config import MAX_GUIDANCE, PriorNetworkConfig
-from tokenizer.config import Temperature, TokenizerConfig
+from tokenizer.config import Share, Temperature, TokenizerConfig
 from tokenizer.pretrained import StrictConfig
 
 # Bounds that no sound run reaches.
@@ -91,6 +91,12 @@ class TrainingConfig(StrictConfig):
     """Validation images used, at most."""
     checkpoint_interval: Count = 1_000
     """Steps between checkpoints."""
+    min_codebook_usage: Share = 0.25
+    """Tokenizer: warn when a layer uses a smaller share of its codes on the validation images."""
+    min_perplexity: Share = 0.05
+    """Tokenizer: warn when a layer's perplexity is a smaller share of its number of codes."""
+    variance_band: tuple[PositiveNumber, PositiveNumber] = (1e-3, 1e2)
+    """Tokenizer: warn when s² over the variance of a layer's code vectors leaves this band."""
 
 
 class RunConfig(StrictConfig):

@@ -34,7 +34,9 @@ class NonFiniteWatch:
         """Looks at the numbers of a step; the same names each time."""
         device = self._accelerator.device
         parts = {name: own.detach().flatten() for name, own in numbers.items()}
-        values = torch.cat([own.to(device, torch.float32, non_blocking=True) for own in parts.values()])
+        values = torch.cat(
+            [own.to(device, torch.float32, non_blocking=True) for own in parts.values()]
+        )
         if not self._names:
             self._names = [name for name, own in parts.items() for _ in range(len(own))]
             self._first_step = torch.full(values.shape, NEVER, device=device)
