@@ -119,12 +119,11 @@ def test_as_many_depths_as_downsamplings_are_asked_for() -> None:
     ("build", "message"),
     [
         (lambda: hq_vae((), ()), r"depths must be .* at least 1, got 0"),
-        (lambda: hq_vae((8,), (1.5,)), r"depths must be whole numbers > 0, got \(1\.5,\)"),
         (lambda: hq_vae((4, 8), (1, 1)), r"groups must go from coarse to fine.*\[4, 8\]"),
         (lambda: hq_vae((8, 8), (1, 1)), r"groups must go from coarse to fine.*\[8, 8\]"),
         (lambda: hq_vae((12, 4), (1, 1)), r"downsampling must be a power of two, got 12"),
         (lambda: hq_vae((0,), (1,)), r"downsampling: .*, got 0"),
-        (lambda: hq_vae((8,), (0,)), r"depths must be whole numbers > 0, got \(0,\)"),
+        (lambda: hq_vae((8,), (0,)), r"depths must be > 0, got \(0,\)"),
         (
             lambda: rsq_vae(codebook_size=0),
             r"^codebook_size: Input should be greater than 0, got 0$",

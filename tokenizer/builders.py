@@ -40,8 +40,8 @@ def hq_vae(
             f"depths must be as many as downsamplings, {len(downsamplings)} and at least 1, "
             f"got {len(depths)}"
         )
-    if not all(isinstance(depth, int) and depth > 0 for depth in depths):
-        raise InputError(f"depths must be whole numbers > 0, got {tuple(depths)}")
+    if min(depths) < 1:
+        raise InputError(f"depths must be > 0, got {tuple(depths)}")
     try:
         groups = tuple(
             GroupConfig(
