@@ -55,7 +55,7 @@ class PriorConfig(StrictConfig):
     """Shapes of the code indices, coarse to fine."""
     num_classes: Annotated[int, Field(ge=0, le=10**6)] = 0
     """Number of classes; 0 = unconditional."""
-    tokenizer_hash: Annotated[str, Field(max_length=64)] = ""
+    tokenizer_hash: Annotated[str, Field(pattern="^[0-9a-f]{0,64}$")] = ""
     """Content hash of the tokenizer whose codes are modelled."""
 
     @property

@@ -56,7 +56,7 @@ def parse_json(text: bytes, source: str) -> Any:
         InputError: it is not JSON, or nested too deep.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
+        value = json.loads(text.decode(), object_pairs_hook=_unique, parse_constant=_refuse)
     except RecursionError as error:
         raise InputError(f"{source} is nested deeper than {MAX_NESTING}") from error
     except ValueError as error:
