@@ -279,9 +279,9 @@ def test_uniforms_of_neighboring_samples_are_uncorrelated() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"temperature": -1.0}, r"temperature must be > 0, from 0\.001 to 1000\.0, got -1.0"),
-        ({"temperature": 0.0}, r"temperature must be > 0, from 0\.001 to 1000\.0, got 0.0"),
-        ({"temperature": math.nan}, r"temperature must be > 0, from 0\.001 to 1000\.0, got nan"),
+        ({"temperature": -1.0}, r"temperature must be > 0, from 1e-06 to 1000000\.0, got -1.0"),
+        ({"temperature": 0.0}, r"temperature must be > 0, from 1e-06 to 1000000\.0, got 0.0"),
+        ({"temperature": math.nan}, r"temperature must be > 0, from 1e-06 to 1000000\.0, got nan"),
         ({"temperature": [1.0, 1.0]}, "temperature must hold 3 values, one per layer, got 2"),
         ({"top_k": 0}, r"top_k must lie in \[1, 5\], got 0"),
         ({"top_k": 5}, r"top_k must lie in \[1, 4\], got 5"),

@@ -18,7 +18,7 @@ MapSide = Annotated[int, Field(gt=0, le=4096)]
 Factor = Annotated[float, Field(ge=0, le=1e6)]
 Mean = Annotated[float, Field(ge=-1e6, le=1e6)]
 PositiveFactor = Annotated[float, Field(ge=1e-6, le=1e6)]
-MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 1e3
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 1e6
 Temperature = Annotated[float, Field(ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)]
 CodebookSizes = Annotated[
     tuple[Annotated[int, Field(gt=0, le=2**20)], ...], Field(min_length=1, max_length=64)

@@ -37,7 +37,13 @@ MOST_COMPLAINTS = 5
 def describe_validation_error(error: ValidationError) -> str:
     """The complaints of pydantic on one line, each led by its field; the first few of many."""
     complaints: dict[str, str] = {}
-    for entry in sorted(error.errors(include_url=False), key=lambda own: own["type"] in WRONG_KIND):
+    entries = error.errors(include_url=False)
+    for entry in sorted(entries, key=lambda own: own["type"] in WRONG_KIND):
+        length = len(entry["loc"])
+        if entry["type"] == "too_short" and any(
+            own["loc"][:length] == entry["loc"] != own["loc"] for own in entries
+        ):
+            continue  # a wrong member, of which pydantic complains, too, is not counted
         # pydantic adds the members of a union to the path of a field.
         path = [str(part) for part in entry["loc"] if not UNION_MEMBER.search(str(part))]
         field, message = shortened(".".join(path)), shortened(entry["msg"])

@@ -155,7 +155,7 @@ def sampling_fields(draw: st.DrawFn) -> dict[str, Any]:
         return one | st.lists(one, min_size=3, max_size=3)
 
     return {
-        "temperature": draw(layers(st.floats(1e-3, 1e3))),
+        "temperature": draw(layers(st.floats(1e-6, 1e6))),
         "top_k": draw(layers(st.none() | st.integers(1, 6))),
         "top_p": draw(layers(st.none() | st.floats(1e-9, 1))),
         "guidance_scale": draw(st.floats(0, 1e3)),
