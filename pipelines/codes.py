@@ -17,6 +17,7 @@ from tqdm import tqdm
 from pipelines.data import ImageDataset, to_float
 from tokenizer import Tokenizer
 from tokenizer.pretrained import InputError
+from tokenizer.untrusted import read_json
 
 BATCH = 250
 
@@ -92,7 +93,7 @@ def extract_codes(
             temporary.rename(target)
         accelerator.wait_for_everyone()
     try:
-        found = json.loads((target / "facts.json").read_text())
+        found = read_json(target / "facts.json")
         indices = [_open(target / f"indices_{number}.npy") for number in range(len(maps))]
         latents = [
             _open(target / f"latents_{number}.npy") for number in range(len(maps) * keeps_latents)

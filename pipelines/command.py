@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 
 from pipelines.processes import is_lost_partner
 from tokenizer.pretrained import InputError, StrictConfig, describe_validation_error
+from tokenizer.untrusted import read_bounded
 
 ConfigT = TypeVar("ConfigT", bound=StrictConfig)
 
@@ -60,10 +61,9 @@ def load_run(config_class: type[ConfigT], path: Path) -> ConfigT:
     Raises:
         InputError: there is no such file, or a field is wrong.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
+    text = read_bounded(path)
     try:
-        return config_class.model_validate_json(path.read_bytes())
+        return config_class.model_validate_json(text)
     except ValidationError as error:
         raise InputError(f"{path}: {describe_validation_error(error)}") from error
 

@@ -3,11 +3,18 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field
 
-from prior.config import PriorNetworkConfig
-from tokenizer.config import TokenizerConfig
+from prior.config import MAX_GUIDANCE, PriorNetworkConfig
+from tokenizer.config import Share, Temperature, TokenizerConfig
 from tokenizer.pretrained import StrictConfig
+
+# Bounds that no sound run reaches.
+Count = Annotated[int, Field(gt=0, le=10**9)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+PositiveNumber = Annotated[float, Field(gt=0, le=1e6)]
+Number = Annotated[float, Field(ge=0, le=1e6)]
+GuidanceScale = Annotated[float, Field(ge=0, le=MAX_GUIDANCE)]
 
 
 class DataConfig(StrictConfig):
@@ -31,13 +38,13 @@ class DataConfig(StrictConfig):
     """`folder`: validation images. None: a share of `root` is held out."""
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """`folder` without `validation_root`: share of the images held out."""
-    image_size: PositiveInt = 32
+    image_size: Annotated[int, Field(gt=0, le=4096)] = 32
     """Side in pixels: the shorter side is resized to it, then the center is cropped."""
     channels: Literal[1, 2, 3, 4] = 3
     """1 = gray, 2 = gray and alpha, 3 = RGB, 4 = RGBA."""
-    num_images: PositiveInt = 20_000
+    num_images: Count = 20_000
     """`shapes`: training images."""
-    num_validation_images: PositiveInt = 2_000
+    num_validation_images: Count = 2_000
     """`shapes`: validation images."""
     horizontal_flip: bool = False
     """Mirror half of the training images at random."""
@@ -45,45 +52,51 @@ class DataConfig(StrictConfig):
     """Leave out unreadable files and count them, where they would stop the run."""
     cache_dir: Path = Path("runs/cache")
     """Folder for the decoded images."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of `shapes`, and of the split of a folder."""
 
 
 class TrainingConfig(StrictConfig):
     """The loop that trains either model."""
 
-    total_steps: PositiveInt = 100_000
+    total_steps: Count = 100_000
     """Optimizer steps."""
-    batch_size: PositiveInt = 64
+    batch_size: Annotated[int, Field(gt=0, le=10**6)] = 64
     """Images per optimizer step, over all processes and accumulated micro-batches."""
-    gradient_accumulation_steps: PositiveInt = 1
+    gradient_accumulation_steps: Count = 1
     """Micro-batches per optimizer step."""
-    learning_rate: PositiveFloat = 1e-3
+    learning_rate: PositiveNumber = 1e-3
     """Peak learning rate."""
     schedule: Literal["constant", "cosine"] = "cosine"
     """Learning rate after the warm-up; cosine ends at zero."""
-    warmup_steps: NonNegativeInt = 100
+    warmup_steps: Annotated[int, Field(ge=0, le=10**9)] = 100
     """Steps over which the learning rate rises linearly."""
-    weight_decay: NonNegativeFloat = 0.0
+    weight_decay: Number = 0.0
     """AdamW's; never applied to codebooks, variances, embeddings, norms and biases."""
     beta2: Annotated[float, Field(gt=0, lt=1)] = 0.99
     """AdamW's decay of the squared gradients."""
-    max_gradient_norm: PositiveFloat = 0.5
+    max_gradient_norm: PositiveNumber = 0.5
     """Gradients are scaled down to this norm."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     """Decay of the moving average of the weights that is saved for use; 0 = none."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the networks; quantization stays in fp32."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of the weights, the data order and the noise."""
-    log_interval: PositiveInt = 50
+    log_interval: Count = 50
     """Steps between lines of metrics.jsonl: terms of the main process's last micro-batch."""
-    validation_interval: PositiveInt = 1_000
+    validation_interval: Count = 1_000
     """Steps between validations, each with a picture in samples/."""
-    num_validation_images: PositiveInt = 2_000
+    num_validation_images: Count = 2_000
     """Validation images used, at most."""
-    checkpoint_interval: PositiveInt = 1_000
+    checkpoint_interval: Count = 1_000
     """Steps between checkpoints."""
+    min_codebook_usage: Share = 0.25
+    """Tokenizer: warn when a layer uses a smaller share of its codes on the validation images."""
+    min_perplexity: Share = 0.05
+    """Tokenizer: warn when a layer's perplexity is a smaller share of its number of codes."""
+    variance_band: tuple[PositiveNumber, PositiveNumber] = (1e-3, 1e2)
+    """Tokenizer: warn when s² over the variance of a layer's code vectors leaves this band."""
 
 
 class RunConfig(StrictConfig):
@@ -130,9 +143,9 @@ class PriorRunConfig(RunConfig):
     """Learn the codes of the mirrored training images, too."""
     targets: Literal["indices", "posterior"] = "indices"
     """Learn the hard indices, or the tokenizer's posterior given the same context."""
-    sampling_temperature: PositiveFloat = 1.0
+    sampling_temperature: Temperature = 1.0
     """Temperature of the pictures drawn on the way."""
-    guidance_scale: NonNegativeFloat = 1.0
+    guidance_scale: GuidanceScale = 1.0
     """Classifier-free guidance of the pictures drawn on the way; 1 = off."""
 
     @property

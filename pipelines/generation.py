@@ -7,32 +7,33 @@ from typing import Annotated, Any, Literal
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
-from pydantic import Field, NonNegativeFloat, PositiveInt, ValidationError
+from pydantic import Field, PositiveInt, ValidationError
 from torch import Tensor
 from tqdm import tqdm
 
 from pipelines.data import to_uint8
 from pipelines.plots import to_pil
 from prior import Prior, sample, sample_generators
+from prior.config import MAX_GUIDANCE
 from prior.sampling import check_guidance, settings_per_layer
 from tokenizer import Tokenizer
+from tokenizer.config import Temperature
 from tokenizer.pretrained import InputError, StrictConfig, describe_validation_error
 
 Labels = int | Sequence[int] | Tensor | None
-Positive = Annotated[float, Field(gt=0)]
 Probability = Annotated[float, Field(gt=0, le=1)]
 
 
 class SamplingConfig(StrictConfig):
     """How codes are drawn from the prior; a number for all layers, or one per layer."""
 
-    temperature: Positive | tuple[Positive, ...] = 1.0
+    temperature: Temperature | tuple[Temperature, ...] = 1.0
     """Divides the logits; below 1 gives likelier codes."""
     top_k: PositiveInt | tuple[PositiveInt | None, ...] | None = None
     """Draw from so many of the likeliest codes only."""
     top_p: Probability | tuple[Probability | None, ...] | None = None
     """Draw from the smallest set of codes with this total probability only."""
-    guidance_scale: NonNegativeFloat = 1.0
+    guidance_scale: Annotated[float, Field(ge=0, le=MAX_GUIDANCE)] = 1.0
     """Classifier-free guidance; 1 = off."""
 
     @classmethod

@@ -6,6 +6,7 @@ from typing import Any
 
 from pipelines.config import RunConfig
 from tokenizer.pretrained import InputError, replace_file
+from tokenizer.untrusted import read_json, shortened
 
 
 def write_run_config(config: RunConfig) -> None:
@@ -32,10 +33,7 @@ def check_output_dir(config: RunConfig) -> None:
     path = config.output_dir / "config.json"
     if not path.exists():
         return
-    try:
-        saved = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
+    saved = read_json(path)
     given = json.loads(config.model_dump_json())
     if isinstance(saved, dict):
         saved["run_dir"] = given["run_dir"]  # a folder may be moved, or named in another way
@@ -51,9 +49,13 @@ def _first_difference(saved: Any, given: Any, field: str = "") -> str:
     if isinstance(saved, dict) and isinstance(given, dict):
         for key in [*saved, *(key for key in given if key not in saved)]:
             if key not in saved or key not in given:
-                return f"{field}{key} is in one of them only"
+                return f"{shortened(field + key)} is in one of them only"
             difference = _first_difference(saved[key], given[key], f"{field}{key}.")
             if difference:
                 return difference
         return ""
-    return "" if saved == given else f"its {field.rstrip('.')} is {saved!r}, got {given!r}"
+    return (
+        ""
+        if saved == given
+        else (f"its {field.rstrip('.')} is {shortened(repr(saved))}, got {given!r}")
+    )

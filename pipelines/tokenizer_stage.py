@@ -18,6 +18,7 @@ from pipelines.data import (
     to_float,
     to_uint8,
 )
+from pipelines.layer_health import LayerHealth, relative_variances
 from pipelines.metrics import SSIM_WINDOW, reconstruction_metrics
 from pipelines.plots import comparison
 from pipelines.processes import seed_everything
@@ -67,6 +68,7 @@ class TokenizerStage:
         self.num_items = len(self.train_images)
         self.sources = image_hashes(self.train_images, self.validation_images)
         self.device = accelerator.device
+        self.health = LayerHealth(config.training)
         self.num_values = config.data.channels * config.data.image_size**2
 
     def initialize(self) -> None:
@@ -113,16 +115,19 @@ class TokenizerStage:
             )
 
     def validate(self, model: nn.Module, accelerator: Accelerator) -> Metrics:
-        """RMSE on [0, 1], PSNR, and per layer perplexity, usage and s², all with hard codes."""
+        """RMSE on [0, 1], PSNR, and per layer perplexity, usage, s² and warnings; hard codes."""
         assert isinstance(model, Tokenizer)
         dataset = self.validation_images
         items = chosen_items(len(dataset), self.config.training.num_validation_images)
         errors, usage = measure_reconstruction(model, dataset, items, accelerator)
+        ratios = relative_variances(model)
         return {
             **reconstruction_metrics(errors),
             "perplexity": usage.perplexity(),
             "codebook_usage": usage.usage(),
             "dequantization_variance": model.dequantization_variances().tolist(),
+            "relative_variance": ratios,
+            **self.health.check(model.codebook_sizes, usage.usage(), usage.perplexity(), ratios),
         }
 
     def picture(self, model: nn.Module) -> Image.Image:

@@ -30,16 +30,13 @@ from pipelines.checkpoints import (
     save_state,
 )
 from pipelines.config import RunConfig, TrainingConfig
+from pipelines.divergence import NonFiniteWatch
 from pipelines.optimizer import make_optimizer, set_learning_rate
 from pipelines.processes import new_accelerator, seed_everything
 from pipelines.run_folder import write_run_config
 from pipelines.run_log import Metrics, RunLog
 from pipelines.stopping import noted_signals
 from tokenizer.pretrained import InputError, PretrainedModule
-
-
-class DivergenceError(ArithmeticError):
-    """The loss is no longer finite; the message says where and what to change."""
 
 
 class Loss(NamedTuple):
@@ -156,7 +153,8 @@ def train(stage: Stage, run_config: RunConfig, accelerator: Accelerator) -> None
         accelerator.num_processes,
         flip=True,
     )
-    run = _Run(stage, config, output_dir, accelerator, model, ema, optimizer)
+    watch = NonFiniteWatch(accelerator, output_dir)
+    run = _Run(stage, config, output_dir, accelerator, model, ema, optimizer, watch)
     bar = tqdm(
         total=config.total_steps * config.batch_size,
         initial=first_step * config.batch_size,
@@ -175,6 +173,7 @@ def train(stage: Stage, run_config: RunConfig, accelerator: Accelerator) -> None
             rate = learning_rate(config, step)
             set_learning_rate(optimizer, rate)
             items, is_flipped = order.at(step)
+            norm = torch.zeros(())
             for part in range(config.gradient_accumulation_steps):
                 rows = slice(part, None, config.gradient_accumulation_steps)
                 batch = stage.load(items[rows], is_flipped[rows])
@@ -187,6 +186,8 @@ def train(stage: Stage, run_config: RunConfig, accelerator: Accelerator) -> None
                         )
                     prepared_optimizer.step()
                     prepared_optimizer.zero_grad()
+                numbers = {**loss.terms, "minimized": loss.minimized, "gradient_norm": norm}
+                watch.note(step + 1, numbers)
             stage.after_step(accelerator)
             finished = step + 1
             if ema is not None:
@@ -195,18 +196,20 @@ def train(stage: Stage, run_config: RunConfig, accelerator: Accelerator) -> None
             is_last = finished == config.total_steps
             stops = stop.is_agreed()
             saves = finished % config.checkpoint_interval == 0 or is_last or stops
-            if finished % config.log_interval == 0 or saves:
+            logs = finished % config.log_interval == 0 or is_last
+            validates = finished % config.validation_interval == 0 or is_last
+            if logs or validates or saves:
+                watch.check()
+            if logs:
                 terms = _to_numbers(loss.terms)
                 terms["gradient_norm"] = norm.item()
-                _check_finite(terms, finished, output_dir)
-            if finished % config.log_interval == 0 or is_last:
                 now = time.perf_counter()
                 speed = (finished - logged_step) * config.batch_size / (now - started)
                 started, logged_step = now, finished
                 extra = {"learning_rate": rate, "images_per_second": speed}
                 log.write(finished, "train", {**terms, **extra})
                 bar.set_postfix(loss=f"{terms['loss']:.4g}", refresh=False)
-            if finished % config.validation_interval == 0 or is_last:
+            if validates:
                 log.write(finished, "validation", run.validate(finished))
                 started, logged_step = time.perf_counter(), finished
             if saves:
@@ -228,6 +231,7 @@ class _Run(NamedTuple):
     model: PretrainedModule[Any]
     ema: ModelEmaV3 | None
     optimizer: torch.optim.Optimizer
+    watch: NonFiniteWatch
 
     @property
     def model_in_use(self) -> PretrainedModule[Any]:
@@ -250,15 +254,11 @@ class _Run(NamedTuple):
 
     def save(self, step: int) -> None:
         """The state for resuming, and the model for use."""
+        ema = {} if self.ema is None else self.ema.module.state_dict()
+        moments = optimizer_state(self.optimizer)
+        state = TrainingState(step, self.model.state_dict(), ema, moments, self.stage.sources)
+        self.watch.check_state(state)
         if self.accelerator.is_main_process:
-            ema = {} if self.ema is None else self.ema.module.state_dict()
-            state = TrainingState(
-                step,
-                self.model.state_dict(),
-                ema,
-                optimizer_state(self.optimizer),
-                self.stage.sources,
-            )
             # The state last: a run that was killed in between saves the model once more.
             self.model_in_use.save_pretrained(self.output_dir / "model")
             save_state(self.output_dir / "state", state)
@@ -267,12 +267,3 @@ class _Run(NamedTuple):
 
 def _to_numbers(terms: dict[str, Tensor]) -> dict[str, float | list[float]]:
     return {name: term.detach().float().cpu().tolist() for name, term in terms.items()}
-
-
-def _check_finite(terms: dict[str, float | list[float]], step: int, output_dir: Path) -> None:
-    for name, value in terms.items():
-        if not all(math.isfinite(entry) for entry in np.atleast_1d(value)):
-            raise DivergenceError(
-                f"step {step}: {name} is {value}; the last good checkpoint is in "
-                f"{output_dir / 'state'}; lower training.learning-rate and start anew"
-            )

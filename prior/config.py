@@ -2,12 +2,13 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field
 from pydantic import model_validator as validates
 
-from tokenizer.config import CodeMapConfig
+from tokenizer.config import CodeMapConfig, Depth, Width
 from tokenizer.pretrained import StrictConfig
 
+MAX_GUIDANCE = 1e3
 ProperShare = Annotated[float, Field(ge=0, lt=1)]
 Order = Literal["coarse_to_fine", "cell"]
 
@@ -15,13 +16,13 @@ Order = Literal["coarse_to_fine", "cell"]
 class PriorNetworkConfig(StrictConfig):
     """Body and head transformers over code indices."""
 
-    width: PositiveInt = 256
+    width: Width = 256
     """Channels of body and head."""
-    body_depth: PositiveInt = 6
+    body_depth: Depth = 6
     """Layers of the body, which walks the steps."""
-    head_depth: PositiveInt = 2
+    head_depth: Depth = 2
     """Layers of the head, which walks the codes within a step."""
-    num_heads: PositiveInt = 8
+    num_heads: Width = 8
     """Attention heads; width must be a multiple of it."""
     order: Order = "cell"
     """One step per position of every map (coarse_to_fine) or of the coarsest map (cell)."""
@@ -50,11 +51,11 @@ class PriorConfig(StrictConfig):
     """A prior over the codes of one tokenizer at one image size."""
 
     network: PriorNetworkConfig = PriorNetworkConfig()
-    code_maps: Annotated[tuple[CodeMapConfig, ...], Field(min_length=1)]
+    code_maps: Annotated[tuple[CodeMapConfig, ...], Field(min_length=1, max_length=16)]
     """Shapes of the code indices, coarse to fine."""
-    num_classes: NonNegativeInt = 0
+    num_classes: Annotated[int, Field(ge=0, le=10**6)] = 0
     """Number of classes; 0 = unconditional."""
-    tokenizer_hash: str = ""
+    tokenizer_hash: Annotated[str, Field(pattern="^[0-9a-f]{0,64}$")] = ""
     """Content hash of the tokenizer whose codes are modelled."""
 
     @property

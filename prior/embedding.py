@@ -33,7 +33,7 @@ class CodeEmbedding(nn.Module):
         self.num_codes = [sum(code_map.codebook_sizes) for code_map in self.code_maps]
         max_dim = max(code_map.code_dim for code_map in self.code_maps)
         self.register_buffer("code_vectors", torch.zeros(sum(self.num_codes), max_dim))
-        self.load(
+        self._store(
             [[torch.randn(size, m.code_dim) for size in m.codebook_sizes] for m in self.code_maps]
         )
 
@@ -59,7 +59,6 @@ class CodeEmbedding(nn.Module):
             raise InputError(
                 f"code_vectors must hold {len(self.code_maps)} groups, got {len(code_vectors)}"
             )
-        rows = []
         for group, (layers, code_map) in enumerate(zip(code_vectors, self.code_maps, strict=True)):
             shapes = [tuple(layer.shape) for layer in layers]
             expected = [(size, code_map.code_dim) for size in code_map.codebook_sizes]
@@ -69,6 +68,11 @@ class CodeEmbedding(nn.Module):
                 )
             if not all(bool(layer.isfinite().all()) for layer in layers):
                 raise InputError(f"code_vectors[{group}] must be finite, got NaN or infinity")
+        self._store(code_vectors)
+
+    def _store(self, code_vectors: Sequence[Sequence[Tensor]]) -> None:
+        rows = []
+        for layers, code_map in zip(code_vectors, self.code_maps, strict=True):
             centered = [(layer - layer.mean(0)).detach().float() for layer in layers]
             variance = torch.stack([layer.square().mean() for layer in centered]).sum()
             # A codebook of one code carries no information and stays at zero.

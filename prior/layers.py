@@ -38,11 +38,11 @@ def predecessor_matrix(step: list[SlotType]) -> Float[Tensor, "slots values"]:
     Values are the body's output and the codes of the step. Input 0 is the body's output; input m
     sums the codes before it that share the position of code m - 1.
     """
+    numbers = {position: number for number, position in enumerate(slot[:2] for slot in step)}
+    positions = torch.tensor([numbers[slot[:2]] for slot in step])
     matrix = torch.zeros(len(step), len(step) + 1)
     matrix[0, 0] = 1
-    for m in range(1, len(step)):
-        for n in range(m):
-            matrix[m, n + 1] = float(step[n][:2] == step[m - 1][:2])
+    matrix[1:, 1:-1] = (positions[:-1, None] == positions[None, :-1]).tril()
     return matrix
 
 

@@ -12,6 +12,10 @@ from tokenizer.code_maps import check_indices
 from tokenizer.config import CodeMapConfig
 from tokenizer.pretrained import InputError
 
+MAX_SLOTS = 1024
+MAX_CODES = 2**16
+"""Bounds of what may be built: 128 by 128 positions with four layers reach it."""
+
 
 class SlotType(NamedTuple):
     """What a slot holds, whichever the step."""
@@ -47,7 +51,7 @@ class CodeOrdering(nn.Module):
 
     Raises:
         InputError: the maps do not go from coarse to fine, or the cell order is given a map that
-            is no integer multiple of the coarsest one.
+            is no integer multiple of the coarsest one, or there are too many codes.
     """
 
     steps: list[list[SlotType]]
@@ -86,12 +90,15 @@ class CodeOrdering(nn.Module):
                 first_number[group, layer] = total
                 total += code_map.height * code_map.width
         type_index = {slot_type: number for number, slot_type in enumerate(self.slot_types)}
-        columns = torch.full((6, self.num_steps, self.num_slots), -1)
+        rows = []
         for step, codes in enumerate(steps):
             for slot, ((group, offset, layer), row, column) in enumerate(codes):
                 kind = type_index[SlotType(group, offset, layer)]
                 number = first_number[group, layer] + row * code_maps[group].width + column
-                columns[:, step, slot] = torch.tensor([group, layer, row, column, kind, number])
+                rows.append((step, slot, group, layer, row, column, kind, number))
+        table = torch.tensor(rows).T
+        columns = torch.full((6, self.num_steps, self.num_slots), -1)
+        columns[:, table[0], table[1]] = table[2:]
         mask = columns[0] >= 0
         numbers = columns[5].masked_fill(~mask, total).flatten()
         for name, tensor in (
@@ -181,6 +188,20 @@ def _check_maps(code_maps: Sequence[CodeMapConfig], order: Order) -> None:
                 f"{coarsest.height} x {coarsest.width} in the cell order, got {size}"
             )
         previous = code_map
+    sizes = [code_map.height * code_map.width for code_map in code_maps]
+    if order == "cell":
+        num_steps = sizes[0]
+        num_slots = sum(
+            m.depth * size // sizes[0] for m, size in zip(code_maps, sizes, strict=True)
+        )
+    else:
+        num_steps = sum(sizes)
+        num_slots = max(code_map.depth for code_map in code_maps)
+    if num_slots > MAX_SLOTS or num_steps * num_slots > MAX_CODES:
+        raise InputError(
+            f"code_maps must give at most {MAX_SLOTS} codes in a step and {MAX_CODES} in all in "
+            f"the {order} order, got {num_slots} and {num_steps * num_slots}"
+        )
 
 
 def _positions(code_maps: Sequence[CodeMapConfig]) -> Iterator[list[_Code]]:

@@ -10,7 +10,9 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from prior.cache import PriorCache
+from prior.config import MAX_GUIDANCE
 from prior.transformer import Prior
+from tokenizer.config import MAX_TEMPERATURE, MIN_TEMPERATURE
 from tokenizer.pretrained import InputError
 
 ValueT = TypeVar("ValueT")
@@ -162,8 +164,8 @@ def check_guidance(prior: Prior, has_labels: bool, guidance_scale: float) -> Non
     Raises:
         InputError: the scale is out of range, or there is no null class.
     """
-    if not (guidance_scale >= 0 and math.isfinite(guidance_scale)):
-        raise InputError(f"guidance_scale must be finite and >= 0, got {guidance_scale}")
+    if not 0 <= guidance_scale <= MAX_GUIDANCE:
+        raise InputError(f"guidance_scale must lie in [0, {MAX_GUIDANCE}], got {guidance_scale}")
     uses_null = not has_labels or guidance_scale != 1
     if prior.config.num_classes and uses_null and not prior.config.network.label_dropout:
         field = "guidance_scale" if has_labels else "labels"
@@ -202,8 +204,11 @@ def settings_per_layer(
         )
     )
     for (layer_temperature, layer_top_k, layer_top_p), size in zip(settings, sizes, strict=True):
-        if not (layer_temperature > 0 and math.isfinite(layer_temperature)):
-            raise InputError(f"temperature must be > 0, got {layer_temperature}")
+        if not MIN_TEMPERATURE <= layer_temperature <= MAX_TEMPERATURE:
+            raise InputError(
+                f"temperature must be > 0, from {MIN_TEMPERATURE} to {MAX_TEMPERATURE}, "
+                f"got {layer_temperature}"
+            )
         if layer_top_k is not None and not 1 <= layer_top_k <= size:
             raise InputError(f"top_k must lie in [1, {size}], got {layer_top_k}")
         if layer_top_p is not None and not 0 < layer_top_p <= 1:

@@ -55,8 +55,9 @@ class Prior(PretrainedModule[PriorConfig]):
         groups = self.ordering.group[:, 0]
         is_learned = network.positions == "learned"
         positions = torch.arange(self.ordering.num_steps) if is_learned else groups
+        num_positions = self.ordering.num_steps if is_learned else len(config.code_maps)
         self.start = _embedding(1, width)
-        self.position_embedding = _embedding(int(positions.max()) + 1, width)
+        self.position_embedding = _embedding(num_positions, width)
         self.slot_embedding = _embedding(len(self.ordering.slot_types), width)
         self.class_embedding = (
             _embedding(config.num_classes + 1, width) if config.num_classes else None

@@ -9,10 +9,10 @@ from safetensors import SafetensorError
 
 from pipelines.command import load_run, parse_options, parse_run, run_command
 from pipelines.config import TokenizerRunConfig
+from pipelines.divergence import DivergenceError
 from pipelines.evaluate import EvaluateConfig
 from pipelines.generate import GenerateConfig
 from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
-from pipelines.training import DivergenceError
 from tokenizer.config import NearestQuantizerConfig
 from tokenizer.pretrained import InputError
 
@@ -132,7 +132,7 @@ def test_a_wrong_command_line_gives_one_line_that_names_the_field(
         ([], "--output-dir"),
         (["--output-dir", "o", "--num-images", "0"], "num_images: .*greater than 0, got 0"),
         (["--output-dir", "o", "--labels", "-1"], r"labels\.0: .*greater than or equal to 0"),
-        (["--output-dir", "o", "--sampling.temperature", "-1"], "temperature.*greater than 0"),
+        (["--output-dir", "o", "--sampling.temperature", "-1"], "temperature.*or equal to 1e-06"),
         (["--output-dir", "o", "--sampling.top-p", "1.5"], "top_p.*less than or equal to 1"),
     ],
 )

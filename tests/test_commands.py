@@ -313,7 +313,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
     [
         (["--labels", "8"], ["labels must lie in [0, 8), got 8"]),
         (["--labels", "-1"], ["labels.0", "-1"]),
-        (["--sampling.temperature", "-1"], ["temperature", "greater than 0"]),
+        (["--sampling.temperature", "-1"], ["temperature", "greater than or equal to 1e-06"]),
         (["--sampling.top-k", "9"], ["top_k must lie in [1, 8], got 9"]),
         (["--num-images", "0"], ["num_images", "greater than 0"]),
     ],

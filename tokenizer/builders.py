@@ -4,7 +4,10 @@
 differs from it in the quantizer alone.
 """
 
+import re
 from collections.abc import Sequence
+
+from pydantic import ValidationError
 
 from tokenizer.config import (
     GroupConfig,
@@ -12,7 +15,7 @@ from tokenizer.config import (
     NetworkConfig,
     TokenizerConfig,
 )
-from tokenizer.pretrained import InputError
+from tokenizer.pretrained import InputError, describe_validation_error
 
 DEFAULT_NETWORKS = NetworkConfig()
 
@@ -30,22 +33,30 @@ def hq_vae(
     """Hybrid HQ-VAE: groups of `depths` layers at `downsamplings`, coarse to fine.
 
     Raises:
-        InputError: not one depth per downsampling.
+        InputError: an argument is out of range, or not one depth per downsampling.
     """
-    if len(depths) != len(downsamplings):
+    if not depths or len(depths) != len(downsamplings):
         raise InputError(
-            f"depths must be as many as downsamplings, {len(downsamplings)}, got {len(depths)}"
+            f"depths must be as many as downsamplings, {len(downsamplings)} and at least 1, "
+            f"got {len(depths)}"
         )
-    groups = tuple(
-        GroupConfig(
-            downsampling=downsampling,
-            codebook_sizes=(codebook_size,) * depth,
-            code_dim=code_dim,
-            shares_codebook=shares_codebook,
+    if min(depths) < 1:
+        raise InputError(f"depths must be > 0, got {tuple(depths)}")
+    try:
+        groups = tuple(
+            GroupConfig(
+                downsampling=downsampling,
+                codebook_sizes=(codebook_size,) * depth,
+                code_dim=code_dim,
+                shares_codebook=shares_codebook,
+            )
+            for downsampling, depth in zip(downsamplings, depths, strict=True)
         )
-        for downsampling, depth in zip(downsamplings, depths, strict=True)
-    )
-    return TokenizerConfig(groups=groups, networks=networks, channels=channels)
+        return TokenizerConfig(groups=groups, networks=networks, channels=channels)
+    except ValidationError as error:
+        # All layers have the one size that was given.
+        message = re.sub(r"codebook_sizes\.\d+", "codebook_size", describe_validation_error(error))
+        raise InputError("; ".join(dict.fromkeys(message.split("; ")))) from error
 
 
 def sq_vae(
@@ -56,7 +67,7 @@ def sq_vae(
     networks: NetworkConfig = DEFAULT_NETWORKS,
     channels: int = 3,
 ) -> TokenizerConfig:
-    """SQ-VAE (arXiv 2205.07547): one code map."""
+    """SQ-VAE (arXiv 2205.07547): one code map; raises what `hq_vae` raises."""
     return hq_vae(
         (downsampling,), (1,), codebook_size, code_dim, networks=networks, channels=channels
     )

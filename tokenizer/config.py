@@ -1,32 +1,47 @@
 """Parameters of the tokenizer."""
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field
 from pydantic import model_validator as validates
 
 from tokenizer.pretrained import StrictConfig
 
 Share = Annotated[float, Field(ge=0, le=1)]
+# Bounds that no sound model reaches, so that a config cannot ask for absurd amounts of memory or
+# for numbers that leave float32.
+Width = Annotated[int, Field(gt=0, le=2**14)]
+Depth = Annotated[int, Field(gt=0, le=64)]
+Downsampling = Annotated[int, Field(gt=0, le=1024)]
+MapSide = Annotated[int, Field(gt=0, le=4096)]
+Factor = Annotated[float, Field(ge=0, le=1e6)]
+Mean = Annotated[float, Field(ge=-1e6, le=1e6)]
+PositiveFactor = Annotated[float, Field(ge=1e-6, le=1e6)]
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 1e6
+Temperature = Annotated[float, Field(ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)]
+CodebookSizes = Annotated[
+    tuple[Annotated[int, Field(gt=0, le=2**20)], ...], Field(min_length=1, max_length=64)
+]
 
 
 class StochasticQuantizerConfig(StrictConfig):
     """Stochastic quantization (SQ-VAE, arXiv 2205.07547)."""
 
     kind: Literal["stochastic"] = "stochastic"
-    variance_factor: PositiveFloat = 5.0
+    variance_factor: PositiveFactor = 5.0
     """Initial variance s² of a layer, in units of its inputs' variance per dimension."""
-    noise_factor: NonNegativeFloat = 0.2
+    noise_factor: Factor = 0.2
     """Variance of the noise on the initial code vectors, in the same units."""
-    initial_temperature: PositiveFloat = 1.0
+    initial_temperature: Temperature = 1.0
     """Gumbel-softmax temperature at step 0."""
-    final_temperature: PositiveFloat = 0.5
+    final_temperature: Temperature = 0.5
     """Gumbel-softmax temperature at the last step, reached exponentially."""
-    latent_weight: PositiveFloat = 0.3
+    latent_weight: PositiveFactor = 0.3
     """Weight of the latent terms against the reconstruction; at 1 the loss is the bound."""
-    codebook_rate: PositiveFloat = 10.0
+    codebook_rate: PositiveFactor = 10.0
     """Learning rate of the code vectors, in units of the networks'."""
-    variance_rate: NonNegativeFloat = 10.0
+    variance_rate: Factor = 10.0
     """Learning rate of log s², in units of the networks'; 0 keeps the initial variances."""
 
 
@@ -41,9 +56,9 @@ class NearestQuantizerConfig(StrictConfig):
     """Draw the initial code vectors from encoder outputs, not from N(0, 1)."""
     decay: Share = 0.99
     """Decay of the moving means."""
-    restart_threshold: NonNegativeFloat = 1.0
+    restart_threshold: Factor = 1.0
     """A code whose moving count falls below this is replaced by an encoder output; 0 = never."""
-    commitment_weight: NonNegativeFloat = 0.25
+    commitment_weight: Factor = 0.25
     """Weight of the commitment term."""
 
 
@@ -55,11 +70,11 @@ QuantizerConfig = Annotated[
 class GroupConfig(StrictConfig):
     """The layers that work at one resolution: the first is injected, the others are residual."""
 
-    downsampling: PositiveInt
+    downsampling: Downsampling
     """Image side over code map side; a power of two."""
-    codebook_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+    codebook_sizes: CodebookSizes
     """Number K of code vectors of each layer; as many layers as numbers."""
-    code_dim: PositiveInt = 64
+    code_dim: Width = 64
     """Dimension of a code vector."""
     shares_codebook: bool = False
     """Whether all layers of the group use one codebook."""
@@ -84,37 +99,46 @@ class GroupConfig(StrictConfig):
 class NetworkConfig(StrictConfig):
     """Residual networks around the quantizers."""
 
-    patch_size: PositiveInt = 2
+    patch_size: Downsampling = 2
     """The image enters and leaves as patches of this side (pixel unshuffle); a power of two."""
-    width: PositiveInt = 128
+    width: Width = 128
     """Channels at the resolution of the patches."""
-    max_width: PositiveInt = 256
+    max_width: Width = 256
     """Channels double at each halving of the resolution, up to this."""
-    num_blocks: PositiveInt = 2
+    num_blocks: Depth = 2
     """Residual blocks per resolution and direction."""
-    attention_downsampling: tuple[PositiveInt, ...] = ()
+    attention_downsampling: Annotated[tuple[Downsampling, ...], Field(max_length=16)] = ()
     """Resolutions, as downsampling factors, with self-attention after the blocks."""
 
 
 class BackboneConfig(StrictConfig):
     """A timm model as bottom-up path."""
 
-    name: str
-    """Name of the timm model; it must support `features_only`."""
+    name: Annotated[str, Field(max_length=100)]
+    """Name in timm's registry; the model must support `features_only`."""
     is_frozen: bool = True
     """Keep its weights; it then stays in evaluation mode."""
     pad_type: Literal["", "same"] = ""
     """Padding of its convolutions; "same" for weights converted from TensorFlow."""
-    mean: tuple[float, float, float] | None = None
+    mean: tuple[Mean, Mean, Mean] | None = None
     """Channel means of its inputs on [0, 1]; None takes those of timm's entry."""
-    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+    std: tuple[PositiveFactor, PositiveFactor, PositiveFactor] | None = None
     """Channel deviations of its inputs on [0, 1]; None takes those of timm's entry."""
+
+    @validates(mode="after")
+    def _check(self) -> "BackboneConfig":
+        # timm would also take "hf-hub:..." and "local-dir:...": a download, or a foreign folder.
+        if not re.fullmatch(r"\w+(\.\w+)?", self.name, re.ASCII):
+            raise ValueError(
+                f"name must be one of timm's registry, such as 'mobilenetv2_100', got {self.name!r}"
+            )
+        return self
 
 
 class TokenizerConfig(StrictConfig):
     """A hierarchical tokenizer: SQ-VAE-2, RSQ-VAE, a hybrid, or a deterministic baseline."""
 
-    groups: Annotated[tuple[GroupConfig, ...], Field(min_length=1)]
+    groups: Annotated[tuple[GroupConfig, ...], Field(min_length=1, max_length=16)]
     """Resolution groups, coarse to fine."""
     quantizer: QuantizerConfig = StochasticQuantizerConfig()
     networks: NetworkConfig = NetworkConfig()
@@ -153,13 +177,13 @@ class TokenizerConfig(StrictConfig):
 class CodeMapConfig(StrictConfig):
     """Shape of one group's code indices, (B, depth, height, width)."""
 
-    height: PositiveInt
+    height: MapSide
     """Rows."""
-    width: PositiveInt
+    width: MapSide
     """Columns."""
-    codebook_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+    codebook_sizes: CodebookSizes
     """Number of codes of each layer; the depth is their count."""
-    code_dim: PositiveInt
+    code_dim: Width
     """Dimension of a code vector."""
 
     @property

@@ -1,10 +1,12 @@
 """What every model shares: a strict config and a checkpoint folder."""
 
+import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -14,10 +16,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
-
-class InputError(ValueError):
-    """Something a user gave is wrong; the message is one line and names the field."""
+from tokenizer.untrusted import InputError as InputError
+from tokenizer.untrusted import StoredTensor, read_header, read_json, shortened
 
 
 class StrictConfig(BaseModel):
@@ -30,19 +32,30 @@ class StrictConfig(BaseModel):
 
 UNION_MEMBER = re.compile(r"[\[(]|^constrained-|^(int|float|str|bool|none|path)$")
 WRONG_KIND = {"tuple_type", "int_type", "float_type", "none_required", "literal_error"}
+MOST_COMPLAINTS = 5
 
 
 def describe_validation_error(error: ValidationError) -> str:
-    """All complaints of pydantic on one line, each led by its field."""
+    """The complaints of pydantic on one line, each led by its field; the first few of many."""
     complaints: dict[str, str] = {}
-    for entry in sorted(error.errors(include_url=False), key=lambda own: own["type"] in WRONG_KIND):
+    entries = error.errors(include_url=False)
+    for entry in sorted(entries, key=lambda own: own["type"] in WRONG_KIND):
+        length = len(entry["loc"])
+        if entry["type"] == "too_short" and any(
+            own["loc"][:length] == entry["loc"] != own["loc"] for own in entries
+        ):
+            continue  # a wrong member, of which pydantic complains, too, is not counted
         # pydantic adds the members of a union to the path of a field.
         path = [str(part) for part in entry["loc"] if not UNION_MEMBER.search(str(part))]
-        field = ".".join(path)
-        given = "" if entry["type"] in {"missing", "value_error"} else f", got {entry['input']!r}"
+        field, message = shortened(".".join(path)), shortened(entry["msg"])
+        is_told = entry["type"] in {"missing", "value_error"}
+        given = "" if is_told else f", got {shortened(repr(entry['input']))}"
         # Of a union, the member that was meant: the one whose type is right.
-        complaints.setdefault(field, f"{field}: {entry['msg']}{given}".removeprefix(": "))
-    return "; ".join(complaints.values())
+        complaints.setdefault(field, f"{field}: {message}{given}".removeprefix(": "))
+    told = list(complaints.values())[:MOST_COMPLAINTS]
+    if len(complaints) > len(told):
+        told.append(f"and {len(complaints) - len(told)} more")
+    return "; ".join(told)
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -78,12 +91,29 @@ def load_safetensors(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: the file is absent or damaged.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
+    read_header(path)
     try:
         return safetensors.torch.load_file(path)
     except SafetensorError as error:
         raise InputError(f"{path} is damaged or not a safetensors file: {error}") from error
+
+
+def check_fit(
+    expected: Mapping[str, Tensor], stored: Mapping[str, StoredTensor], source: str
+) -> None:
+    """Compares weights by name, type and shape before any is read; `expected` may be on "meta".
+
+    Raises:
+        InputError: a weight is missing, unknown, of another type or of another shape.
+    """
+    _check_names(expected, stored, source)
+    for name, tensor in expected.items():
+        for quality, wanted, found in (
+            ("have shape", tuple(tensor.shape), stored[name].shape),
+            ("be of type", tensor.dtype, stored[name].dtype),
+        ):
+            if found != wanted:
+                raise InputError(f"{source}: {name!r} must {quality} {wanted}, got {found}")
 
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:
@@ -93,12 +123,7 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], source: str) -> 
         InputError: a weight is missing, unknown or of another shape.
     """
     expected = module.state_dict()
-    for problem, names in (
-        ("lacks", sorted(expected.keys() - weights.keys())),
-        ("has unknown", sorted(weights.keys() - expected.keys())),
-    ):
-        if names:
-            raise InputError(f"{source} {problem} {len(names)} weights, the first is {names[0]!r}")
+    _check_names(expected, weights, source)
     for name, tensor in weights.items():
         if tensor.shape != expected[name].shape:
             raise InputError(
@@ -106,6 +131,36 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], source: str) -> 
                 f"got {tuple(tensor.shape)}"
             )
     module.load_state_dict(weights)
+
+
+def _check_names(expected: Mapping[str, object], found: Mapping[str, object], source: str) -> None:
+    for problem, names in (
+        ("lacks", sorted(expected.keys() - found.keys())),
+        ("has unknown", sorted(found.keys() - expected.keys())),
+    ):
+        if names:
+            first = shortened(repr(names[0]))
+            raise InputError(f"{source} {problem} {len(names)} weights, the first is {first}")
+
+
+BUILD_ALLOWANCE = 4_000
+"""Parameters that a module may build and drop again, as timm's models do."""
+
+
+@contextlib.contextmanager
+def _few_parameters(most: int, path: Path) -> Iterator[None]:
+    """Stops the building on "meta" of a module with more parameters: it would take for ever."""
+    numbers = itertools.count(1)
+
+    def count(module: nn.Module, name: str, parameter: Tensor | None) -> None:
+        if parameter is not None and parameter.is_meta and next(numbers) > most:
+            raise InputError(f"{path} asks for more weights than model.safetensors holds")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 ConfigT = TypeVar("ConfigT", bound=StrictConfig)
@@ -154,32 +209,40 @@ class PretrainedModule(nn.Module, Generic[ConfigT]):
 
     @classmethod
     def from_pretrained(cls: type[ModuleT], folder: str | Path) -> ModuleT:
-        """Loads a checkpoint onto the CPU, in evaluation mode.
+        """Loads a checkpoint onto the CPU, in evaluation mode; it may be a stranger's.
+
+        Its sizes are compared before memory is taken, so that it costs no more than its files.
 
         Raises:
             InputError: `folder` holds no checkpoint, one of another class, an invalid config, or
-                weights that do not fit.
+                weights that do not fit or are not finite.
         """
         folder = Path(folder)
         path = folder / "config.json"
         if not path.is_file():
             raise InputError(f"{folder} holds no {cls.__name__}: there is no config.json")
-        try:
-            fields = json.loads(path.read_text())
-        except ValueError as error:
-            raise InputError(f"{path} is not JSON: {error}") from error
+        fields = read_json(path)
         found = fields.pop("model", None) if isinstance(fields, dict) else None
         if found != cls.__name__:
-            raise InputError(f"{path}: model must be {cls.__name__!r}, got {found!r}")
+            raise InputError(
+                f"{path}: model must be {cls.__name__!r}, got {shortened(repr(found))}"
+            )
         try:
             config = cls.config_class.model_validate_json(json.dumps(fields))
         except ValidationError as error:
             raise InputError(f"{path}: {describe_validation_error(error)}") from error
         weights_path = folder / "model.safetensors"
+        stored = read_header(weights_path)
+        with torch.device("meta"), _few_parameters(2 * len(stored) + BUILD_ALLOWANCE, path):
+            expected = cls(config).state_dict()  # shapes without memory
+        check_fit(expected, stored, str(weights_path))
         module = cls(config)
         weights = load_safetensors(weights_path)
         _check_hashes(path, weights_path, weights)
         load_weights(module, weights, str(weights_path))
+        for name, tensor in module.state_dict().items():
+            if not bool(tensor.isfinite().all()):
+                raise InputError(f"{weights_path}: {name!r} must be finite, got NaN or infinity")
         return module.eval()
 
     def content_hash(self) -> str:

@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import platform
 import shlex
 import sys
 import time
@@ -16,7 +14,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from benchmarks.cifar10 import commit
+from benchmarks.machine import commit, machine
 from benchmarks.quality.budgets import Budget, run_config
 from benchmarks.quality.cells import ABLATIONS, FAIR, STOCHASTIC, Ablation, Cell
 from benchmarks.quality.peers import PeerQuantizer
@@ -177,17 +175,6 @@ def test_data(data: DataConfig) -> DataConfig:
         return data.model_copy(update={"seed": data.seed + 1, "num_validation_images": 10_000})
     assert data.root is not None
     return data.model_copy(update={"validation_root": data.root.parent / "test"})
-
-
-def machine() -> dict[str, Any]:
-    """What ran it."""
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
 
 
 def measure(
