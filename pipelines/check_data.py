@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 import tyro
-from pydantic import PositiveInt
+from pydantic import Field
 
 from pipelines.command import announce, parse_options, run_command
 from pipelines.folder_scan import printable, scan_folder
@@ -29,7 +29,7 @@ class CheckDataConfig(StrictConfig):
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """Folder of images, as data.root."""
-    image_size: PositiveInt = 32
+    image_size: Annotated[int, Field(gt=0, le=4096)] = 32
     """As data.image_size."""
     channels: Literal[1, 2, 3, 4] = 3
     """As data.channels."""

@@ -3,11 +3,13 @@
 import contextlib
 import io
 import logging
+import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
+import torch
 import tyro
 from accelerate import PartialState
 from pydantic import ValidationError
@@ -16,6 +18,15 @@ from safetensors import SafetensorError
 from tokenizer.pretrained import InputError, StrictConfig, describe_validation_error
 
 ConfigT = TypeVar("ConfigT", bound=StrictConfig)
+
+TRAINING_MEMORY = (
+    "raise training.gradient-accumulation-steps, which may differ when a run goes on, or lower "
+    "training.batch-size in a new run-dir"
+)
+"""What saves memory in both stages: all work beside the steps is cut by the same numbers."""
+
+# There is no class for these: torch's CPU allocator, C++, CUDA's libraries, the system.
+_NO_MEMORY = re.compile(r"out of memory|can(no|')t allocate memory|bad_alloc|ALLOC_FAILED", re.I)
 
 
 def parse_run(
@@ -131,17 +142,20 @@ def _section(config: object, class_name: str) -> str:
     return ""
 
 
-def run_command(main: Callable[[], None]) -> NoReturn:
+def run_command(
+    main: Callable[[], None], saves_memory: str = "use a machine with more of it"
+) -> NoReturn:
     """Runs a command; an expected error becomes one line on stderr and exit status 2.
 
-    A traceback means a bug.
+    A traceback means a bug. `saves_memory` says what to change where memory runs out.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for name in ("torch", "accelerate", "matplotlib", "PIL"):
         logging.getLogger(name).setLevel(logging.WARNING)
     with contextlib.suppress(BrokenPipeError):
         try:
-            main()
+            with _lack_of_memory(saves_memory):
+                main()
         except ValidationError as error:
             fail(describe_validation_error(error))
         # safetensors reports a full disk by an error of its own.
@@ -155,6 +169,22 @@ def run_command(main: Callable[[], None]) -> NoReturn:
             raise SystemExit(130) from None
         PartialState().destroy_process_group()
     raise SystemExit(0)
+
+
+@contextlib.contextmanager
+def _lack_of_memory(advice: str) -> Iterator[None]:
+    """Turns the many errors that mean it into one; what is on disk is whole, as after a kill."""
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        text = str(error)
+        kinds = (MemoryError, torch.OutOfMemoryError)
+        if not isinstance(error, kinds) and not _NO_MEMORY.search(text):
+            raise
+        asked = re.search(r"tried to allocate [\d.]+ \w+", text, re.I)
+        reason = asked.group().lower() if asked else text.split("\n")[0]
+        reason = f" ({reason})" if reason else ""
+        raise InputError(f"out of memory{reason}: {advice}") from error
 
 
 def announce(message: str) -> None:

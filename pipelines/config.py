@@ -44,7 +44,7 @@ class DataConfig(StrictConfig):
     skip_unreadable: bool = False
     """Leave out unreadable files and count them, where they would stop the run."""
     follow_links: bool = False
-    """`folder`: use what symbolic links out of the folder lead to, where they would stop the run."""
+    """`folder`: use what links out of the folder lead to, where they would stop the run."""
     cache_dir: Path = Path("runs/cache")
     """Folder for the decoded images."""
     seed: NonNegativeInt = 0

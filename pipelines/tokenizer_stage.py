@@ -13,7 +13,7 @@ from pipelines.config import TokenizerRunConfig
 from pipelines.data import ImageDataset, chosen_items, load_images, to_float, to_uint8
 from pipelines.metrics import SSIM_WINDOW, reconstruction_metrics
 from pipelines.plots import comparison
-from pipelines.processes import seed_everything
+from pipelines.processes import batch_size_without_gradient, seed_everything
 from pipelines.reconstruction import measure_reconstruction
 from pipelines.run_log import Metrics
 from pipelines.training import Loss
@@ -59,6 +59,7 @@ class TokenizerStage:
             self.validation_images = load_images(config.data, "validation")
         self.num_items = len(self.train_images)
         self.device = accelerator.device
+        self.batch_size = batch_size_without_gradient(config.training, accelerator)
         self.num_values = config.data.channels * config.data.image_size**2
 
     def initialize(self) -> None:
@@ -109,7 +110,7 @@ class TokenizerStage:
         assert isinstance(model, Tokenizer)
         dataset = self.validation_images
         items = chosen_items(len(dataset), self.config.training.num_validation_images)
-        errors, usage = measure_reconstruction(model, dataset, items, accelerator)
+        errors, usage = measure_reconstruction(model, dataset, items, accelerator, self.batch_size)
         return {
             **reconstruction_metrics(errors),
             "perplexity": usage.perplexity(),
