@@ -49,11 +49,11 @@ def scan_folder(root: Path, follow_links: bool) -> FolderScan:
     scan = FolderScan([], [], [], [])
     home = os.path.realpath(root)
     searched = {home}
-    pending = [""]
+    pending = [("", home)]
     while pending:  # no recursion: folders can be nested deeper than Python's stack
-        folder = pending.pop()
+        folder, real_folder = pending.pop()
         try:
-            entries = sorted(os.scandir(root / folder), key=lambda entry: entry.name)
+            entries = sorted(os.scandir(os.path.join(root, folder)), key=lambda entry: entry.name)
         except OSError as error:
             scan.refused.append(Finding(folder, f"cannot be read: {error.strerror}"))
             continue
@@ -66,9 +66,11 @@ def scan_folder(root: Path, follow_links: bool) -> FolderScan:
             if not is_folder and not name.lower().endswith(SUFFIXES):
                 scan.left_out.append(Finding(name, OTHER_SUFFIX))
                 continue
-            target = os.path.realpath(entry)
+            is_link = entry.is_symlink()
+            # Following every path from its root would be slow in deep folders.
+            target = os.path.realpath(entry) if is_link else os.path.join(real_folder, entry.name)
             is_within = target.startswith(home.rstrip(os.sep) + os.sep) or target == home
-            if entry.is_symlink() and not is_within:
+            if is_link and not is_within:
                 link = Finding(name, f"is a link that leaves the folder, to {printable(target)}")
                 (scan.followed if follow_links else scan.refused).append(link)
                 if not follow_links:
@@ -78,13 +80,13 @@ def scan_folder(root: Path, follow_links: bool) -> FolderScan:
                     scan.images.append(name)
                 else:
                     scan.refused.append(Finding(name, "is not a UTF-8 name"))
-            elif entry.is_symlink() and is_within:
+            elif is_link and is_within:
                 scan.left_out.append(Finding(name, WITHIN))
             elif target in searched:
                 scan.left_out.append(Finding(name, SEARCHED))
             else:
                 searched.add(target)
-                pending.append(f"{name}/")
+                pending.append((f"{name}/", target))
     for findings in scan:
         findings.sort()
     return scan
