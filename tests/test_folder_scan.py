@@ -1,6 +1,7 @@
 """What a folder holds by name: every entry is accounted for, and no link leads astray."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -127,15 +128,17 @@ def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
 
 
 def test_folders_may_be_nested_deeper_than_the_stack(tmp_path: Path) -> None:
-    here = os.getcwd()
-    os.chdir(tmp_path)
+    depth = sys.getrecursionlimit() + 100
+    deepest = os.path.join(tmp_path, *["d"] * depth)
+    os.makedirs(os.path.join(tmp_path, *["d"] * (depth // 2)))
+    os.makedirs(deepest)
     try:
-        for _ in range(1_200):
-            os.mkdir("d")
-            os.chdir("d")
-    finally:
-        os.chdir(here)
-    assert scan_folder(tmp_path, follow_links=False).images == []
+        (Path(deepest) / "a.png").write_bytes(b"x")
+        assert scan_folder(tmp_path, follow_links=False).images == ["d/" * depth + "a.png"]
+    finally:  # pytest's own cleaning is recursive
+        os.unlink(os.path.join(deepest, "a.png"))
+        os.removedirs(deepest)
+        tmp_path.mkdir(exist_ok=True, parents=True)
 
 
 def test_a_folder_that_cannot_be_read_is_refused(
