@@ -182,7 +182,7 @@ def _lack_of_memory(advice: str) -> Iterator[None]:
         if not isinstance(error, kinds) and not _NO_MEMORY.search(text):
             raise
         asked = re.search(r"tried to allocate [\d.]+ \w+", text, re.I)
-        reason = asked.group().lower() if asked else text.split("\n")[0]
+        reason = asked.group().replace("Tried", "tried") if asked else text.split("\n")[0]
         reason = f" ({reason})" if reason else ""
         raise InputError(f"out of memory{reason}: {advice}") from error
 
