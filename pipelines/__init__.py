@@ -7,6 +7,8 @@ warnings.filterwarnings("ignore", "`torch.jit.script", category=FutureWarning)
 warnings.filterwarnings("ignore", "`torch.jit.script", category=DeprecationWarning)
 # torch 2.11 does not know the new name yet.
 warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", category=FutureWarning)
+# Pillow warns of what it then reads or refuses all the same.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 from pipelines.generation import ImageGenerationPipeline  # noqa: E402
 

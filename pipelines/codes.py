@@ -19,8 +19,6 @@ from tokenizer import Tokenizer
 from tokenizer.pretrained import InputError
 from tokenizer.untrusted import read_json
 
-BATCH = 250
-
 
 @dataclasses.dataclass(frozen=True)
 class CodeDataset:
@@ -54,11 +52,12 @@ def extract_codes(
     *,
     flips: bool,
     keeps_latents: bool,
+    batch_size: int = 250,
 ) -> CodeDataset:
     """Encodes `dataset` into `folder/<key>/`, or opens what an earlier run has left there.
 
-    The key is a hash of tokenizer, data and options. Each process encodes a share; a folder under
-    its final name is complete.
+    The key is a hash of tokenizer, data and options; `batch_size` changes memory and speed alone.
+    Each process encodes a share; a folder under its final name is complete.
     """
     facts: dict[str, Any] = {
         "tokenizer": tokenizer.content_hash(),
@@ -85,7 +84,7 @@ def extract_codes(
                     shape = (num_entries, code_map.code_dim, code_map.height, code_map.width)
                     _create(temporary / f"latents_{number}.npy", np.float16, shape)
         accelerator.wait_for_everyone()
-        _encode(tokenizer, dataset, temporary, accelerator, num_entries, keeps_latents)
+        _encode(tokenizer, dataset, temporary, accelerator, num_entries, keeps_latents, batch_size)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             (temporary / "facts.json").write_text(json.dumps(facts, indent=2) + "\n")
@@ -112,6 +111,7 @@ def _encode(
     accelerator: Accelerator,
     num_entries: int,
     keeps_latents: bool,
+    batch_size: int,
 ) -> None:
     groups = range(len(tokenizer.config.groups))
     indices = [np.lib.format.open_memmap(folder / f"indices_{n}.npy", "r+") for n in groups]
@@ -121,10 +121,10 @@ def _encode(
         if keeps_latents
     ]
     starts = range(
-        accelerator.process_index * BATCH, num_entries, accelerator.num_processes * BATCH
+        accelerator.process_index * batch_size, num_entries, accelerator.num_processes * batch_size
     )
     for start in tqdm(starts, "codes", disable=not accelerator.is_main_process, leave=False):
-        entries = np.arange(start, min(start + BATCH, num_entries))
+        entries = np.arange(start, min(start + batch_size, num_entries))
         images = to_float(dataset.images_at(entries % len(dataset)))
         is_mirrored = torch.from_numpy(entries >= len(dataset)).view(-1, 1, 1, 1)
         images = torch.where(is_mirrored, images.flip(-1), images)

@@ -4,12 +4,14 @@ import contextlib
 import io
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
+import torch
 import tyro
 from accelerate import PartialState
 from pydantic import ValidationError
@@ -20,6 +22,15 @@ from tokenizer.pretrained import InputError, StrictConfig, describe_validation_e
 from tokenizer.untrusted import read_bounded
 
 ConfigT = TypeVar("ConfigT", bound=StrictConfig)
+
+TRAINING_MEMORY = (
+    "raise training.gradient-accumulation-steps, which may differ when a run goes on, or lower "
+    "training.batch-size in a new run-dir"
+)
+"""What saves memory in both stages: all work beside the steps is cut by the same numbers."""
+
+# There is no class for these: torch's CPU allocator, C++, CUDA's libraries, the system.
+_NO_MEMORY = re.compile(r"out of memory|can(no|')t allocate memory|bad_alloc|ALLOC_FAILED", re.I)
 
 
 def parse_run(
@@ -134,17 +145,21 @@ def _section(config: object, class_name: str) -> str:
     return ""
 
 
-def run_command(main: Callable[[], None]) -> NoReturn:
+def run_command(
+    main: Callable[[], None], saves_memory: str = "use a machine with more of it"
+) -> NoReturn:
     """Runs a command; an expected error becomes one line on stderr and exit status 2.
 
-    A traceback means a bug. SIGTERM stops a command as Ctrl-C does.
+    A traceback means a bug. SIGTERM stops a command as Ctrl-C does. `saves_memory` says what to
+    change where memory runs out.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for name in ("torch", "accelerate", "matplotlib", "PIL"):
         logging.getLogger(name).setLevel(logging.WARNING)
     with contextlib.suppress(BrokenPipeError), _sigterm_like_ctrl_c():
         try:
-            main()
+            with _lack_of_memory(saves_memory):
+                main()
         except ValidationError as error:
             fail(describe_validation_error(error))
         # safetensors reports a full disk by an error of its own.
@@ -178,6 +193,22 @@ def _sigterm_like_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+@contextlib.contextmanager
+def _lack_of_memory(advice: str) -> Iterator[None]:
+    """Turns the many errors that mean it into one; what is on disk is whole, as after a kill."""
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        text = str(error)
+        kinds = (MemoryError, torch.OutOfMemoryError)
+        if not isinstance(error, kinds) and not _NO_MEMORY.search(text):
+            raise
+        asked = re.search(r"tried to allocate [\d.]+ \w+", text, re.I)
+        reason = asked.group().replace("Tried", "tried") if asked else text.split("\n")[0]
+        reason = f" ({reason})" if reason else ""
+        raise InputError(f"out of memory{reason}: {advice}") from error
 
 
 def announce(message: str) -> None:

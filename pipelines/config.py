@@ -50,6 +50,8 @@ class DataConfig(StrictConfig):
     """Mirror half of the training images at random."""
     skip_unreadable: bool = False
     """Leave out unreadable files and count them, where they would stop the run."""
+    follow_links: bool = False
+    """`folder`: use what links out of the folder lead to, where they would stop the run."""
     cache_dir: Path = Path("runs/cache")
     """Folder for the decoded images."""
     seed: Seed = 0

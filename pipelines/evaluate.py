@@ -101,4 +101,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, "lower batch-size, or num-images if that does not help")

@@ -29,7 +29,6 @@ from pipelines.reconstruction import measure_reconstruction
 from tokenizer import Tokenizer
 from tokenizer.pretrained import StrictConfig
 
-BATCH = 100
 NUM_BOUND_IMAGES = 1_000
 """Images for the evidence lower bound, and as many training images for its decoder variance."""
 
@@ -48,7 +47,7 @@ class EvaluationConfig(StrictConfig):
     seed: NonNegativeInt = 0
     """Of the generated images and of the choice of reference images."""
     batch_size: PositiveInt = 100
-    """Images generated at a time."""
+    """Images at a time."""
 
 
 def extract_features(
@@ -57,13 +56,14 @@ def extract_features(
     count: int,
     accelerator: Accelerator,
     title: str,
+    batch_size: int,
 ) -> FeatureOutput:
     """Features of images 0 to `count`, shared by all processes, on the CPU of each."""
     own_items = own_share(accelerator, count)
     outputs = []
-    starts = range(0, len(own_items), BATCH)
+    starts = range(0, len(own_items), batch_size)
     for start in tqdm(starts, title, disable=not accelerator.is_main_process, leave=False):
-        images = images_of(own_items[start : start + BATCH])
+        images = images_of(own_items[start : start + batch_size])
         outputs.append(extractor(images.to(accelerator.device)))
     if not outputs:  # more processes than images
         outputs.append(extractor(images_of(np.arange(1)).to(accelerator.device)))
@@ -87,7 +87,9 @@ def evaluate_reconstruction(
     count = min(config.num_images, len(validation))
     check_num_images(count, count)
     items = chosen_items(len(validation), count, config.seed)
-    errors, usage = measure_reconstruction(tokenizer, validation, items, accelerator)
+    errors, usage = measure_reconstruction(
+        tokenizer, validation, items, accelerator, config.batch_size
+    )
     values: dict[str, Any] = dict(reconstruction_metrics(errors))
     values["perplexity"] = usage.perplexity()
     values["codebook_usage"] = usage.usage()
@@ -107,7 +109,9 @@ def evaluate_reconstruction(
 
     floor_items = chosen_items(len(train), count, config.seed)
     original, decoded, floor = (
-        extract_features(extractor, images_of, number, accelerator, title).features
+        extract_features(
+            extractor, images_of, number, accelerator, title, config.batch_size
+        ).features
         for images_of, number, title in (
             (originals, count, "originals"),
             (reconstructions, count, "reconstructions"),
@@ -155,11 +159,11 @@ def evaluate_generation(
 
     def generated(rows: np.ndarray) -> Tensor:
         return torch.cat(
-            list(pipeline.draw(rows.tolist(), None, config.seed, config.sampling, BATCH))
+            list(pipeline.draw(rows.tolist(), None, config.seed, config.sampling, len(rows)))
         )
 
     fake, real, floor = (
-        extract_features(extractor, images_of, count, accelerator, title)
+        extract_features(extractor, images_of, count, accelerator, title, config.batch_size)
         for images_of, count, title in (
             (generated, config.num_images, "generated"),
             (lambda rows: reference.images_at(reference_items[rows]), num_reference, "reference"),
@@ -223,8 +227,8 @@ def bound_bits_per_dim(
         items = chosen_items(len(dataset), count, config.seed)
         sums = torch.zeros(2, dtype=torch.float64)
         own_rows = own_share(accelerator, count)
-        for start in range(0, len(own_rows), BATCH):
-            rows = own_rows[start : start + BATCH]
+        for start in range(0, len(own_rows), config.batch_size):
+            rows = own_rows[start : start + config.batch_size]
             generator.manual_seed(config.seed + int(rows[0]))
             images = to_float(dataset.images_at(items[rows])).to(accelerator.device)
             bound = tokenizer.evidence_lower_bound(images, variance, generator)

@@ -11,19 +11,29 @@ import numpy as np
 from tqdm import tqdm
 
 from pipelines.config import DataConfig
+from pipelines.folder_scan import (
+    OTHER_SUFFIX,
+    SEARCHED,
+    WITHIN,
+    Finding,
+    printable,
+    scan_folder,
+)
 from pipelines.image_cache import ImageBlock, ImageSource
 from pipelines.image_decoding import (
-    SUFFIXES,
     VERSION,
+    Channels,
+    DecodedImage,
     UnreadableImageError,
+    decode_image,
     describe_conversion,
-    read_image,
 )
 from tokenizer.pretrained import InputError
 
 logger = logging.getLogger(__name__)
 
 _FILES_PER_BLOCK = 64
+_BYTES_PER_BLOCK = 2**25
 
 
 class FolderListing(NamedTuple):
@@ -43,29 +53,56 @@ class FolderListing(NamedTuple):
         return self._replace(names=names, labels=labels)
 
 
-def list_folder(root: Path, field: str) -> FolderListing:
+def list_folder(
+    root: Path, field: str, follow_links: bool = False, skip_unreadable: bool = False
+) -> FolderListing:
     """Finds PNG, JPEG and WebP files by suffix: beside each other, or in one folder per class.
 
-    Class folders are searched to any depth. Hidden files and folders are left out, as are other
-    files, which are counted in a warning. `field` names the folder in errors.
+    Class folders are searched to any depth. `folder_scan.py` says what is left out, which is
+    counted in warnings, and what is refused. `field` names the folder in errors.
 
     Raises:
-        InputError: no such folder, no images in it, or images beside class folders.
+        InputError: no such folder, no images in it, images beside class folders, or an entry
+            that is refused.
     """
     if not root.is_dir():
-        raise InputError(f"{field}: there is no folder {root}")
+        raise InputError(f"{field}: there is no folder {printable(root)}")
+    scan = scan_folder(root, follow_links)
+    if scan.refused and not skip_unreadable:
+        name, reason = scan.refused[0]
+        more = f" ({len(scan.refused) - 1} more are refused)" if len(scan.refused) > 1 else ""
+        use_links = "set data.follow_links to use such links, or " if "link" in reason else ""
+        raise InputError(
+            f"{field}: {printable(root / name)} {reason}{more}; {use_links}"
+            "set data.skip_unreadable to leave out what is refused"
+        )
+    for count, what in (
+        (_count(scan.left_out, OTHER_SUFFIX), "files that are not PNG, JPEG or WebP"),
+        (_count(scan.left_out, WITHIN) + _count(scan.left_out, SEARCHED), "links to folders"),
+        (len(scan.refused), "files, links and folders that are refused"),
+    ):
+        if count:
+            logger.warning("%s: ignored %d %s", printable(root), count, what)
+    return arrange(root, scan.images, field)
+
+
+def _count(findings: list[Finding], reason: str) -> int:
+    return sum(finding.reason == reason for finding in findings)
+
+
+def arrange(root: Path, names: list[str], field: str) -> FolderListing:
+    """Sorts the images of a folder into its classes.
+
+    Raises:
+        InputError: there are none, or some beside class folders.
+    """
     flat: list[str] = []
     by_class: dict[str, list[str]] = {}
-    num_others = 0
-    for name in _find_files(root, field):
-        if not name.lower().endswith(SUFFIXES):
-            num_others += 1
-        elif "/" in name:
+    for name in names:
+        if "/" in name:
             by_class.setdefault(name.split("/")[0], []).append(name)
         else:
             flat.append(name)
-    if num_others:
-        logger.warning("%s: ignored %d files that are not PNG, JPEG or WebP", root, num_others)
     class_names = tuple(sorted(by_class))
     if flat and by_class:
         raise InputError(
@@ -81,28 +118,6 @@ def list_folder(root: Path, field: str) -> FolderListing:
     return FolderListing(root, names, labels, class_names)
 
 
-def _find_files(root: Path, field: str) -> Iterator[str]:
-    def complain(error: OSError) -> None:
-        raise InputError(f"{field}: {error.filename} cannot be read: {error.strerror}")
-
-    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=complain):
-        # A link to a folder above would be followed for ever.
-        above = {Path(folder).resolve(), *Path(folder).resolve().parents}
-        subfolders[:] = [
-            name
-            for name in subfolders
-            if not name.startswith(".") and Path(folder, name).resolve() not in above
-        ]
-        for name in files:
-            if not name.startswith("."):
-                path = Path(folder, name)
-                try:
-                    path.as_posix().encode()
-                except UnicodeEncodeError as error:
-                    raise InputError(f"{field}: {str(path)!a} is not a UTF-8 name") from error
-                yield path.relative_to(root).as_posix()
-
-
 def folder_source(config: DataConfig, split: Literal["train", "validation"]) -> ImageSource:
     """The images of one split of `config.root`, or of `config.validation_root`.
 
@@ -116,7 +131,7 @@ def folder_source(config: DataConfig, split: Literal["train", "validation"]) -> 
         raise InputError(
             "data.root must name a folder of images where data.dataset is 'folder', got None"
         )
-    listing = list_folder(config.root, "data.root")
+    listing = list_folder(config.root, "data.root", config.follow_links, config.skip_unreadable)
     if config.validation_root is None:
         chosen = _hold_out(listing, config, split)
         how = (
@@ -124,9 +139,13 @@ def folder_source(config: DataConfig, split: Literal["train", "validation"]) -> 
             f"(validation share {config.validation_share:g}, seed {config.seed})"
         )
     else:
-        validation = _match_classes(
-            listing, list_folder(config.validation_root, "data.validation_root")
+        other = list_folder(
+            config.validation_root,
+            "data.validation_root",
+            config.follow_links,
+            config.skip_unreadable,
         )
+        validation = _match_classes(listing, other)
         chosen = listing if split == "train" else validation
         how = f"{split} {len(chosen.names)} images"
     conversion = describe_conversion(config.image_size, config.channels)
@@ -194,43 +213,52 @@ def _match_classes(training: FolderListing, validation: FolderListing) -> Folder
     return validation._replace(labels=labels, class_names=training.class_names)
 
 
-def _decode(listing: FolderListing, config: DataConfig) -> Iterator[ImageBlock]:
-    def attempt(name: str) -> np.ndarray | UnreadableImageError:
+def decode_files(
+    root: Path, names: list[str], image_size: int, channels: Channels
+) -> Iterator[list[DecodedImage | UnreadableImageError]]:
+    """Reads files in blocks, several at once, in the given order."""
+
+    def attempt(name: str) -> DecodedImage | UnreadableImageError:
         try:
-            return read_image(listing.root / name, config.image_size, config.channels)
+            return decode_image(root / name, image_size, channels)
         except UnreadableImageError as error:
             return error
 
-    shape = (config.image_size, config.image_size, config.channels)
-    num_read = 0
+    files_per_block = min(_FILES_PER_BLOCK, max(1, _BYTES_PER_BLOCK // (channels * image_size**2)))
     # Pillow decodes outside of the interpreter's lock, so threads run side by side.
     with (
         ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool,
-        tqdm(total=len(listing.names), unit=" images", desc="decoding", disable=None) as bar,
+        tqdm(total=len(names), unit=" images", desc="decoding", disable=None) as bar,
     ):
-        for start in range(0, len(listing.names), _FILES_PER_BLOCK):
-            rows = slice(start, start + _FILES_PER_BLOCK)
-            images, labels, unreadable = [], [], []
-            names = listing.names[rows]
-            for name, label, result in zip(
-                names, listing.labels[rows], pool.map(attempt, names), strict=True
-            ):
-                if not isinstance(result, UnreadableImageError):
-                    images.append(result)
-                    labels.append(label)
-                elif config.skip_unreadable:
-                    unreadable.append(f"{name}: {result}")
-                else:
-                    raise InputError(
-                        f"{listing.root / name} is not a readable image: {result}; "
-                        "set data.skip_unreadable to leave out such files"
-                    ) from result
-            num_read += len(images)
-            bar.update(len(names))
-            yield ImageBlock(
-                np.array(images, np.uint8).reshape(-1, *shape),
-                np.array(labels, np.int64),
-                tuple(unreadable),
-            )
+        for start in range(0, len(names), files_per_block):
+            results = list(pool.map(attempt, names[start : start + files_per_block]))
+            bar.update(len(results))
+            yield results
+
+
+def _decode(listing: FolderListing, config: DataConfig) -> Iterator[ImageBlock]:
+    shape = (config.image_size, config.image_size, config.channels)
+    files = zip(listing.names, listing.labels, strict=True)
+    num_read = 0
+    for results in decode_files(listing.root, listing.names, config.image_size, config.channels):
+        images, labels, unreadable = [], [], []
+        # The block first: zip would take a file too many at its end.
+        for result, (name, label) in zip(results, files, strict=False):
+            if not isinstance(result, UnreadableImageError):
+                images.append(result.pixels)
+                labels.append(label)
+            elif config.skip_unreadable:
+                unreadable.append(f"{printable(name)}: {result}")
+            else:
+                raise InputError(
+                    f"{printable(listing.root / name)} is not a readable image: {result}; "
+                    "set data.skip_unreadable to leave out such files"
+                ) from result
+        num_read += len(images)
+        yield ImageBlock(
+            np.array(images, np.uint8).reshape(-1, *shape),
+            np.array(labels, np.int64),
+            tuple(unreadable),
+        )
     if num_read == 0:
         raise InputError(f"{listing.root}: none of {len(listing.names)} images is readable")

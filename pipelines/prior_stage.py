@@ -14,7 +14,12 @@ from pipelines.codes import extract_codes
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
 from pipelines.data import chosen_items, image_hashes, load_images, to_uint8
 from pipelines.plots import image_grid
-from pipelines.processes import own_share, seed_everything, sum_over_processes
+from pipelines.processes import (
+    batch_size_without_gradient,
+    own_share,
+    seed_everything,
+    sum_over_processes,
+)
 from pipelines.run_log import Metrics
 from pipelines.training import Loss
 from prior import Prior, PriorConfig, sample, sample_generators
@@ -22,7 +27,6 @@ from tokenizer import Tokenizer
 from tokenizer.pretrained import InputError
 
 NUM_PICTURED = 32
-VALIDATION_BATCH = 100
 
 
 class CodeBatch(NamedTuple):
@@ -45,6 +49,7 @@ class PriorStage:
     ) -> None:
         self.config = config
         self.device = accelerator.device
+        self.batch_size = batch_size_without_gradient(config.training, accelerator)
         self.tokenizer = Tokenizer.from_pretrained(config.tokenizer_dir / "model").to(self.device)
         uses_posterior = config.targets == "posterior"
         if uses_posterior and self.tokenizer.config.quantizer.kind == "nearest":
@@ -89,9 +94,16 @@ class PriorStage:
             accelerator,
             flips=config.horizontal_flip,
             keeps_latents=uses_posterior,
+            batch_size=self.batch_size,
         )
         self.validation_codes = extract_codes(
-            self.tokenizer, validation_images, cache, accelerator, flips=False, keeps_latents=False
+            self.tokenizer,
+            validation_images,
+            cache,
+            accelerator,
+            flips=False,
+            keeps_latents=False,
+            batch_size=self.batch_size,
         )
         self.num_items = len(train_images)
 
@@ -129,8 +141,8 @@ class PriorStage:
         )
         own_entries = chosen[own_share(accelerator, len(chosen))]
         nats = torch.zeros((), dtype=torch.float64)
-        for start in range(0, len(own_entries), VALIDATION_BATCH):
-            entries = own_entries[start : start + VALIDATION_BATCH]
+        for start in range(0, len(own_entries), self.batch_size):
+            entries = own_entries[start : start + self.batch_size]
             indices = [own.to(self.device) for own in self.validation_codes.indices_at(entries)]
             labels = None
             if self.config.is_class_conditional:

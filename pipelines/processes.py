@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, distributed
 
+from pipelines.config import TrainingConfig
 from tokenizer.pretrained import InputError
 
 
@@ -52,6 +53,15 @@ def sum_over_processes(accelerator: Accelerator, tensor: Tensor) -> Tensor:
 def own_share(accelerator: Accelerator, count: int) -> np.ndarray:
     """Items in [0, count) of this process: every item belongs to exactly one."""
     return np.arange(accelerator.process_index, count, accelerator.num_processes)
+
+
+def batch_size_without_gradient(config: TrainingConfig, accelerator: Accelerator) -> int:
+    """Images at a time in validation and encoding: cut by what saves memory in training.
+
+    Without a gradient more of them fit, as the activations of one layer at a time are kept.
+    """
+    num_parts: int = accelerator.num_processes * config.gradient_accumulation_steps
+    return min(4 * config.batch_size // num_parts, 250)
 
 
 def gather_shares(accelerator: Accelerator, rows: Tensor, count: int) -> Tensor:

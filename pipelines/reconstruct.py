@@ -11,7 +11,7 @@ from pipelines.command import load_run, parse_options, run_command
 from pipelines.config import TokenizerRunConfig
 from pipelines.data import to_float, to_uint8
 from pipelines.generation import model_folder
-from pipelines.image_decoding import SUFFIXES, UnreadableImageError, read_image
+from pipelines.image_decoding import SUFFIXES, UnreadableImageError, decode_image
 from pipelines.plots import comparison, to_pil
 from pipelines.processes import new_accelerator
 from tokenizer import Tokenizer
@@ -58,10 +58,12 @@ def reconstruct(config: ReconstructConfig) -> None:
         raise InputError(f"output_dir: {existing} exists already")
     if len(set(outputs)) < len(outputs):
         raise InputError(f"images: two files in {config.images} differ only in their suffix")
-    try:
-        arrays = [torch.tensor(read_image(path, size, run.data.channels)) for path in paths]
-    except UnreadableImageError as error:
-        raise InputError(f"images: {error}") from error
+    arrays = []
+    for path in paths:
+        try:
+            arrays.append(torch.tensor(decode_image(path, size, run.data.channels).pixels))
+        except UnreadableImageError as error:
+            raise InputError(f"images: {path} is not a readable image: {error}") from error
     device = new_accelerator().device
     tokenizer.to(device)
     config.output_dir.mkdir(parents=True, exist_ok=True)
@@ -96,4 +98,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, "lower image-size, or give fewer images at a time")

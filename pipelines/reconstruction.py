@@ -9,11 +9,13 @@ from pipelines.metrics import CodeUsage, ImageErrors, image_errors
 from pipelines.processes import gather_shares, own_share, sum_over_processes
 from tokenizer import Tokenizer
 
-BATCH = 250
-
 
 def measure_reconstruction(
-    tokenizer: Tokenizer, dataset: ImageDataset, items: np.ndarray, accelerator: Accelerator
+    tokenizer: Tokenizer,
+    dataset: ImageDataset,
+    items: np.ndarray,
+    accelerator: Accelerator,
+    batch_size: int = 250,
 ) -> tuple[ImageErrors, CodeUsage]:
     """Errors of these images after 8-bit rounding, and the counts of their hard codes.
 
@@ -23,8 +25,8 @@ def measure_reconstruction(
     usage = CodeUsage(tokenizer.code_maps(size, size))
     own_items = items[own_share(accelerator, len(items))]
     columns = []
-    for start in range(0, len(own_items), BATCH):
-        images = dataset.images_at(own_items[start : start + BATCH])
+    for start in range(0, len(own_items), batch_size):
+        images = dataset.images_at(own_items[start : start + batch_size])
         indices = tokenizer.encode(to_float(images).to(accelerator.device))
         usage.update([own.cpu() for own in indices])
         errors = image_errors(images, to_uint8(tokenizer.decode(indices)).cpu())

@@ -1,12 +1,15 @@
 """The folder of a stage belongs to one run: its `config.json` tells which."""
 
 import json
+import logging
 import os
 from typing import Any
 
 from pipelines.config import RunConfig
 from tokenizer.pretrained import InputError, replace_file
 from tokenizer.untrusted import read_json, shortened
+
+logger = logging.getLogger(__name__)
 
 
 def write_run_config(config: RunConfig) -> None:
@@ -37,12 +40,21 @@ def check_output_dir(config: RunConfig) -> None:
     given = json.loads(config.model_dump_json())
     if isinstance(saved, dict):
         saved["run_dir"] = given["run_dir"]  # a folder may be moved, or named in another way
+        _allow_other_accumulation(saved.get("training"), given["training"])
     difference = _first_difference(saved, given)
     if difference:
         raise InputError(
             f"{config.output_dir} holds another run: {difference}; give the same options to "
             "resume it, or another run-dir"
         )
+
+
+def _allow_other_accumulation(saved: Any, given: dict[str, Any]) -> None:
+    """A run may go on with less memory: the gradients are the same but for rounding and noise."""
+    name = "gradient_accumulation_steps"
+    if isinstance(saved, dict) and name in saved and saved[name] != given[name]:
+        logger.warning("training.%s is %s from here on, it was %s", name, given[name], saved[name])
+        saved[name] = given[name]
 
 
 def _first_difference(saved: Any, given: Any, field: str = "") -> str:

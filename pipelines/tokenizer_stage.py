@@ -21,7 +21,7 @@ from pipelines.data import (
 from pipelines.layer_health import LayerHealth, relative_variances
 from pipelines.metrics import SSIM_WINDOW, reconstruction_metrics
 from pipelines.plots import comparison
-from pipelines.processes import seed_everything
+from pipelines.processes import batch_size_without_gradient, seed_everything
 from pipelines.reconstruction import measure_reconstruction
 from pipelines.run_log import Metrics
 from pipelines.training import Loss
@@ -69,6 +69,7 @@ class TokenizerStage:
         self.sources = image_hashes(self.train_images, self.validation_images)
         self.device = accelerator.device
         self.health = LayerHealth(config.training)
+        self.batch_size = batch_size_without_gradient(config.training, accelerator)
         self.num_values = config.data.channels * config.data.image_size**2
 
     def initialize(self) -> None:
@@ -119,7 +120,7 @@ class TokenizerStage:
         assert isinstance(model, Tokenizer)
         dataset = self.validation_images
         items = chosen_items(len(dataset), self.config.training.num_validation_images)
-        errors, usage = measure_reconstruction(model, dataset, items, accelerator)
+        errors, usage = measure_reconstruction(model, dataset, items, accelerator, self.batch_size)
         ratios = relative_variances(model)
         return {
             **reconstruction_metrics(errors),

@@ -1,6 +1,6 @@
 """Stage two: `python -m pipelines.train_prior PRESET`."""
 
-from pipelines.command import announce, load_run, parse_run, run_command
+from pipelines.command import TRAINING_MEMORY, announce, load_run, parse_run, run_command
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
 from pipelines.presets import PRIOR_PRESETS
 from pipelines.prior_stage import PriorStage
@@ -34,4 +34,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, TRAINING_MEMORY)

@@ -1,6 +1,6 @@
 """Stage one: `python -m pipelines.train_tokenizer PRESET`."""
 
-from pipelines.command import announce, parse_run, run_command
+from pipelines.command import TRAINING_MEMORY, announce, parse_run, run_command
 from pipelines.config import TokenizerRunConfig
 from pipelines.presets import TOKENIZER_PRESETS
 from pipelines.run_folder import check_output_dir
@@ -29,4 +29,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, TRAINING_MEMORY)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 
@@ -215,7 +216,42 @@ def test_an_expected_error_is_one_line_and_status_2(
     assert output.count("\n") == 1
 
 
-@pytest.mark.parametrize("error", [KeyError("bug"), AssertionError(), ValueError("bug")])
+ALLOCATOR = (
+    "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: "
+    "you tried to allocate 4096 bytes. Error code 12 (Cannot allocate memory)\nException raised"
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (MemoryError(), ""),
+        (MemoryError("decoding a.png"), " (decoding a.png)"),
+        (RuntimeError(ALLOCATOR), " (tried to allocate 4096 bytes)"),
+        (RuntimeError("std::bad_alloc"), " (std::bad_alloc)"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), " (CUDA error: "),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has"),
+            " (tried to allocate 2.50 GiB)",
+        ),
+        (OSError(12, "Cannot allocate memory"), " ([Errno 12] Cannot allocate memory)"),
+    ],
+)
+def test_a_lack_of_memory_of_any_kind_is_one_line_that_says_what_to_change(
+    error: Exception, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run_command(raising(error), "lower the batch size")
+    assert caught.value.code == 2
+    output = capsys.readouterr().err
+    assert output.startswith(f"error: out of memory{reason}")
+    assert output.endswith(": lower the batch size\n")
+    assert output.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("bug"), KeyError("bug"), AssertionError(), ValueError("bug")]
+)
 def test_a_bug_keeps_its_traceback(error: BaseException) -> None:
     with pytest.raises(type(error)):
         run_command(raising(error))

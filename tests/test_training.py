@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import pipelines.training
 from pipelines.checkpoints import load_state
-from pipelines.config import PriorRunConfig, TrainingConfig
+from pipelines.config import PriorRunConfig, TokenizerRunConfig, TrainingConfig
 from pipelines.divergence import DivergenceError
 from pipelines.presets import TOKENIZER_PRESETS
 from pipelines.train_prior import train_prior
@@ -192,6 +192,21 @@ def test_a_run_that_dies_while_saving_has_its_model_in_the_end(
 
 
 # What else may lie in the folder
+
+
+def test_a_run_may_go_on_with_smaller_micro_batches(
+    tmp_path: Path, cache_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What takes less memory, and follows the same gradient but for rounding and noise."""
+    config = tokenizer_run(tmp_path, cache_dir)
+    with pytest.raises(CrashError):
+        train_with(config, 3, crash)
+    smaller = tokenizer_run(tmp_path, cache_dir, gradient_accumulation_steps=2)
+    train_tokenizer(smaller)
+    assert "training.gradient_accumulation_steps is 2 from here on, it was 1" in caplog.text
+    assert [line["step"] for line in logged(config.output_dir)][-1] == 4
+    saved = TokenizerRunConfig.model_validate_json((config.output_dir / "config.json").read_text())
+    assert saved == smaller
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
+from benchmarks.faults.memory import leave_room
 from pipelines.codes import extract_codes
 from pipelines.config import TokenizerRunConfig
 from pipelines.data import load_images
@@ -28,14 +29,25 @@ from tokenizer import Tokenizer
 PRELOADED = ["pipelines.train_tokenizer", "pipelines.train_prior", "pipelines.evaluate"]
 
 
-def command(module: str, arguments: list[str], output: Path, file_size: int | None = None) -> None:
-    """`python -m module arguments`, its output in a file; no file may exceed `file_size` bytes."""
+def command(
+    module: str,
+    arguments: list[str],
+    output: Path,
+    file_size: int | None = None,
+    room: int | None = None,
+) -> None:
+    """`python -m module arguments`, its output in a file.
+
+    No file may exceed `file_size` bytes; this process may take `room` bytes more than it has.
+    """
     torch.set_num_threads(1)
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     if file_size is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, resource.RLIM_INFINITY))
+    if room is not None:
+        leave_room(room)
     sys.argv = [module, *arguments]
     sys.modules.pop(module, None)  # it will be run, not imported
     try:

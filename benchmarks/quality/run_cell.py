@@ -241,12 +241,14 @@ def distance(
             "others": lambda rows: other.images_at(other_items[rows]),
         }
         features = {
-            name: extract_features(extractor, images_of, count, accelerator, name).features
+            name: extract_features(extractor, images_of, count, accelerator, name, BATCH).features
             for name, images_of in originals.items()
         }
         replace_file(path, lambda temporary: save_file(features, temporary))
     known = load_file(path)
-    decoded = extract_features(extractor, reconstructions, count, accelerator, "decoded").features
+    decoded = extract_features(
+        extractor, reconstructions, count, accelerator, "decoded", BATCH
+    ).features
     name = metric_name("rFD", extractor.name)
     return {
         name: frechet_distance(decoded, known["originals"]),

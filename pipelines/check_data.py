@@ -1,0 +1,152 @@
+"""Checks a folder of images: `python -m pipelines.check_data FOLDER`."""
+
+import functools
+import json
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+import tyro
+from pydantic import Field
+
+from pipelines.command import announce, parse_options, run_command
+from pipelines.folder_scan import printable, scan_folder
+from pipelines.image_decoding import UnreadableImageError
+from pipelines.image_folder import arrange, decode_files
+from tokenizer.pretrained import InputError, StrictConfig, replace_file
+
+MOST_SHOWN = 20
+
+Treatment = Literal["used", "converted", "skipped", "refused"]
+
+
+class CheckDataConfig(StrictConfig):
+    """Reads every file of FOLDER as training would and says what becomes of it.
+
+    Files are used, converted (used, after more than resizing), skipped, or refused: training
+    stops at the first of these. Prints a summary, writes all files that are not simply used to
+    OUTPUT, and ends with exit status 2 where training would stop.
+    """
+
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+    """Folder of images, as data.root."""
+    image_size: Annotated[int, Field(gt=0, le=4096)] = 32
+    """As data.image_size."""
+    channels: Literal[1, 2, 3, 4] = 3
+    """As data.channels."""
+    skip_unreadable: bool = False
+    """As data.skip_unreadable: what would be refused is skipped."""
+    follow_links: bool = False
+    """As data.follow_links: links out of the folder are used."""
+    output: Path = Path("runs/data_report.json")
+    """The report, replaced if it exists."""
+
+
+class Problem(NamedTuple):
+    """A file that is not simply used, or a link that leads out of the folder."""
+
+    file: str
+    """Path below the folder."""
+    treatment: Treatment
+    reason: str
+
+
+class Report(NamedTuple):
+    """What training would do with the files of a folder."""
+
+    num_files: dict[Treatment, int]
+    """By what becomes of them."""
+    class_names: tuple[str, ...]
+    problems: list[Problem]
+    """Sorted by file."""
+    obstacle: str
+    """Why training would stop at this folder; empty where it would start."""
+
+
+def check_data(config: CheckDataConfig) -> Report:
+    """Reads all files, with the functions that training reads them with; writes nothing.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    if not config.folder.is_dir():
+        raise InputError(f"folder: there is no folder {printable(config.folder)}")
+    scan = scan_folder(config.folder, config.follow_links)
+    refusal: Treatment = "skipped" if config.skip_unreadable else "refused"
+    problems = [Problem(name, "skipped", reason) for name, reason in scan.left_out]
+    problems += [Problem(name, refusal, reason) for name, reason in scan.refused]
+    num_usable = 0
+    names = iter(scan.images)
+    for results in decode_files(config.folder, scan.images, config.image_size, config.channels):
+        for result, name in zip(results, names, strict=False):
+            if isinstance(result, UnreadableImageError):
+                problems.append(Problem(name, refusal, f"is not a readable image: {result}"))
+                continue
+            num_usable += 1
+            if result.changes:
+                problems.append(Problem(name, "converted", "; ".join(result.changes)))
+    num_files: dict[Treatment, int] = {
+        treatment: sum(problem.treatment == treatment for problem in problems)
+        for treatment in ("used", "converted", "skipped", "refused")
+    }
+    num_files["used"] = num_usable - num_files["converted"]
+    # The links that are followed are listed beside what becomes of the files themselves.
+    problems += [Problem(name, "used", reason) for name, reason in scan.followed]
+    class_names: tuple[str, ...] = ()
+    obstacle = ""
+    try:
+        class_names = arrange(config.folder, scan.images, "folder").class_names
+    except InputError as error:
+        obstacle = str(error)
+    first = min((own for own in problems if own.treatment == "refused"), default=None)
+    if first is not None:
+        obstacle = f"{printable(config.folder / first.file)} {first.reason}"
+    elif not obstacle and not num_usable:
+        obstacle = f"{config.folder}: none of {len(scan.images)} images is readable"
+    return Report(num_files, class_names, sorted(problems), obstacle)
+
+
+def describe(report: Report) -> str:
+    """The summary for people: counts, and the first files with a problem."""
+    lines = [f"{count:8} {treatment}" for treatment, count in report.num_files.items()]
+    lines.append(f"{len(report.class_names):8} classes")
+    # What stops the training first, what is left out as it is meant to be last.
+    order = ("refused", "converted", "used", "skipped")
+    shown = sorted(report.problems, key=lambda problem: order.index(problem.treatment))
+    lines += [
+        f"{own.treatment:>10}  {printable(own.file)} {own.reason}" for own in shown[:MOST_SHOWN]
+    ]
+    if len(shown) > MOST_SHOWN:
+        lines.append(f"            and {len(shown) - MOST_SHOWN} more in the report")
+    return "\n".join(lines)
+
+
+def write_report(report: Report, config: CheckDataConfig) -> None:
+    """Writes the whole report as JSON."""
+    content = {
+        "folder": str(config.folder),
+        "image_size": config.image_size,
+        "channels": config.channels,
+        "skip_unreadable": config.skip_unreadable,
+        "follow_links": config.follow_links,
+        **report._asdict(),
+        "problems": [problem._asdict() for problem in report.problems],
+    }
+    config.output.parent.mkdir(parents=True, exist_ok=True)
+    # ASCII: a name that is not UTF-8 could not be written otherwise.
+    text = json.dumps(content, indent=1) + "\n"
+    replace_file(config.output, functools.partial(Path.write_text, data=text))
+
+
+def main() -> None:
+    """Reads the command line."""
+    config = parse_options(CheckDataConfig, "pipelines.check_data")
+    report = check_data(config)
+    write_report(report, config)
+    announce(describe(report))
+    announce(f"the report is in {config.output}")
+    if report.obstacle:
+        raise InputError(f"training would stop: {report.obstacle}")
+
+
+if __name__ == "__main__":
+    run_command(main)
