@@ -28,7 +28,7 @@ from benchmarks.quality.budgets import (
 from benchmarks.quality.cells import Cell, Setting
 from benchmarks.quality.report import write_report
 from benchmarks.quality.run_cell import run_cell, run_extras
-from benchmarks.quality.store import Store
+from benchmarks.quality.store import Store, final_error
 from pipelines.config import DataConfig
 from pipelines.data import load_images
 from pipelines.features import ExtractorConfig
@@ -110,7 +110,7 @@ def chosen_rates(budget: Budget, store: Store) -> dict[RateKey, float]:
     errors: dict[RateKey, dict[float, float]] = {}
     for cell in rate_cells(budget):
         of_method = errors.setdefault(cell.rate_key, {})
-        of_method[cell.rate] = store.results[cell.name]["validation"]["RMSE"][1][-1]
+        of_method[cell.rate] = final_error(store.results[cell.name])
     return {key: min(of_method, key=of_method.__getitem__) for key, of_method in errors.items()}
 
 

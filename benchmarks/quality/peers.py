@@ -21,7 +21,8 @@ FSQ_LEVELS = {16: (4, 4), 64: (8, 8), 128: (8, 4, 4), 256: (8, 8, 4), 512: (8, 8
 class PeerQuantizer(nn.Module):
     """One group quantized by a peer, with the interface of `tokenizer.nearest.NearestQuantizer`.
 
-    Each peer has the setting that its documentation recommends. Its auxiliary loss is counted in
+    Each peer has the setting that its documentation recommends (LFQ: that of its author's MAGVIT-2;
+    without a commitment its gradient became infinite here). Its auxiliary loss is counted in
     full: the objective's weight of the commitment is to be 1.
     """
 
@@ -92,4 +93,10 @@ def _build(peer: Peer, group: GroupConfig) -> Any:
         return FSQ(levels, dim=group.code_dim)
     if peer == "SimVQ":
         return SimVQ(dim=group.code_dim, codebook_size=size, rotation_trick=True)
-    return LFQ(codebook_size=size, dim=group.code_dim, entropy_loss_weight=0.1, diversity_gamma=1.0)
+    return LFQ(
+        codebook_size=size,
+        dim=group.code_dim,
+        entropy_loss_weight=0.1,
+        diversity_gamma=2.5,
+        commitment_loss_weight=1.0,
+    )

@@ -1,12 +1,13 @@
 """The JSON of all cells, and the tables and sections that are made from it."""
 
 import json
+import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.quality.figures import RESULTS, write_figures
-from benchmarks.quality.store import Result, Store
+from benchmarks.quality.store import Result, Store, final_error
 from benchmarks.readme import README, replace_section
 
 PAGE = README.parent / "benchmarks" / "README.md"
@@ -67,10 +68,11 @@ class Row:
 def rows_of(cells: Sequence[Result]) -> list[Row]:
     """The rows of the table: seeds together, of each method the chosen rate alone."""
     best: dict[tuple[str, str], dict[float, float]] = {}
+    cells = [cell for cell in cells if final_error(cell) < math.inf]
     for cell in cells:
         if not cell["ablation"]:
             of_method = best.setdefault((cell["shape"], cell["method"]), {})
-            of_method.setdefault(cell["rate"], cell["validation"]["RMSE"][1][-1])
+            of_method.setdefault(cell["rate"], final_error(cell))
     rows = []
     for (shape, method), rates in best.items():
         rate = min(rates, key=rates.__getitem__)
@@ -188,14 +190,14 @@ def rate_table(cells: Sequence[Result]) -> str:
     by_method: dict[tuple[str, str], dict[float, float]] = {}
     for cell in shown:
         errors = by_method.setdefault((cell["shape"], cell["title"]), {})
-        errors.setdefault(cell["rate"], 100 * cell["validation"]["RMSE"][1][-1])
+        errors.setdefault(cell["rate"], 100 * final_error(cell))
     lines = [
         _line(["code maps", "method", *(f"{rate:g}" for rate in rates)]),
         _line("---" for _ in range(2 + len(rates))),
     ]
     for (shape, title), errors in by_method.items():
         if len(errors) > 1:
-            texts = (f"{errors[rate]:.2f}" if rate in errors else "" for rate in rates)
+            texts = (_error(errors[rate]) if rate in errors else "" for rate in rates)
             lines.append(_line([shape, title, *texts]))
     return "\n".join(lines)
 
@@ -211,7 +213,11 @@ def ablation_table(cells: Sequence[Result]) -> str:
             for row in rows
             if (row.first["shape"], row.first["method"]) == (shape, "stochastic")
         )
-        changed = [Row([c]) for c in cells if c["shape"] == shape and c["ablation"]]
+        changed = [
+            Row([cell])
+            for cell in cells
+            if cell["shape"] == shape and cell["ablation"] and final_error(cell) < math.inf
+        ]
         reference = default.cells[0]["test"]["RMSE"]
         for row in (Row(default.cells[:1]), *changed):
             error = row.first["test"]["RMSE"]
@@ -228,6 +234,10 @@ def ablation_table(cells: Sequence[Result]) -> str:
                 )
             )
     return "\n".join(lines)
+
+
+def _error(value: float) -> str:
+    return f"{value:.2f}" if value < math.inf else "diverged"
 
 
 def _line(texts: Iterable[str]) -> str:

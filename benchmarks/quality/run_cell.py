@@ -30,7 +30,7 @@ from pipelines.reconstruction import measure_reconstruction
 from pipelines.run_folder import check_output_dir
 from pipelines.run_log import read_metrics
 from pipelines.tokenizer_stage import TokenizerStage
-from pipelines.training import Loss, make_accelerator, train
+from pipelines.training import DivergenceError, Loss, make_accelerator, train
 from prior.config import PriorNetworkConfig
 from tokenizer import Tokenizer
 from tokenizer.config import StochasticQuantizerConfig
@@ -108,9 +108,14 @@ def run_cell(cell: Cell, budget: Budget, data: DataConfig, folder: Path) -> None
     check_output_dir(config)
     accelerator = make_accelerator(config)
     stage = CellStage(cell, config, accelerator)
-    train(stage, config, accelerator)
-    tokenizer = saved_tokenizer(stage, config)
-    test = load_images(test_data(data), "validation")
+    divergence, values = None, {}
+    try:
+        train(stage, config, accelerator)
+    except DivergenceError as error:  # an outcome, too
+        divergence = str(error)
+    else:
+        test = load_images(test_data(data), "validation")
+        values = measure(saved_tokenizer(stage, config), stage, test, accelerator)
     facts = {
         "cell": cell.name,
         "shape": cell.place,
@@ -121,9 +126,10 @@ def run_cell(cell: Cell, budget: Budget, data: DataConfig, folder: Path) -> None
         "rate": cell.rate,
         "seed": cell.seed,
         "steps": config.training.total_steps,
-        "num_parameters": sum(own.numel() for own in tokenizer.parameters()),
+        "num_parameters": sum(own.numel() for own in stage.model.parameters()),
         "images_per_second": stage.num_steps * config.training.batch_size / stage.seconds,
-        "test": measure(tokenizer, stage, test, accelerator),
+        "divergence": divergence,
+        "test": values,
         "validation": read_metrics(config.output_dir, "validation"),
         "training": read_metrics(config.output_dir, "train"),
     }

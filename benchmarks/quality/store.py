@@ -1,12 +1,21 @@
 """The results of finished cells, in one file."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from tokenizer.pretrained import replace_file
 
 Result = dict[str, Any]
+
+
+def final_error(result: Result) -> float:
+    """Validation RMSE at the last step; infinite where the training diverged."""
+    if result.get("divergence"):
+        return math.inf
+    error: float = result["validation"]["RMSE"][1][-1]
+    return error
 
 
 class Store:
@@ -41,7 +50,10 @@ class Store:
 
     def has_extras(self, name: str) -> bool:
         """Whether distance and code length are measured, too, or the model for it is gone."""
-        is_gone = not (self._folder / name / "result.json").exists()
+        is_gone = (
+            bool(self.results[name].get("divergence"))
+            or not (self._folder / name / "result.json").exists()
+        )
         return "extras" in self.results[name] or is_gone
 
     def to_json(self) -> str:
