@@ -21,6 +21,7 @@ from benchmarks.quality.peers import PeerQuantizer
 from benchmarks.quality.variants import VariantQuantizer
 from pipelines.config import DataConfig, PriorRunConfig, TokenizerRunConfig, TrainingConfig
 from pipelines.data import ImageDataset, chosen_items, load_images, to_float, to_uint8
+from pipelines.divergence import DivergenceError
 from pipelines.evaluation import EvaluationConfig, bound_bits_per_dim, extract_features
 from pipelines.features import ExtractorConfig, load_extractor
 from pipelines.metrics import frechet_distance, metric_name, reconstruction_metrics
@@ -30,7 +31,7 @@ from pipelines.reconstruction import measure_reconstruction
 from pipelines.run_folder import check_output_dir
 from pipelines.run_log import read_metrics
 from pipelines.tokenizer_stage import TokenizerStage
-from pipelines.training import DivergenceError, Loss, make_accelerator, train
+from pipelines.training import Loss, make_accelerator, train
 from prior.config import PriorNetworkConfig
 from tokenizer import Tokenizer
 from tokenizer.config import StochasticQuantizerConfig
