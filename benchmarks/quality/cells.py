@@ -14,7 +14,7 @@ from benchmarks.quality.peers import Peer
 from benchmarks.quality.variants import Variant
 from tokenizer.config import NearestQuantizerConfig, StochasticQuantizerConfig
 
-RATES = (1e-3, 2e-3, 4e-3)
+RATES = (2e-3, 4e-3, 8e-3)
 """Peak learning rates to choose from."""
 
 
