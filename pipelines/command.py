@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -142,7 +143,7 @@ def run_command(main: Callable[[], None]) -> NoReturn:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for name in ("torch", "accelerate", "matplotlib", "PIL"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    with contextlib.suppress(BrokenPipeError), _sigterm_like_ctrl_c():
+    with contextlib.suppress(BrokenPipeError), _sigterm_like_ctrl_c(), _no_disk_errors_of_threads():
         try:
             main()
         except ValidationError as error:
@@ -178,6 +179,22 @@ def _sigterm_like_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+@contextlib.contextmanager
+def _no_disk_errors_of_threads() -> Iterator[None]:
+    """TensorBoard raises what fails in its thread once more in the main one, without a traceback."""
+    previous = threading.excepthook
+
+    def report(failed: threading.ExceptHookArgs) -> None:
+        if not isinstance(failed.exc_value, OSError):
+            previous(failed)
+
+    threading.excepthook = report
+    try:
+        yield
+    finally:
+        threading.excepthook = previous
 
 
 def announce(message: str) -> None:
