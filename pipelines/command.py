@@ -183,7 +183,7 @@ def _sigterm_like_ctrl_c() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_disk_errors_of_threads() -> Iterator[None]:
-    """TensorBoard raises what fails in its thread once more in the main one, without a traceback."""
+    """TensorBoard raises what fails in its thread once more in the main one."""
     previous = threading.excepthook
 
     def report(failed: threading.ExceptHookArgs) -> None:
