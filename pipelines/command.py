@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -156,7 +157,7 @@ def run_command(
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for name in ("torch", "accelerate", "matplotlib", "PIL"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    with contextlib.suppress(BrokenPipeError), _sigterm_like_ctrl_c():
+    with contextlib.suppress(BrokenPipeError), _sigterm_like_ctrl_c(), _no_disk_errors_of_threads():
         try:
             with _lack_of_memory(saves_memory):
                 main()
@@ -209,6 +210,22 @@ def _lack_of_memory(advice: str) -> Iterator[None]:
         reason = asked.group().replace("Tried", "tried") if asked else text.split("\n")[0]
         reason = f" ({reason})" if reason else ""
         raise InputError(f"out of memory{reason}: {advice}") from error
+
+
+@contextlib.contextmanager
+def _no_disk_errors_of_threads() -> Iterator[None]:
+    """TensorBoard raises what fails in its thread once more in the main one."""
+    previous = threading.excepthook
+
+    def report(failed: threading.ExceptHookArgs) -> None:
+        if not isinstance(failed.exc_value, OSError):
+            previous(failed)
+
+    threading.excepthook = report
+    try:
+        yield
+    finally:
+        threading.excepthook = previous
 
 
 def announce(message: str) -> None:

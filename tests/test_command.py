@@ -1,5 +1,8 @@
 """Command lines: what they accept, and the one line for what they do not."""
 
+import os
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +10,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
+from torch.distributed import DistBackendError
 
 from pipelines.command import load_run, parse_options, parse_run, run_command
 from pipelines.config import TokenizerRunConfig
@@ -255,6 +259,53 @@ def test_a_lack_of_memory_of_any_kind_is_one_line_that_says_what_to_change(
 def test_a_bug_keeps_its_traceback(error: BaseException) -> None:
     with pytest.raises(type(error)):
         run_command(raising(error))
+
+
+def test_a_full_disk_that_a_thread_notices_adds_no_traceback(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def main() -> None:
+        errors: list[OSError] = []
+
+        def write() -> None:
+            errors.append(OSError(28, "No space left on device"))
+            raise errors[0]
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        thread.join()
+        raise errors[0]
+
+    with pytest.raises(SystemExit):
+        run_command(main)
+    assert capsys.readouterr().err == "error: No space left on device\n"
+
+
+def test_sigterm_stops_a_command_as_ctrl_c_does(capsys: pytest.CaptureFixture[str]) -> None:
+    previous = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as caught:
+        run_command(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "stopped; run the same command again\n"
+    assert signal.getsignal(signal.SIGTERM) is previous
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError(
+            "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed"
+        ),
+        DistBackendError("NCCL error"),
+    ],
+)
+def test_the_death_of_another_process_is_one_line(
+    error: RuntimeError, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run_command(raising(error))
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith("error: another process of this run has ended")
 
 
 def test_being_stopped_is_status_130(capsys: pytest.CaptureFixture[str]) -> None:

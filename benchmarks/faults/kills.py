@@ -6,6 +6,7 @@ all that torchrun has started. What a run loses is found out at the latest when 
 then equal one that nobody has disturbed, bit for bit.
 """
 
+import contextlib
 import re
 import shutil
 import signal
@@ -108,7 +109,7 @@ def _starting(run: TinyRun, job: Job | RealJob, generator: np.random.Generator) 
 def stepping(run: TinyRun, job: Job | RealJob, generator: np.random.Generator) -> bool:
     """Some steps after the run has started, at any moment of a step."""
     path = run.output_dir / "metrics.jsonl"
-    first = int(generator.integers(1, 6))
+    first = int(generator.integers(2, 7))  # the first change is that lines are taken back
     seen: set[int] = set()
 
     def has_gone_on() -> bool:
@@ -126,7 +127,16 @@ def _saving(run: TinyRun, job: Job | RealJob, generator: np.random.Generator) ->
     """While a checkpoint or the model is being written."""
     patterns = ("state/.step_*.tmp", "model/.*.tmp*", "state/.step_*.tmp/optimizer.safetensors")
     pattern = patterns[generator.integers(len(patterns))]
-    if not _wait_for(lambda: any(run.output_dir.glob(pattern)), job):
+
+    def written() -> set[tuple[Path, int]]:
+        found = set()
+        for path in run.output_dir.glob(pattern):
+            with contextlib.suppress(FileNotFoundError):  # it has its name by now
+                found.add((path, path.stat().st_ctime_ns))
+        return found
+
+    abandoned = written()
+    if not _wait_for(lambda: bool(written() - abandoned), job):
         return False
     time.sleep(generator.uniform(0, 0.01))
     return job.is_running()
