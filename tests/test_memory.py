@@ -20,7 +20,7 @@ from tests.tiny_runs import assert_same_run
 Limited = Callable[..., tuple[int, str]]
 
 # Threads that decode take some megabytes each for their stack.
-ROOM = (64 + 12 * min(32, os.cpu_count() or 1)) * 2**20
+ROOM = (160 + 12 * min(32, os.cpu_count() or 1)) * 2**20
 SIDE = memory.IMAGE_SIZE
 NUM_IMAGES = 2 * ROOM // (3 * SIDE**2)
 
@@ -67,10 +67,6 @@ def test_more_data_than_fits_into_memory_is_cached_trained_on_and_measured(
 ) -> None:
     images = memory.write_folder(tmp_path, NUM_IMAGES)
     options = memory.data_options(images, tmp_path)
-    checked = limited(
-        *("pipelines.check_data", images, "--image-size", SIDE, "--output", tmp_path / "r.json")
-    )
-    assert checked == (0, "")
     assert limited("pipelines.train_tokenizer", "tiny", *options) == (0, "")
     extractor = memory.write_extractor(tmp_path)
     arguments = ["--what", "reconstruction", "--num-images", 40, *extractor]
@@ -95,8 +91,8 @@ def test_more_data_than_fits_into_memory_is_cached_trained_on_and_measured(
 @pytest.mark.parametrize(
     ("module", "arguments", "advice"),
     [
-        ("train_tokenizer", ["tiny", "--training.batch-size", "1000000"], TRAINING_MEMORY),
-        ("generate", ["--num-images", "1000000", "--batch-size", "1000000"], "lower batch-size"),
+        ("train_tokenizer", ["tiny", "--training.batch-size", "50000"], TRAINING_MEMORY),
+        ("generate", ["--num-images", "200000", "--batch-size", "200000"], "lower batch-size"),
         (
             "evaluate",
             ["--what", "generation", "--num-images", "50000", "--batch-size", "50000"],

@@ -113,7 +113,8 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
 
         The same images and a CPU generator in the same state give the same start everywhere.
         """
-        features = self.bottom_up(self._checked(images))
+        parts = [self.bottom_up(part) for part in self._checked(images).split(64)]  # for memory
+        features = [torch.cat(maps) for maps in zip(*parts, strict=True)]
         self.top_down(features, "nearest", initialization=generator)
 
     def update_codebooks(
