@@ -3,13 +3,22 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint bench bench-quality faults
+.PHONY: demo test coverage lint bench bench-quality faults
 
 demo: $(VENV)/installed
 	$(BIN)/python -m pipelines.demo
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
+
+# Lines and branches of the three packages that the tests reach, in processes of their own too.
+coverage: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group coverage
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+	$(BIN)/coverage report --format=markdown > benchmarks/results/coverage.md
 
 # DATA: a folder with train/ and test/; WEIGHTS: MobileNetV2 as .safetensors; BUDGET: cpu or gpu.
 BUDGET ?= cpu
@@ -18,6 +27,7 @@ bench: $(VENV)/installed
 
 bench-quality: $(VENV)/installed
 	$(BIN)/python -m benchmarks.quality --data $(DATA) --weights $(WEIGHTS) --budget $(BUDGET)
+
 faults: $(VENV)/installed
 	$(BIN)/python -m benchmarks.faults
 

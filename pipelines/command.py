@@ -30,8 +30,11 @@ TRAINING_MEMORY = (
 )
 """What saves memory in both stages: all work beside the steps is cut by the same numbers."""
 
-# There is no class for these: torch's CPU allocator, C++, CUDA's libraries, the system.
-_NO_MEMORY = re.compile(r"out of memory|can(no|')t allocate memory|bad_alloc|ALLOC_FAILED", re.I)
+# There is no class for these: torch's CPU allocator, C++, CUDA's libraries, the system, oneDNN.
+_NO_MEMORY = re.compile(
+    r"out of memory|can(no|')t allocate memory|bad_alloc|ALLOC_FAILED|not create a primitive$",
+    re.IGNORECASE,
+)
 
 
 def parse_run(

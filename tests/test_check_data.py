@@ -2,6 +2,8 @@
 
 import json
 import os
+import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +157,30 @@ def test_the_report_holds_every_problem_and_the_summary_the_first(folder: Path) 
     assert all(line.isprintable() for line in lines)
 
 
+@pytest.mark.parametrize(("options", "status"), [([], 2), (["--skip-unreadable"], 0)])
+def test_the_command_ends_with_status_2_where_training_would_stop(
+    folder: Path,
+    options: list[str],
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = folder.parent / "report.json"
+    arguments = [str(folder), "--image-size", "8", "--output", str(output), *options]
+    monkeypatch.setattr(sys, "argv", ["check_data", *arguments])
+    monkeypatch.delitem(sys.modules, "pipelines.check_data")
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module("pipelines.check_data", run_name="__main__")
+    assert (caught.value.code or 0) == status
+    captured = capsys.readouterr()
+    assert f"the report is in {output}" in captured.out
+    errors = [line for line in captured.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == (status == 2)
+    assert all(line.startswith(f"error: training would stop: {folder}/ok/out") for line in errors)
+    assert json.loads(output.read_text())["folder"] == str(folder)
+
+
+@pytest.mark.slow
 def test_fuzzed_files_neither_crash_nor_hang_and_are_treated_as_check_data_says(
     tmp_path: Path,
 ) -> None:

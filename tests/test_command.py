@@ -232,6 +232,7 @@ ALLOCATOR = (
         (MemoryError(), ""),
         (MemoryError("decoding a.png"), " (decoding a.png)"),
         (RuntimeError(ALLOCATOR), " (tried to allocate 4096 bytes)"),
+        (RuntimeError("could not create a primitive"), " (could not create a primitive)"),
         (RuntimeError("std::bad_alloc"), " (std::bad_alloc)"),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), " (CUDA error: "),
         (

@@ -159,6 +159,14 @@ def test_scans_are_counted_up_to_the_end_of_the_image_alone() -> None:
     assert image_decoding._count_scans(progressive(17)) == 17
 
 
+def test_bytes_that_fill_up_and_bare_markers_end_no_count() -> None:
+    content = encoded(picture(), "JPEG")
+    filled = content[:2] + b"\xff\x01" + b"\xff\xff\xff" + content[2:]
+    assert image_decoding._count_scans(filled) == 1
+    assert image_decoding._count_scans(content[:2]) == 0
+    assert image_decoding._count_scans(b"\xff\xd8\xff\xd9" + content[2:]) == 0
+
+
 # What is no plain file
 
 

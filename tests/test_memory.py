@@ -20,9 +20,9 @@ from tests.tiny_runs import assert_same_run
 Limited = Callable[..., tuple[int, str]]
 
 # Threads that decode take some megabytes each for their stack.
-ROOM = (64 + 12 * min(32, os.cpu_count() or 1)) * 2**20
+ROOM = (224 + 12 * min(32, os.cpu_count() or 1)) * 2**20
 SIDE = memory.IMAGE_SIZE
-NUM_IMAGES = 2 * ROOM // (3 * SIDE**2)
+NUM_IMAGES = ROOM // (2 * SIDE**2)  # of 3 · SIDE² bytes: half as much again as the room
 
 
 @pytest.fixture
@@ -62,15 +62,12 @@ def read_into_memory(config: DataConfig, room: int, result: Any) -> None:
         result.put("too large")
 
 
+@pytest.mark.slow
 def test_more_data_than_fits_into_memory_is_cached_trained_on_and_measured(
     limited: Limited, processes: ForkServerContext, tmp_path: Path
 ) -> None:
     images = memory.write_folder(tmp_path, NUM_IMAGES)
     options = memory.data_options(images, tmp_path)
-    checked = limited(
-        *("pipelines.check_data", images, "--image-size", SIDE, "--output", tmp_path / "r.json")
-    )
-    assert checked == (0, "")
     assert limited("pipelines.train_tokenizer", "tiny", *options) == (0, "")
     extractor = memory.write_extractor(tmp_path)
     arguments = ["--what", "reconstruction", "--num-images", 40, *extractor]
@@ -95,8 +92,8 @@ def test_more_data_than_fits_into_memory_is_cached_trained_on_and_measured(
 @pytest.mark.parametrize(
     ("module", "arguments", "advice"),
     [
-        ("train_tokenizer", ["tiny", "--training.batch-size", "1000000"], TRAINING_MEMORY),
-        ("generate", ["--num-images", "1000000", "--batch-size", "1000000"], "lower batch-size"),
+        ("train_tokenizer", ["tiny", "--training.batch-size", "50000"], TRAINING_MEMORY),
+        ("generate", ["--num-images", "200000", "--batch-size", "200000"], "lower batch-size"),
         (
             "evaluate",
             ["--what", "generation", "--num-images", "50000", "--batch-size", "50000"],

@@ -115,7 +115,8 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
 
         The same images and a CPU generator in the same state give the same start everywhere.
         """
-        features = self.bottom_up(self._checked(images))
+        parts = torch.split(self._checked(images), 64)  # the activations of all take gigabytes
+        features = [torch.cat(maps) for maps in zip(*map(self.bottom_up, parts), strict=True)]
         self.top_down(features, "nearest", initialization=generator)
 
     def update_codebooks(
