@@ -89,11 +89,11 @@ def config_text(generator: np.random.Generator, folder: Path) -> Crafted:
     text = path.read_text()
     deep = int(choose(generator, [40, 1_000, 1_000_000]))
     nest = "[" * deep + "]" * deep
-    many = ",".join(f'"key{n}": 1' for n in range(int(choose(generator, [100, 10_000, 10**6]))))
+    many = int(choose(generator, [100, 10_000, 10**6]))
     texts = {
         "nested lists": text.replace("{", '{"a":' + nest + ",", 1),
         "nothing but lists": nest,
-        "many keys": text.replace("{", "{" + many + ",", 1),
+        "many keys": text.replace("{", "{" + "".join(f'"key{n}": 1,' for n in range(many)), 1),
         "a key twice": text.replace("{", '{"model": "Prior",', 1),
         "100 MB of blanks": " " * 10**8 + text,
         "NaN": text.replace("{", '{"a": NaN,', 1),
