@@ -25,10 +25,9 @@ def test_bf16_ends_near_fp32(tmp_path: Path) -> None:
 def test_the_first_step_is_named_whenever_one_looks(tmp_path: Path) -> None:
     watch = NonFiniteWatch(Accelerator(), tmp_path)
     for step in range(1, 5):
-        value = math.inf if step == 2 else 1.0
-        watch.note(
-            step, {"loss": torch.tensor(value), "s": torch.tensor([0.0, math.nan * (step > 2)])}
-        )
+        loss = math.inf if step == 2 else 1.0
+        variance = math.nan if step > 2 else 1.0
+        watch.note(step, {"loss": torch.tensor(loss), "s": torch.tensor([0.0, variance])})
     (tmp_path / "state" / "step_00000001").mkdir(parents=True)
     with pytest.raises(DivergenceError, match=r"^step 2: loss is inf; .*/step_00000001; lower "):
         watch.check()
