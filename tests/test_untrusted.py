@@ -216,8 +216,8 @@ def test_a_trial_sees_memory_and_pickles(tmp_path: Path, monkeypatch: pytest.Mon
         torch.zeros(2**30)
 
     def unpickle(folder: Path) -> None:
-        torch.save({"a": Crafted("x")}, folder / "file")
-        torch.load(folder / "file", weights_only=False)
+        torch.save({"a": Crafted("x")}, tmp_path / "file")
+        torch.load(tmp_path / "file", weights_only=False)
 
     for function, outcome in ((allocate, "alloc"), (unpickle, "pickle.find_class")):
         monkeypatch.setattr(Tokenizer, "from_pretrained", function)

@@ -1,6 +1,7 @@
 """Configs of models as a stranger could craft them."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,8 @@ def config_sizes(generator: np.random.Generator, folder: Path) -> Crafted:
             place = place[parent]
         place[key] = sizes[number][1]
     if folder.name == "tokenizer":  # both, as either bounds the other
-        fields["networks"]["width"] = fields["networks"]["max_width"]
+        networks = fields["networks"]
+        networks["width"] = networks["max_width"] = max(networks["width"], networks["max_width"])
     if folder.name == "prior" and generator.integers(2):
         fields["network"]["positions"] = "rotary"
     path.write_text(json.dumps(fields))
@@ -89,23 +91,27 @@ def config_text(generator: np.random.Generator, folder: Path) -> Crafted:
     text = path.read_text()
     deep = int(choose(generator, [40, 1_000, 1_000_000]))
     nest = "[" * deep + "]" * deep
-    many = ",".join(f'"key{n}": 1' for n in range(int(choose(generator, [100, 10_000, 10**6]))))
-    texts = {
-        "nested lists": text.replace("{", '{"a":' + nest + ",", 1),
-        "nothing but lists": nest,
-        "many keys": text.replace("{", "{" + many + ",", 1),
-        "a key twice": text.replace("{", '{"model": "Prior",', 1),
-        "100 MB of blanks": " " * 10**8 + text,
-        "NaN": text.replace("{", '{"a": NaN,', 1),
-        "a byte order mark": "\ufeff" + text,
-        "a null byte": text + "\x00",
-        "an object to import": text.replace("{", '{"auto_map": {"AutoModel": "evil.Model"},', 1),
-        "another class": text.replace('"model": "', '"model": "os.'),
-        "half": text[: len(text) // 2],
-        "nothing": "",
+    many = int(choose(generator, [100, 10_000, 10**6]))
+
+    def beside(field: str) -> str:
+        return text.replace("{", "{" + field + ",", 1)
+
+    texts: dict[str, Callable[[], str]] = {
+        "nested lists": lambda: beside('"a":' + nest),
+        "nothing but lists": lambda: nest,
+        "many keys": lambda: beside(",".join(f'"key{n}": 1' for n in range(many))),
+        "a key twice": lambda: beside('"model": "Prior"'),
+        "NaN": lambda: beside('"a": NaN'),
+        "an object to import": lambda: beside('"auto_map": {"AutoModel": "evil.Model"}'),
+        "another class": lambda: text.replace('"model": "', '"model": "os.'),
+        "100 MB of blanks": lambda: " " * 10**8 + text,
+        "a byte order mark": lambda: "\ufeff" + text,
+        "a null byte": lambda: text + "\x00",
+        "half": lambda: text[: len(text) // 2],
+        "nothing": lambda: "",
     }
     kind = choose(generator, sorted(texts))
-    path.write_text(texts[kind])
+    path.write_text(texts[kind]())
     return Crafted(f"a config with {kind}, {deep}")
 
 

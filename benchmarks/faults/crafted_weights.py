@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,29 +77,29 @@ def header_text(generator: np.random.Generator, folder: Path) -> Crafted:
     header, data = split(path)
     text = json.dumps(header)
     deep = int(choose(generator, [100, 10_000, 1_000_000]))
-    texts = {
-        "a list": "[1]",
-        "empty": "",
-        "no object": '"x"',
-        "deep lists": "[" * deep + "]" * deep,
-        "deep objects": '{"a":' * deep + "1" + "}" * deep,
-        "an open nest": "[" * deep,
-        "no JSON": text[:-1],
-        "a key twice": text[:-1] + "," + text[1:],
-        "many lists": "[" + "[]," * 1_000_000 + "[]]",
-        "a long number": '{"a":' + "9" * 100_000 + "}",
-        "another encoding": text.encode("utf-16").decode("latin-1"),
-        "a long name": json.dumps({**header, "x" * 10**6: {}}),
-        "a lacking entry": json.dumps(dict(list(header.items())[:-1])),
-        "an entry too many": json.dumps(
+    texts: dict[str, Callable[[], str]] = {
+        "a list": lambda: "[1]",
+        "empty": lambda: "",
+        "no object": lambda: '"x"',
+        "deep lists": lambda: "[" * deep + "]" * deep,
+        "deep objects": lambda: '{"a":' * deep + "1" + "}" * deep,
+        "an open nest": lambda: "[" * deep,
+        "no JSON": lambda: text[:-1],
+        "a key twice": lambda: text[:-1] + "," + text[1:],
+        "many lists": lambda: "[" + "[]," * 1_000_000 + "[]]",
+        "a long number": lambda: '{"a":' + "9" * 100_000 + "}",
+        "another encoding": lambda: text.encode("utf-16").decode("latin-1"),
+        "a long name": lambda: json.dumps({**header, "x" * 10**6: {}}),
+        "a lacking entry": lambda: json.dumps(dict(list(header.items())[:-1])),
+        "an entry too many": lambda: json.dumps(
             {**header, "\n\x1b": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}
         ),
-        "100,000 empty entries": json.dumps(
+        "100,000 empty entries": lambda: json.dumps(
             {str(n): {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for n in range(100_000)}
         ),
     }
     kind = choose(generator, sorted(texts))
-    join(path, texts[kind].encode(), data)
+    join(path, texts[kind]().encode(), data)
     return Crafted(f"a header with {kind}, {deep}")
 
 
