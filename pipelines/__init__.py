@@ -1,6 +1,20 @@
 """Everything that runs: training, generation, evaluation."""
 
+import sys
 import warnings
+from types import TracebackType
+
+
+def _stop(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """Ctrl-C is no bug and needs no traceback, also while the libraries are being imported."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("stopped", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, traceback)
+
+
+if sys.argv[:1] == ["-m"]:  # a command is starting, not a program that imports us
+    sys.excepthook = _stop
 
 # Raised while timm and torch-fidelity are imported beside a new torch; nothing a user can mend.
 warnings.filterwarnings("ignore", "`torch.jit.script", category=FutureWarning)

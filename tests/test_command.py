@@ -137,7 +137,10 @@ def test_a_wrong_command_line_gives_one_line_that_names_the_field(
         ([], "--output-dir"),
         (["--output-dir", "o", "--num-images", "0"], "num_images: .*greater than 0, got 0"),
         (["--output-dir", "o", "--labels", "-1"], r"labels\.0: .*greater than or equal to 0"),
-        (["--output-dir", "o", "--sampling.temperature", "-1"], "temperature.*or equal to 1e-06"),
+        (
+            ["--output-dir", "o", "--sampling.temperature", "-1"],
+            "temperature.*or equal to 0.000001",
+        ),
         (["--output-dir", "o", "--sampling.top-p", "1.5"], "top_p.*less than or equal to 1"),
     ],
 )

@@ -1,11 +1,14 @@
 """Every command, from its command line to its exit status, on the preset `tiny`."""
 
 import json
+import os
 import re
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -190,6 +193,22 @@ def test_every_command_has_help(run: Run, name: str) -> None:
 # Bad input: one line, exit status 2
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_being_stopped_while_libraries_are_imported_gives_no_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pipelines.train_tokenizer", "tiny"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, output = process.communicate(timeout=120)
+    assert process.returncode in (-signal.SIGINT, 130)
+    assert output == "stopped\n"
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_real_process_gives_one_line_and_exit_status_2(tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "pipelines.train_tokenizer", "tiny", "--training.sead", "3"],
@@ -313,7 +332,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
     [
         (["--labels", "8"], ["labels must lie in [0, 8), got 8"]),
         (["--labels", "-1"], ["labels.0", "-1"]),
-        (["--sampling.temperature", "-1"], ["temperature", "greater than or equal to 1e-06"]),
+        (["--sampling.temperature", "-1"], ["temperature", "greater than or equal to 0.000001"]),
         (["--sampling.top-k", "9"], ["top_k must lie in [1, 8], got 9"]),
         (["--num-images", "0"], ["num_images", "greater than 0"]),
     ],
@@ -341,6 +360,10 @@ def test_reconstruct_refuses_what_it_cannot_read_or_would_overwrite(
     assert_refused(run("reconstruct", tmp_path, image, *command), "config.json: no such file")
     assert_refused(run("reconstruct", tiny_run, image, *command, "--image-size", "20"), "divisible")
     assert_refused(run("reconstruct", tiny_run, image, *command, "--num-layers", "4"), "num_layers")
+    twin = picture(tmp_path / "images" / "a.webp")
+    ended = run("reconstruct", tiny_run, image.parent, *command)
+    assert_refused(ended, "images: two files in ", " differ only in their suffix")
+    twin.unlink()
     (tmp_path / "images" / "broken.png").write_bytes(b"no image")
     assert_refused(run("reconstruct", tiny_run, image.parent, *command), "images:")
     picture(Path("out/a.png"), 1)

@@ -1,5 +1,6 @@
 """The pipeline object: what it draws, keeps, refuses and saves."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +121,8 @@ def test_images_are_encoded_decoded_and_reconstructed(pipeline: ImageGenerationP
         ({"labels": [0, -1]}, r"labels must lie in \[0, 8\), got -1"),
         ({"labels": [0]}, "labels must have 2 entries, got 1"),
         ({"seed": -1}, "seed and sample index must be >= 0"),
-        ({"temperature": -1.0}, "temperature.*or equal to 1e-06"),
-        ({"temperature": 0.0}, "temperature.*or equal to 1e-06"),
+        ({"temperature": -1.0}, "temperature.*or equal to 0.000001"),
+        ({"temperature": 0.0}, "temperature.*or equal to 0.000001"),
         ({"temperature": [1.0, 1.0]}, "temperature must hold 3 values"),
         ({"top_k": 0}, "top_k.*greater than 0"),
         ({"top_k": 9}, r"top_k must lie in \[1, 8\], got 9"),
@@ -137,6 +138,12 @@ def test_an_argument_out_of_range_is_refused_on_one_line(
     with pytest.raises(InputError, match=message) as caught:
         pipeline(**{"num_images": 2, "progress": False, **arguments})
     assert "\n" not in str(caught.value)
+
+
+def test_another_kind_of_output_is_refused(pipeline: ImageGenerationPipeline) -> None:
+    call = inspect.unwrap(ImageGenerationPipeline.__call__)  # without the tests' type checker
+    with pytest.raises(InputError, match="output must be 'pil' or 'tensor', got 'numpy'"):
+        call(pipeline, 1, output="numpy")
 
 
 def test_settings_may_differ_by_layer(pipeline: ImageGenerationPipeline) -> None:

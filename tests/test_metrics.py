@@ -202,7 +202,10 @@ def test_metrics_print_nothing(capfd: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     ("sizes", "message"),
-    [((19, 30), "num_images must be >= 20"), ((30, 19), "reference images must be >= 20")],
+    [
+        ((19, 30), "num_images must be >= 20 for IS and KID, got 19"),
+        ((30, 19), "reference images must be >= 20"),
+    ],
 )
 def test_too_few_images_are_reported(sizes: tuple[int, int], message: str) -> None:
     with pytest.raises(InputError, match=f"{message}.*, got 19"):

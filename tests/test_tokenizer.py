@@ -631,7 +631,7 @@ def test_a_size_that_the_coarsest_downsampling_does_not_divide_is_rejected(call:
 
 
 def test_a_wrong_channel_count_is_rejected() -> None:
-    with pytest.raises(InputError, match="3 channels, got 1"):
+    with pytest.raises(InputError, match="images must have 3 channels, got 1"):
         make_tokenizer().encode(torch.zeros(1, 1, 8, 8).double())
 
 
@@ -690,7 +690,7 @@ def test_a_wrong_number_of_groups_is_rejected() -> None:
 def test_training_without_a_planned_number_of_steps_is_rejected() -> None:
     tokenizer = make_tokenizer()
     tokenizer.total_steps = None
-    with pytest.raises(InputError, match="total_steps"):
+    with pytest.raises(InputError, match="total_steps must be set on the tokenizer"):
         tokenizer(random_images(), 0)
     assert Tokenizer(BASELINE).temperature(3) == 1
 
