@@ -27,7 +27,7 @@ from tokenizer import Tokenizer
 from tokenizer.builders import rq_vae
 from tokenizer.config import GroupConfig, NetworkConfig, StochasticQuantizerConfig
 
-RATES = {(family, method.key): 1e-3 for family in FAMILIES for method in METHODS}
+RATES = {(family, method.key): 4e-3 for family in FAMILIES for method in METHODS}
 
 
 @pytest.mark.parametrize("name", BUDGETS)

@@ -99,8 +99,9 @@ def literal_objective(
     num_values = images[0].numel()
     reconstruction = num_values / 2 * torch.log(squared_error / num_values)
     entropy = torch.stack(entropies).sum()
+    latent_weight = tokenizer.config.quantizer.model_dump()["latent_weight"]
     return {
-        "loss": reconstruction + error - entropy,
+        "loss": reconstruction + latent_weight * (error - entropy),
         "reconstruction": reconstruction,
         "quantization_error": error,
         "posterior_entropy": entropy,

@@ -35,6 +35,7 @@ from tests.tiny_runs import (
     train_with,
     weight_files,
 )
+from tokenizer.config import StochasticQuantizerConfig
 from tokenizer.pretrained import InputError
 
 ACCUMULATION = {"gradient_accumulation_steps": 2}
@@ -475,5 +476,8 @@ def test_the_rate_and_all_terms_are_logged(tiny_run: Path) -> None:
         "images_per_second",
     } <= first.keys()
     assert len(first["dequantization_variance"]) == 3
-    total = first["reconstruction"] + first["quantization_error"] - first["posterior_entropy"]
+    quantizer = TOKENIZER_PRESETS["tiny"].tokenizer.quantizer
+    assert isinstance(quantizer, StochasticQuantizerConfig)
+    latents = first["quantization_error"] - first["posterior_entropy"]
+    total = first["reconstruction"] + quantizer.latent_weight * latents
     assert first["loss"] == pytest.approx(total, rel=1e-5)
