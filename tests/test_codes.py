@@ -160,3 +160,15 @@ def test_a_damaged_cache_is_refused_by_name(
 ) -> None:
     with pytest.raises(InputError, match=f"{damaged} is damaged, remove it"):
         extract(tokenizer, images, tmp_path, keeps_latents=True)
+
+
+def test_a_cache_of_other_codes_is_refused_by_name(
+    tokenizer: Tokenizer, images: ImageDataset, tmp_path: Path
+) -> None:
+    extract(tokenizer, images, tmp_path)
+    (folder,) = tmp_path.iterdir()
+    facts = json.loads((folder / "facts.json").read_text())
+    (folder / "facts.json").write_text(json.dumps(facts | {"data": "of something else"}))
+    message = "does not hold the codes of this tokenizer and data; remove it"
+    with pytest.raises(InputError, match=f"{folder} {message}"):
+        extract(tokenizer, images, tmp_path)

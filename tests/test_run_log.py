@@ -92,7 +92,9 @@ def test_a_damaged_line_is_named(tmp_path: Path, damage: bytes) -> None:
     lines = path.read_bytes().split(b"\n")
     lines[1] = lines[1][:5] + damage + lines[1][6:]
     path.write_bytes(b"\n".join(lines))
-    with pytest.raises(InputError, match=r"metrics\.jsonl: line 2 is damaged"):
+    with pytest.raises(
+        InputError, match=r"metrics\.jsonl: line 2 is damaged: repair or remove it to go on"
+    ):
         write(tmp_path, range(3, 5), 3)
 
 
