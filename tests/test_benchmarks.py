@@ -1,10 +1,12 @@
 """Results and the README that is made from them."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from benchmarks import cifar10, readme
+from benchmarks.faults import __main__ as faults
 
 
 def test_the_readme_shows_the_table_of_the_committed_results() -> None:
@@ -26,3 +28,9 @@ def test_a_section_is_replaced_and_the_rest_stays(
 def test_contact_sheets_stay_small() -> None:
     sheets = list(cifar10.RESULTS.glob("*.png"))
     assert all(sheet.stat().st_size < 300_000 for sheet in sheets)
+
+
+def test_the_page_on_reliability_shows_the_committed_counts() -> None:
+    text = readme.README.with_name("RELIABILITY.md").read_text()
+    section = text.partition("<!-- faults -->\n")[2].partition("\n<!-- /faults -->")[0]
+    assert section == faults.markdown(json.loads(faults.RESULTS.read_text()))

@@ -1,11 +1,11 @@
-"""Shapes of code indices, and whether given indices have them."""
+"""Shapes of code indices, and whether given images and indices fit."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from tokenizer.config import CodeMapConfig, GroupConfig
+from tokenizer.config import CodeMapConfig, GroupConfig, TokenizerConfig
 from tokenizer.pretrained import InputError
 
 
@@ -32,6 +32,19 @@ def code_maps_of(
         )
         for group in groups
     )
+
+
+def check_images(images: Tensor, config: TokenizerConfig) -> None:
+    """Compares type, channels and size of images with what the tokenizer takes.
+
+    Raises:
+        InputError: they do not fit.
+    """
+    if images.shape[1] != config.channels:
+        raise InputError(f"images must have {config.channels} channels, got {images.shape[1]}")
+    if not images.is_floating_point():
+        raise InputError(f"images must be floating point on [-1, 1], got {images.dtype}")
+    code_maps_of(config.groups, *images.shape[-2:])
 
 
 def check_indices(

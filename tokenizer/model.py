@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenizer.backbone import TimmBottomUpPath
-from tokenizer.code_maps import check_indices, code_maps_of
+from tokenizer.code_maps import check_images, check_indices, code_maps_of
 from tokenizer.config import CodeMapConfig, NearestQuantizerConfig, TokenizerConfig
 from tokenizer.nearest import Collective, NearestQuantizer
 from tokenizer.networks import BottomUpPath, UpwardPath, Widths
@@ -115,7 +115,8 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
 
         The same images and a CPU generator in the same state give the same start everywhere.
         """
-        parts = torch.split(self._checked(images), 64)  # the activations of all take gigabytes
+        check_images(images, self.config)
+        parts = torch.split(images, 64)  # the activations of all take gigabytes
         features = [torch.cat(maps) for maps in zip(*map(self.bottom_up, parts), strict=True)]
         self.top_down(features, "nearest", initialization=generator)
 
@@ -270,16 +271,6 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
             return torch.zeros(0)
         return torch.cat([quantizer.variances() for quantizer in self._stochastic_quantizers()])
 
-    def _checked(self, images: Tensor) -> Tensor:
-        if images.shape[1] != self.config.channels:
-            raise InputError(
-                f"images must have {self.config.channels} channels, got {images.shape[1]}"
-            )
-        if not images.is_floating_point():
-            raise InputError(f"images must be floating point on [-1, 1], got {images.dtype}")
-        self.code_maps(*images.shape[-2:])
-        return images
-
     def _check_indices(self, indices: Sequence[Tensor]) -> None:
         if not indices or indices[0].ndim != 4:
             raise InputError("indices must be (batch, depth, height, width) tensors, a group each")
@@ -301,7 +292,8 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> TopDownOutput:
-        features = self.bottom_up(self._checked(images))
+        check_images(images, self.config)
+        features = self.bottom_up(images)
         walk: TopDownOutput = self.top_down(features, mode, temperature, generator)
         return walk
 

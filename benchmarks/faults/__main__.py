@@ -1,7 +1,8 @@
 """Runs all trials of what can go wrong: `python -m benchmarks.faults`.
 
 A family that has finished is not run again. Prints what was tried, survived and lost, writes
-benchmarks/results/faults.json, and exits with status 1 if anything was lost.
+benchmarks/results/faults.json and the table in RELIABILITY.md, and exits with status 1 if anything
+was lost.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks.machine import commit, machine
+from benchmarks.readme import README, replace_section
 
 RESULTS = Path(__file__).parents[1] / "results" / "faults.json"
 FAMILIES = (
@@ -49,6 +51,7 @@ def main() -> None:
         run_family(family, arguments.folder, arguments.trials, arguments.seed)
     results = collect(arguments.folder)
     print(table(results))
+    replace_section("faults", markdown(results), README.with_name("RELIABILITY.md"))
     if any(entry["lost"] for entry in results.values()):
         raise SystemExit(1)
 
@@ -93,6 +96,14 @@ def table(results: dict[str, Any]) -> str:
         counts = f"{entry['tried']:8}{entry['survived']:10}{entry['lost']:6}"
         lines.append(f"{family:16}{counts}")
     lines += [f"{family}: {note}" for family, entry in results.items() for note in entry["notes"]]
+    return "\n".join(lines)
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The counts for RELIABILITY.md."""
+    lines = ["| trials | tried | survived | lost |", "|---|---|---|---|"]
+    for family, entry in results.items():
+        lines.append(f"| {family} | {entry['tried']} | {entry['survived']} | {entry['lost']} |")
     return "\n".join(lines)
 
 
