@@ -137,11 +137,8 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
 
     def no_weight_decay(self) -> set[str]:
         """Names of the codebooks and variances, for timm's optimizers."""
-        return {
-            name
-            for name, _ in self.named_parameters()
-            if ".codebooks." in name or name.endswith("log_variances")
-        }
+        names = {name for name, _ in self.named_parameters()}
+        return {name for name in names if ".codebooks." in name or name.endswith("log_variances")}
 
     def rate_factors(self) -> dict[str, float]:
         """Learning rates of codebooks and variances, in units of the networks'."""
@@ -294,8 +291,7 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
     ) -> TopDownOutput:
         check_images(images, self.config)
         features = self.bottom_up(images)
-        walk: TopDownOutput = self.top_down(features, mode, temperature, generator)
-        return walk
+        return self.top_down(features, mode, temperature, generator)  # type: ignore[no-any-return]
 
     def _to_images(self, state: Tensor) -> Tensor:
         """x̂ from the state y; in float32 whatever the autocast, since SSE is summed from it."""
