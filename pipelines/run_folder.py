@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 def write_run_config(config: RunConfig) -> None:
     """Writes `config.json` into the run's folder, and removes what a killed run has left there."""
     config.output_dir.mkdir(parents=True, exist_ok=True)
-    for pattern in (".*.tmp*", "model/.*.tmp*"):  # of `replace_file`
+    for pattern in (".*tmp*", "model/.*tmp*"):  # of `replace_file` and of safetensors
         for abandoned in config.output_dir.glob(pattern):
             abandoned.unlink()
     text = config.model_dump_json(indent=2) + "\n"

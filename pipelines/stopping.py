@@ -18,16 +18,17 @@ class Stop:
         self.is_noted = False
         """Whether this process got a signal."""
         self.is_alone = accelerator.num_processes == 1
-        # The flags meet on the CPUs, so that no process has to wait for its GPU.
+        # The flags meet on the CPUs, so that no process has to wait for its GPU. Where the usual
+        # group does so, there is no other: a process that dies meanwhile would be awaited for long.
         self._group: distributed.ProcessGroup | None = None
-        if not self.is_alone:
+        if not self.is_alone and distributed.get_backend() != "gloo":
             group = distributed.new_group(backend="gloo")
             assert isinstance(group, distributed.ProcessGroup)
             self._group = group
 
     def is_agreed(self) -> bool:
         """Whether any process got a signal; all processes ask together, and get one answer."""
-        if self._group is None:
+        if self.is_alone:
             return self.is_noted
         is_noted = torch.tensor(int(self.is_noted))
         distributed.all_reduce(is_noted, distributed.ReduceOp.MAX, self._group)

@@ -128,6 +128,19 @@ def test_a_killed_run_resumes_bit_for_bit(
     assert_same_run(runs[0].output_dir, runs[1].output_dir)
 
 
+def test_what_a_killed_run_was_writing_goes_when_the_run_goes_on(
+    tmp_path: Path, tiny_run: Path, cache_dir: Path
+) -> None:
+    shutil.copytree(tiny_run, tmp_path / "run")
+    folder = tmp_path / "run" / "tokenizer"
+    names = (".config.json.tmp12", ".metrics.jsonl.tmp12", "model/.model.safetensors.tmp12")
+    for name in (*names, "model/.tmpdTdGVh"):
+        (folder / name).write_bytes(b"half")
+    train(tokenizer_run(tmp_path / "run", cache_dir))
+    assert not list(folder.rglob("*tmp*"))
+    assert_same_run(folder, tiny_run / "tokenizer")
+
+
 def test_the_same_command_after_the_end_changes_nothing(
     tmp_path: Path, tiny_run: Path, cache_dir: Path
 ) -> None:

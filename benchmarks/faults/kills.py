@@ -106,10 +106,12 @@ def _starting(run: TinyRun, job: Job | RealJob, generator: np.random.Generator) 
     return job.is_running()
 
 
-def stepping(run: TinyRun, job: Job | RealJob, generator: np.random.Generator) -> bool:
-    """Some steps after the run has started, at any moment of a step."""
+def stepping(
+    run: TinyRun, job: Job | RealJob, generator: np.random.Generator, earliest: int = 2
+) -> bool:
+    """Some changes of metrics.jsonl later, at any moment of a step; first, lines are taken back."""
     path = run.output_dir / "metrics.jsonl"
-    first = int(generator.integers(2, 7))  # the first change is that lines are taken back
+    first = int(generator.integers(earliest, 7))
     seen: set[int] = set()
 
     def has_gone_on() -> bool:
@@ -125,7 +127,7 @@ def stepping(run: TinyRun, job: Job | RealJob, generator: np.random.Generator) -
 
 def _saving(run: TinyRun, job: Job | RealJob, generator: np.random.Generator) -> bool:
     """While a checkpoint or the model is being written."""
-    patterns = ("state/.step_*.tmp", "model/.*.tmp*", "state/.step_*.tmp/optimizer.safetensors")
+    patterns = ("state/.step_*.tmp", "model/.*tmp*", "state/.step_*.tmp/optimizer.safetensors")
     pattern = patterns[generator.integers(len(patterns))]
 
     def written() -> set[tuple[Path, int]]:

@@ -61,7 +61,7 @@ def _bereave(
     run = new_run(folder, name, stage, trained)
     victim = int(generator.integers(num_processes))
     job = Job(run.module, run.arguments, run.run_dir / "output", num_processes)
-    if not stepping(run, job, generator):
+    if not stepping(run, job, generator, earliest=1):
         statuses = job.wait()
         complaints = [] if not any(statuses) else [f"exit {statuses}: {job.output()[-500:]}"]
         if not complaints and num_processes == 2:
