@@ -195,7 +195,10 @@ class ImageGenerationPipeline:
                 guidance_scale=sampling.guidance_scale,
                 known=None if known is None else [own[rows].to(self.device) for own in known],
             )
-            yield to_uint8(self.tokenizer.decode(indices)).cpu()
+            # On a CPU one by one: the last bits of a sum depend on the batch, and with them a byte.
+            parts = [own.split(1 if self.device.type == "cpu" else len(own)) for own in indices]
+            decoded = [self.tokenizer.decode(part) for part in zip(*parts, strict=True)]
+            yield to_uint8(torch.cat(decoded)).cpu()
 
     def check_sampling(self, sampling: SamplingConfig) -> None:
         """Whether codes can be drawn so.

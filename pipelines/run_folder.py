@@ -1,8 +1,12 @@
 """The folder of a stage belongs to one run: its `config.json` tells which."""
 
+import contextlib
+import fcntl
 import json
 import logging
 import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from pipelines.config import RunConfig
@@ -20,6 +24,26 @@ def write_run_config(config: RunConfig) -> None:
             abandoned.unlink()
     text = config.model_dump_json(indent=2) + "\n"
     replace_file(config.output_dir / "config.json", lambda path: path.write_text(text))
+
+
+@contextlib.contextmanager
+def locked(output_dir: Path) -> Iterator[None]:
+    """Keeps other commands from training in the folder; the system unlocks it at any end.
+
+    Processes that outlive a killed launcher would otherwise write into it beside the next run.
+
+    Raises:
+        InputError: another process is at work there.
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with (output_dir / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"run_dir: another process is training in {output_dir}; wait for it, or end it"
+            ) from error
+        yield
 
 
 def check_output_dir(config: RunConfig) -> None:

@@ -5,6 +5,7 @@ numbers. A checkpoint therefore holds only weights, optimizer and step, and a re
 the uninterrupted one bit by bit on a CPU. To resume, run the same command again.
 """
 
+import contextlib
 import math
 import time
 from pathlib import Path
@@ -33,7 +34,7 @@ from pipelines.config import RunConfig, TrainingConfig
 from pipelines.divergence import NonFiniteWatch
 from pipelines.optimizer import make_optimizer, set_learning_rate
 from pipelines.processes import new_accelerator, seed_everything
-from pipelines.run_folder import write_run_config
+from pipelines.run_folder import locked, write_run_config
 from pipelines.run_log import Metrics, RunLog
 from pipelines.stopping import noted_signals
 from tokenizer.pretrained import InputError, PretrainedModule
@@ -120,10 +121,16 @@ def train(stage: Stage, run_config: RunConfig, accelerator: Accelerator) -> None
     """Trains to the last step, going on from the last checkpoint if there is one.
 
     Raises:
-        DivergenceError: a non-finite term; the last checkpoint stays.
-        InputError: a damaged checkpoint, or one that was trained on something else.
+        DivergenceError: a number is not finite; the last checkpoint stays.
+        InputError: a damaged checkpoint, other data, or a folder that is in use.
         KeyboardInterrupt: the run was asked to stop; it is saved.
     """
+    is_main = accelerator.is_main_process
+    with locked(run_config.output_dir) if is_main else contextlib.nullcontext():
+        _train(stage, run_config, accelerator)
+
+
+def _train(stage: Stage, run_config: RunConfig, accelerator: Accelerator) -> None:
     config, output_dir = run_config.training, run_config.output_dir
     if accelerator.is_main_process:
         write_run_config(run_config)

@@ -18,6 +18,7 @@ from pipelines.checkpoints import load_state
 from pipelines.config import PriorRunConfig, TokenizerRunConfig, TrainingConfig
 from pipelines.divergence import DivergenceError
 from pipelines.presets import TOKENIZER_PRESETS
+from pipelines.run_folder import locked
 from pipelines.train_prior import train_prior
 from pipelines.train_tokenizer import train_tokenizer
 from pipelines.training import Loss, learning_rate, make_accelerator
@@ -494,3 +495,13 @@ def test_the_rate_and_all_terms_are_logged(tiny_run: Path) -> None:
     latents = first["quantization_error"] - first["posterior_entropy"]
     total = first["reconstruction"] + quantizer.latent_weight * latents
     assert first["loss"] == pytest.approx(total, rel=1e-5)
+
+
+def test_two_commands_do_not_train_in_one_folder(tmp_path: Path, cache_dir: Path) -> None:
+    config = tokenizer_run(tmp_path, cache_dir)
+    with (
+        locked(config.output_dir),
+        pytest.raises(InputError, match="another process is training in"),
+    ):
+        train_tokenizer(config)
+    train_tokenizer(config)

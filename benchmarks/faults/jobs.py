@@ -1,5 +1,6 @@
 """Commands in processes of their own, which find the slow imports done, and their sudden ends."""
 
+import contextlib
 import multiprocessing
 import os
 import resource
@@ -124,9 +125,12 @@ class RealJob:
         return self._process.poll() is None
 
     def signal(self, number: signal.Signals) -> None:
-        """Sends a signal to the whole session: the launcher and all that it started."""
+        """Sends a signal to the launcher and to all that it started."""
         if self.is_running():
-            os.killpg(self._process.pid, number)
+            # torchrun's workers have sessions of their own: they would outlive its death.
+            for pid in (self._process.pid, *_descendants(self._process.pid)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
 
     def wait(self, patience: float = PATIENCE) -> list[int | None]:
         """The exit status; None if it had not ended."""
@@ -159,6 +163,18 @@ def error_lines(output: str) -> list[str]:
     """What a command has written, without its progress bars."""
     lines = output.replace("\r", "\n").splitlines()
     return [line for line in lines if line.strip() and "%|" not in line]
+
+
+def _descendants(pid: int) -> list[int]:
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(path.parent.name))
+    found = [pid]
+    for own in found:
+        found += children.get(own, [])
+    return found[1:]
 
 
 def _free_port() -> int:
