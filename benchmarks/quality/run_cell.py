@@ -3,6 +3,7 @@
 import json
 import math
 import shlex
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -80,6 +81,13 @@ class CellStage(TokenizerStage):
         missing = quantizer.latent_weight * (1 - min(1.0, 2 * step / total_steps))
         return loss._replace(minimized=loss.minimized - missing * latents * (2 / self.num_values))
 
+    def images_per_second(self) -> float:
+        """Of training; by the clock on the wall if an earlier process has trained to the end."""
+        if self.num_steps:
+            return self.num_steps * self.config.training.batch_size / self.seconds
+        speeds = read_metrics(self.config.output_dir, "train")["images_per_second"][1]
+        return float(statistics.median(speeds))
+
     def _linear_temperature(self, step: int) -> float:
         quantizer = self.config.tokenizer.quantizer
         assert isinstance(quantizer, StochasticQuantizerConfig)
@@ -128,7 +136,7 @@ def run_cell(cell: Cell, budget: Budget, data: DataConfig, folder: Path) -> None
         "seed": cell.seed,
         "steps": config.training.total_steps,
         "num_parameters": sum(own.numel() for own in stage.model.parameters()),
-        "images_per_second": stage.num_steps * config.training.batch_size / stage.seconds,
+        "images_per_second": stage.images_per_second(),
         "divergence": divergence,
         "test": values,
         "validation": read_metrics(config.output_dir, "validation"),
