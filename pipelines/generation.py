@@ -196,7 +196,8 @@ class ImageGenerationPipeline:
                 known=None if known is None else [own[rows].to(self.device) for own in known],
             )
             # On a CPU one by one: the last bits of a sum depend on the batch, and with them a byte.
-            parts = [own.split(1 if self.device.type == "cpu" else len(own)) for own in indices]
+            size = 1 if self.device.type == "cpu" else len(indices[0])
+            parts = [torch.split(own, size) for own in indices]
             decoded = [self.tokenizer.decode(part) for part in zip(*parts, strict=True)]
             yield to_uint8(torch.cat(decoded)).cpu()
 

@@ -464,7 +464,7 @@ def test_both_stages_overfit_a_batch(tmp_path: Path, cache_dir: Path) -> None:
 
 def test_a_run_folder_holds_what_the_readme_says(tiny_run: Path) -> None:
     for stage in ("tokenizer", "prior"):
-        names = {path.name for path in (tiny_run / stage).iterdir()} - {"codes"}
+        names = {path.name for path in (tiny_run / stage).iterdir()} - {"codes", ".lock"}
         assert names == {"config.json", "metrics.jsonl", "model", "samples", "state", "tensorboard"}
         pictures = sorted(path.name for path in (tiny_run / stage / "samples").iterdir())
         assert pictures == ["step_00000002.png", "step_00000004.png"]
