@@ -142,7 +142,7 @@ def _on_more_data_than_fits(folder: Path) -> Iterator[tuple[str, Trial]]:
         "train_prior": lambda: ["tiny", "--run-dir", folder / "run"],
         "generate": lambda: [folder / "run", "--output-dir", folder / "generated"],
         "evaluate": lambda: [
-            *(folder / "run", "--num-images", 1_000, "--sampling.temperature", 0.9),
+            *(folder / "run", "--num-images", 1_000, "--batch-size", 20),
             *write_extractor(folder),
         ],
     }
