@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.faults import memory
 from pipelines.command import TRAINING_MEMORY
@@ -123,6 +124,7 @@ def test_a_batch_that_does_not_fit_ends_in_one_line_that_says_what_to_lower(
 
 def train_starved(run_dir: Path, cache_dir: Path, step: int, output: Path) -> None:
     """Trains the preset `tiny` until memory runs out in the midst of `step`."""
+    torch.set_num_threads(1)
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 2)
     folders = ["--run-dir", str(run_dir), "--data.cache-dir", str(cache_dir)]
