@@ -15,7 +15,8 @@ from pipelines.data import to_uint8
 from pipelines.plots import to_pil
 from prior import Prior, sample, sample_generators
 from prior.config import MAX_GUIDANCE
-from prior.sampling import check_guidance, settings_per_layer
+from prior.drawing import settings_per_layer
+from prior.sampling import check_guidance
 from tokenizer import Tokenizer
 from tokenizer.config import Temperature
 from tokenizer.pretrained import InputError, StrictConfig, describe_validation_error

@@ -3,7 +3,7 @@
 from prior.cache import PriorCache
 from prior.config import PriorConfig, PriorNetworkConfig
 from prior.ordering import CodeOrdering
-from prior.sampling import sample, sample_generators
+from prior.sampling import Sampler, sample, sample_generators
 from prior.transformer import Prior, PriorOutput
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "PriorConfig",
     "PriorNetworkConfig",
     "PriorOutput",
+    "Sampler",
     "sample",
     "sample_generators",
 ]

@@ -1,79 +1,114 @@
 """Generation code by code without computing anything twice."""
 
-from typing import Any
-
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from prior.ordering import SlotType
+from prior.static_transformer import LEAST_ROWS, Linear, StaticTransformer
 from prior.transformer import Prior
 
 
 class PriorCache:
     """A prior in the middle of images: gives the logits of the next code, takes the code.
 
-    Its logits equal those of `Prior.logits`. The prior must be in evaluation mode.
+    Its logits equal those of `Prior.logits` up to rounding. All memory is taken at once and all
+    weights are read at once: they must not change meanwhile. The prior must be in evaluation mode.
 
     Args:
-        prior: The prior; its weights must not change meanwhile.
+        prior: The prior.
         labels: One class per image, `num_classes` being the null class; an unconditional prior
             reads only their number.
     """
 
+    @torch.inference_mode()
     def __init__(self, prior: Prior, labels: Int[Tensor, " batch"]) -> None:
+        ordering = prior.ordering
         self.prior = prior
-        self.step, self.slot = 0, 0
-        self._condition = prior.condition(labels if prior.config.num_classes else None)
+        self.batch = len(labels)
+        rows = self.batch
+        if labels.device.type == "cpu":  # an image alone gets the bits that it has among others
+            rows = max(rows, LEAST_ROWS)
+        self._body = StaticTransformer(prior.body, rows, ordering.num_steps, prior.rotary)
+        self._head = StaticTransformer(prior.head, rows, ordering.num_slots)
+        outputs = [prior.outputs.get_submodule(str(n)) for n in range(len(prior.outputs))]
+        self._outputs = [
+            Linear(output.weight * self._head.gain, output.bias, rows) for output in outputs
+        ]
         self._table = prior.embedding.table()
-        batch, width, ordering = len(labels), self._table.shape[1], prior.ordering
-        self._contents = self._table.new_zeros(batch, ordering.num_steps + 1, width)
+        self._first_row = prior.embedding.first_row.tolist()
+        self._slot_type = ordering.slot_type.tolist()
+        self._first_predecessor = _first_predecessors(max(ordering.steps, key=len))
+        depths = [code_map.depth for code_map in ordering.code_maps]
+        self._first_layer = [sum(depths[:group]) for group in range(len(depths))]
+        width = self._table.shape[1]
+        self._contents = self._table.new_zeros(rows, ordering.num_steps + 1, width)
         self._contents[:, 0] = prior.start
-        self._values = self._table.new_zeros(batch, 1, ordering.num_slots + 1, width)
-        self._body: Any = None
-        self._body_length = 0
-        self._head: Any = None
-        self._head_length = 0
+        self._embeddings = self._table.new_zeros(rows, ordering.num_slots, width)
+        self._condition = (
+            self._table.new_zeros(rows, 1, width) if prior.config.num_classes else None
+        )
+        self.restart(labels)
+
+    @torch.inference_mode()
+    def restart(self, labels: Int[Tensor, " batch"]) -> None:
+        """Begins as many new images in the same memory."""
+        self.step, self.slot = 0, 0
+        self._body_length, self._head_length = 0, 0
+        if self._condition is not None:
+            condition = self.prior.condition(labels)
+            assert condition is not None
+            self._condition.copy_(condition)
 
     @property
     def slot_type(self) -> SlotType:
         """What the next code is."""
         return self.prior.ordering.steps[self.step][self.slot]
 
+    @property
+    def layer(self) -> int:
+        """Number of the next code's layer over all groups, coarse to fine."""
+        return self._first_layer[self.slot_type.group] + self.slot_type.layer
+
+    @torch.inference_mode()
     def next_logits(self) -> Float[Tensor, "batch codes"]:
         """Logits of the next code; computes only what was appended since the last call."""
-        prior, step, slot = self.prior, self.step, self.slot
-        if self._body_length <= step:
-            hidden, self._body = prior.body(
-                prior.body_inputs(self._contents, self._condition, self._body_length, step + 1),
-                **prior.rotary_arguments(step + 1),  # keys go back to step 0, queries do not
-                **_extends(self._body, step + 1 - self._body_length),
-            )
-            self._values[:, 0, 0] = hidden[:, -1]
+        first, step, slot = self._body_length, self.step, self.slot
+        if first <= step:
+            inputs = self.prior.body_inputs(self._contents, self._condition, first, step + 1)
+            self._start_of_step = self._body(inputs, first)[:, -1]
             self._body_length = step + 1
-        inputs = prior.head_inputs(self._values, step, step + 1, self._head_length, slot + 1)
-        hidden, self._head = prior.head(
-            inputs.flatten(0, 1), **_extends(self._head, slot + 1 - self._head_length)
+        inputs = torch.stack(
+            [self._head_input(earlier) for earlier in range(self._head_length, slot + 1)], dim=1
         )
+        hidden = self._head(inputs, self._head_length)[:, -1]
         self._head_length = slot + 1
-        return prior.project(hidden[:, -1], self.slot_type.group, self.slot_type.layer)
+        return self._outputs[self.layer](hidden)[: self.batch]
 
+    @torch.inference_mode()
     def append(self, codes: Int[Tensor, " batch"]) -> None:
         """Fixes the next code of every image, whether or not its logits were asked for."""
-        row = self.prior.embedding.first_row[self.step, self.slot]
-        self._values[:, 0, self.slot + 1] = nn.functional.embedding(row + codes, self._table)
+        rows = self._first_row[self.step][self.slot] + codes
+        self._embeddings[:, self.slot] = nn.functional.embedding(rows, self._table)
         self.slot += 1
         if self.slot == len(self.prior.ordering.steps[self.step]):
-            self._contents[:, self.step + 1] = self.prior.summarize(self._values[:, 0, 1:])
-            self._values.zero_()
+            summary = self.prior.summarize(self._embeddings[:, : self.slot])
+            self._contents[:, self.step + 1] = summary
             self.step, self.slot = self.step + 1, 0
-            self._head, self._head_length = None, 0
+            self._head_length = 0
+
+    def _head_input(self, slot: int) -> Tensor:
+        """What `Prior.head_inputs` gives at one slot of the present step."""
+        slot_embedding = self.prior.slot_embedding[self._slot_type[self.step][slot]]
+        if slot == 0:
+            return torch.addcmul(slot_embedding, self._start_of_step, self._body.gain)
+        first = self._first_predecessor[slot]
+        if first == slot - 1:
+            return self._embeddings[:, first] + slot_embedding
+        return self._embeddings[:, first:slot].sum(1) + slot_embedding
 
 
-def _extends(cache: Any, num_new: int) -> dict[str, Any]:
-    """Arguments that let a transformer take `num_new` inputs after those of `cache`."""
-    return {
-        "cache": cache,
-        "cache_age": num_new,
-        "input_not_include_cache": True,
-        "return_intermediates": True,
-    }
+def _first_predecessors(step: list[SlotType]) -> list[int]:
+    """First of the codes that each input of the head sums: those of the position just before."""
+    positions = [slot[:2] for slot in step]
+    return [0, *(positions.index(position) for position in positions[:-1])]

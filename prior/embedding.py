@@ -85,7 +85,7 @@ class CodeEmbedding(nn.Module):
         """Embeddings of every code at every place of a step, then a row of zeros."""
         codebooks = torch.split(self.code_vectors, self.num_codes)
         parts = [
-            projection(codebooks[group][:, : self.code_maps[group].code_dim]).float()
+            projection(codebooks[group][:, : self.code_maps[group].code_dim]).to(codebooks[0].dtype)
             for group, projection in zip(self.groups, self.projections, strict=True)
         ]
         return torch.cat([*parts, torch.zeros_like(parts[0][:1])])

@@ -1,25 +1,25 @@
 """Drawing code indices from a prior."""
 
-import math
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from prior.cache import PriorCache
 from prior.config import MAX_GUIDANCE
+from prior.drawing import (
+    FloatPerLayer,
+    OptionalFloatPerLayer,
+    OptionalIntPerLayer,
+    draw,
+    filter_logits,
+    settings_per_layer,
+)
+from prior.recording import Recording
 from prior.transformer import Prior
-from tokenizer.config import MAX_TEMPERATURE, MIN_TEMPERATURE
 from tokenizer.pretrained import InputError
-
-ValueT = TypeVar("ValueT")
-# One value for all layers, or one per layer over all groups, coarse to fine.
-FloatPerLayer = float | Sequence[float]
-OptionalFloatPerLayer = float | Sequence[float | None] | None
-OptionalIntPerLayer = int | Sequence[int | None] | None
 
 
 def sample_generators(seed: int, sample_indices: Sequence[int]) -> list[torch.Generator]:
@@ -38,37 +38,112 @@ def sample_generators(seed: int, sample_indices: Sequence[int]) -> list[torch.Ge
     return generators
 
 
-def filter_logits(
-    logits: Float[Tensor, "*batch codes"],
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-) -> Float[Tensor, "*batch codes"]:
-    """Logits over `temperature`, -inf where `top_k` or then `top_p` rules a code out.
+class Sampler:
+    """Draws the code indices of images, batch after batch.
 
-    top_p keeps the smallest set of most probable codes that holds at least this probability.
-    Among equals the lower index counts as the more probable code.
+    The prior's weights are read at the first batch of a size: they must not change meanwhile. On a
+    GPU the second batch of a size is recorded, and all that follow are replayed without the host's
+    part of the work. So give it batches of one size.
+
+    Args:
+        prior: The prior, in evaluation mode.
+        temperature: Divides the logits.
+        top_k: Keeps this many most probable codes; None keeps all.
+        top_p: Keeps the most probable codes up to this total probability; None keeps all.
+        guidance_scale: Weight w of classifier-free guidance (arXiv 2207.12598): logits are
+            null + w (conditional - null); 1 is off, any other value doubles the work.
+
+    Raises:
+        InputError: a setting is out of range, or the prior is in training mode.
     """
-    logits = logits / temperature
-    if top_k is None and top_p is None:
-        return logits
-    ordered, order = logits.sort(descending=True, stable=True)
-    is_kept = torch.ones_like(ordered, dtype=torch.bool)
-    if top_k is not None:
-        is_kept[..., top_k:] = False
-    if top_p is not None:
-        probabilities = ordered.masked_fill(~is_kept, -math.inf).softmax(-1)
-        is_kept &= probabilities.cumsum(-1) - probabilities < top_p
-    return logits.masked_fill(~is_kept.scatter(-1, order, is_kept), -math.inf)
 
+    def __init__(
+        self,
+        prior: Prior,
+        *,
+        temperature: FloatPerLayer = 1.0,
+        top_k: OptionalIntPerLayer = None,
+        top_p: OptionalFloatPerLayer = None,
+        guidance_scale: float = 1.0,
+    ) -> None:
+        prior.check_evaluation()
+        self._prior = prior
+        self._settings = settings_per_layer(temperature, top_k, top_p, prior.config.codebook_sizes)
+        self._guidance_scale = guidance_scale
+        self._cache: PriorCache | None = None
+        self._recording: Recording | None = None
 
-def draw(
-    logits: Float64[Tensor, "batch codes"], uniforms: Float64[Tensor, " batch"]
-) -> Int[Tensor, " batch"]:
-    """Codes by inverse cumulative distribution; `uniforms` lie in [0, 1)."""
-    cumulative = logits.softmax(-1).cumsum(-1)
-    # Dividing makes the end exactly 1, so that codes of probability 0 are never drawn.
-    return (cumulative / cumulative[:, -1:] <= uniforms.unsqueeze(1)).sum(-1)
+    def __call__(
+        self,
+        labels: Tensor | None,
+        generators: Sequence[torch.Generator],
+        *,
+        known: Sequence[Tensor] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[Int[Tensor, "batch _depth _height _width"]]:
+        """Draws one image per generator.
+
+        An image depends on its generator, label and known codes alone, not on the batch or the
+        process it is drawn in: bit for bit on a CPU, up to the rounding of sums on a GPU.
+
+        Args:
+            labels: Classes (B,), int64; None for an unconditional prior, or for the null class.
+            generators: One CPU generator per image, see `sample_generators`.
+            known: Codes to keep, shaped like the result; -1 where one is to be drawn. A draw
+                depends on earlier codes only: this is exact conditioning where the known codes
+                come first.
+            progress: Is told the number of finished steps.
+
+        Raises:
+            InputError: an argument does not fit the prior.
+        """
+        prior, ordering, batch = self._prior, self._prior.ordering, len(generators)
+        device = prior.start.device
+        cache_labels = _cache_labels(prior, labels, batch, self._guidance_scale).to(device)
+        codes = ordering.flatten(_check_known(prior, known, batch))
+        uniforms = _uniforms(generators, ordering.num_steps * ordering.num_slots)
+        uniforms = uniforms.to(device).view_as(codes)
+        with torch.inference_mode(), torch.autocast(device.type, enabled=False):
+            is_fresh = self._start(cache_labels)
+            if device.type == "cuda" and known is None and not is_fresh:  # only on a GPU
+                if self._recording is None:
+                    self._recording = Recording(ordering, self._draw_step, codes, uniforms)
+                codes = self._recording.replay(codes, uniforms, progress)
+            else:
+                is_drawn = (codes < 0).any(0).tolist()  # read once, not once per code
+                for step in range(ordering.num_steps):
+                    self._draw_step(step, codes, uniforms, is_drawn[step])
+                    if progress is not None:
+                        progress(step + 1)
+        return ordering.unflatten(codes)
+
+    def _start(self, cache_labels: Tensor) -> bool:
+        """Begins new images; says whether memory had to be taken for them."""
+        if self._cache is not None and self._cache.batch == len(cache_labels):
+            self._cache.restart(cache_labels)
+            return False
+        self._recording = self._cache = None  # frees their memory first
+        self._cache = PriorCache(self._prior, cache_labels)
+        return True
+
+    def _draw_step(
+        self, step: int, codes: Tensor, uniforms: Tensor, is_drawn: Sequence[bool]
+    ) -> None:
+        """Fills one step of `codes` (B, steps, slots) where they are negative."""
+        cache, is_guided = self._cache, self._guidance_scale != 1
+        assert cache is not None
+        for slot in range(len(self._prior.ordering.steps[step])):
+            chosen = codes[:, step, slot]
+            if is_drawn[slot]:
+                logits = cache.next_logits().double()
+                if is_guided:
+                    logits, null_logits = logits.chunk(2)
+                    logits = null_logits + self._guidance_scale * (logits - null_logits)
+                logits = filter_logits(logits, *self._settings[cache.layer])
+                drawn = draw(logits, uniforms[:, step, slot])
+                chosen = torch.where(chosen < 0, drawn, chosen)
+                codes[:, step, slot] = chosen
+            cache.append(chosen.repeat(2) if is_guided else chosen)
 
 
 def sample(
@@ -83,56 +158,18 @@ def sample(
     known: Sequence[Tensor] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Int[Tensor, "batch _depth _height _width"]]:
-    """Draws the code indices of one image per generator.
+    """Draws the code indices of one image per generator, in one batch.
 
-    An image depends on its generator, label and known codes alone, up to the rounding of sums
-    that batch size and device bring: not on the batch or the process it is drawn in.
-
-    Args:
-        prior: The prior, in evaluation mode.
-        labels: Classes (B,), int64; None for an unconditional prior, or for the null class.
-        generators: One CPU generator per image, see `sample_generators`.
-        temperature: Divides the logits.
-        top_k: Keeps this many most probable codes; None keeps all.
-        top_p: Keeps the most probable codes up to this total probability; None keeps all.
-        guidance_scale: Weight w of classifier-free guidance (arXiv 2207.12598): logits are
-            null + w (conditional - null); 1 is off, any other value doubles the work.
-        known: Codes to keep, shaped like the result; -1 where one is to be drawn. A draw depends
-            on earlier codes only: this is exact conditioning where the known codes come first.
-        progress: Is told the number of finished steps.
-
-    Raises:
-        InputError: a setting is out of range, or an argument does not fit the prior.
+    Arguments and errors are those of `Sampler` and of its call.
     """
-    prior.check_evaluation()
-    settings = settings_per_layer(temperature, top_k, top_p, prior.config.codebook_sizes)
-    batch, device, ordering = len(generators), prior.start.device, prior.ordering
-    cache_labels = _cache_labels(prior, labels, batch, guidance_scale).to(device)
-    is_guided = guidance_scale != 1
-    codes = ordering.flatten(_check_known(prior, known, batch))
-    is_drawn = (codes < 0).any(0).tolist()  # read once, not once per code
-    uniforms = _uniforms(generators, ordering.num_steps * ordering.num_slots)
-    uniforms = uniforms.to(device).view_as(codes)
-    depths = [code_map.depth for code_map in ordering.code_maps]
-    with torch.inference_mode():
-        cache = PriorCache(prior, cache_labels)
-        for step, slot_types in enumerate(ordering.steps):
-            for slot, slot_type in enumerate(slot_types):
-                chosen = codes[:, step, slot]
-                if is_drawn[step][slot]:
-                    logits = cache.next_logits().double()
-                    if is_guided:
-                        logits, null_logits = logits.chunk(2)
-                        logits = null_logits + guidance_scale * (logits - null_logits)
-                    layer = sum(depths[: slot_type.group]) + slot_type.layer
-                    logits = filter_logits(logits, *settings[layer])
-                    drawn = draw(logits, uniforms[:, step, slot])
-                    chosen = torch.where(chosen < 0, drawn, chosen)
-                    codes[:, step, slot] = chosen
-                cache.append(chosen.repeat(2) if is_guided else chosen)
-            if progress is not None:
-                progress(step + 1)
-    return ordering.unflatten(codes)
+    sampler = Sampler(
+        prior,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        guidance_scale=guidance_scale,
+    )
+    return sampler(labels, generators, known=known, progress=progress)
 
 
 def _uniforms(generators: Sequence[torch.Generator], number: int) -> Tensor:
@@ -182,43 +219,3 @@ def _cache_labels(prior: Prior, labels: Tensor | None, batch: int, guidance_scal
         return null_labels
     prior.check_labels(labels, batch)
     return labels if guidance_scale == 1 else torch.cat([labels, null_labels.to(labels)])
-
-
-def settings_per_layer(
-    temperature: FloatPerLayer,
-    top_k: OptionalIntPerLayer,
-    top_p: OptionalFloatPerLayer,
-    sizes: list[int],
-) -> list[tuple[float, int | None, float | None]]:
-    """Temperature, top_k and top_p of each layer.
-
-    Raises:
-        InputError: one is out of range, or there are too few or too many values.
-    """
-    settings = list(
-        zip(
-            _per_layer("temperature", temperature, len(sizes)),
-            _per_layer("top_k", top_k, len(sizes)),
-            _per_layer("top_p", top_p, len(sizes)),
-            strict=True,
-        )
-    )
-    for (layer_temperature, layer_top_k, layer_top_p), size in zip(settings, sizes, strict=True):
-        if not MIN_TEMPERATURE <= layer_temperature <= MAX_TEMPERATURE:
-            raise InputError(
-                f"temperature must be > 0, from {MIN_TEMPERATURE} to {MAX_TEMPERATURE}, "
-                f"got {layer_temperature}"
-            )
-        if layer_top_k is not None and not 1 <= layer_top_k <= size:
-            raise InputError(f"top_k must lie in [1, {size}], got {layer_top_k}")
-        if layer_top_p is not None and not 0 < layer_top_p <= 1:
-            raise InputError(f"top_p must lie in (0, 1], got {layer_top_p}")
-    return settings
-
-
-def _per_layer(name: str, value: ValueT | Sequence[ValueT], num_layers: int) -> list[ValueT]:
-    if not isinstance(value, Sequence):
-        return [value] * num_layers
-    if len(value) != num_layers:
-        raise InputError(f"{name} must hold {num_layers} values, one per layer, got {len(value)}")
-    return list(value)

@@ -45,7 +45,8 @@ class Prior(PretrainedModule[PriorConfig]):
     config_class = PriorConfig
     _position: Tensor
     _predecessors: Tensor
-    _rotary: Tensor | None
+    rotary: Tensor | None
+    """(1, num_steps, head_dim): angles of the body's steps; None if positions are learned."""
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__(config)
@@ -72,7 +73,7 @@ class Prior(PretrainedModule[PriorConfig]):
             nn.init.normal_(output.weight, std=0.25 * width**-0.5)
             nn.init.zeros_(output.bias)
         rotary = None if is_learned else rotary_angles(self.ordering, width // network.num_heads)
-        self.register_buffer("_rotary", rotary, persistent=False)
+        self.register_buffer("rotary", rotary, persistent=False)
         self.register_buffer("_position", positions, persistent=False)
         longest_step = max(self.ordering.steps, key=len)
         # Codes of one position add up to about unit variance already.
@@ -146,7 +147,7 @@ class Prior(PretrainedModule[PriorConfig]):
         indices: Sequence[Int[Tensor, "batch _depth _height _width"]],
         labels: Int[Tensor, " batch"] | None = None,
     ) -> list[list[Float[Tensor, "batch _height _width _codes"]]]:
-        """Logits of every code given all earlier ones, per group and layer, in float32.
+        """Logits of every code given all earlier ones, per group and layer, in the weights' precision.
 
         Raises:
             InputError: labels are missing, or given to an unconditional prior.
@@ -279,15 +280,15 @@ class Prior(PretrainedModule[PriorConfig]):
 
     def rotary_arguments(self, length: int) -> dict[str, Any]:
         """Arguments of the body for positions up to `length`; none if they are learned."""
-        return {} if self._rotary is None else {"rotary_pos_emb": (self._rotary[:, :length], 1.0)}
+        return {} if self.rotary is None else {"rotary_pos_emb": (self.rotary[:, :length], 1.0)}
 
     def project(
         self, hidden: Float[Tensor, "*shape width"], group: int, layer: int
     ) -> Float[Tensor, "*shape codes"]:
-        """Logits over one layer's codes, in float32 whatever the autocast."""
+        """Logits over one layer's codes, in the weights' precision whatever the autocast."""
         number = sum(m.depth for m in self.config.code_maps[:group]) + layer
         with torch.autocast(hidden.device.type, enabled=False):
-            logits: Tensor = self.outputs[number](hidden.float())
+            logits: Tensor = self.outputs[number](hidden.to(self.start.dtype))
         return logits
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from prior import Prior, PriorConfig, PriorNetworkConfig, sample, sample_generators
-from prior.sampling import draw, filter_logits
+from prior.drawing import draw, filter_logits
 from tokenizer.config import CodeMapConfig
 from tokenizer.pretrained import InputError
 

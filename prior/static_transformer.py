@@ -1,0 +1,172 @@
+"""One token after another through a trained transformer, with a cache of fixed size."""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+# Gains of norms, 1 / norm, softmax and rotation are those of x-transformers' `Decoder` as
+# `prior.layers.transformer` builds it; the tests compare the two.
+SMALLEST_NORM = 1e-12
+NAMES = ("q", "k", "v")
+
+
+class Linear:
+    """A linear map over few rows, which is bound by reading its weight.
+
+    Float32 weights on a CPU are stored in oneDNN's blocked layout: twice as fast or more for up
+    to some dozen rows, and a row's result is the same bit for bit among any number of rows from
+    `LEAST_ROWS` on.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, rows: int) -> None:
+        self._is_blocked = (
+            weight.device.type == "cpu"
+            and weight.dtype == torch.float32
+            and torch.backends.mkldnn.is_available()
+        )
+        self._bias = bias
+        self._weight = weight
+        if self._is_blocked:
+            self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
+
+    def __call__(self, inputs: Tensor, residual: Tensor | None = None) -> Tensor:
+        """The map, (..., in) to (..., out), plus `residual`."""
+        result: Tensor
+        if not self._is_blocked:
+            result = nn.functional.linear(inputs, self._weight, self._bias)
+            return result if residual is None else result.add_(residual)
+        operation = torch.ops.mkldnn._linear_pointwise
+        if residual is None:
+            result = operation(inputs, self._weight, self._bias, "none", [], "")
+        else:
+            result = operation.binary(inputs, residual, self._weight, self._bias, "add")
+        return result
+
+
+LEAST_ROWS = 2
+"""A single row goes through another kernel of oneDNN, with other last bits."""
+
+
+class _Layer(NamedTuple):
+    """Weights and cache of an attention and a feed-forward layer."""
+
+    to_heads: Linear
+    gains: Tensor  # (2, heads, dim) of queries and keys
+    from_heads: Linear
+    to_gates: Linear
+    from_gates: Linear
+    keys: Tensor  # (B, length, heads, dim), rotated
+    values: Tensor
+
+
+class StaticTransformer:
+    """A causal transformer of `prior.layers.transformer` in evaluation mode, input by input.
+
+    Gains of norms are multiplied into the weights that follow them, queries, keys and values come
+    from one product, and keys are rotated when they are stored: the results equal those of the
+    module up to rounding. Weights are read at construction.
+
+    Args:
+        module: The transformer.
+        rows: Number of sequences.
+        length: Most inputs of a sequence.
+        angles: Rotary angles (1, length, head_dim), None without.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        rows: int,
+        length: int,
+        angles: Float[Tensor, "1 length angles"] | None = None,
+    ) -> None:
+        decoder: Any = module.attn_layers
+        pairs = list(zip(decoder.layers[::2], decoder.layers[1::2], strict=True))
+        self._layers = [_layer(*pair, rows, length) for pair in pairs]
+        self._rotation = None
+        if angles is not None:
+            # Pairs of channels turn together: a complex product with e^(i angle).
+            turns = angles[0, :, None, None, ::2]
+            self._rotation = torch.polar(torch.ones_like(turns), turns)
+        self.gain = _gain(decoder.final_norm)
+        """Scales the results, channel by channel."""
+
+    def __call__(
+        self, inputs: Float[Tensor, "rows new width"], first: int
+    ) -> Float[Tensor, "rows new width"]:
+        """Takes the inputs first, first + 1, ...; all before them must have been taken.
+
+        Returns the outputs before the gain of the last norm, which is left to the caller.
+        """
+        hidden = inputs
+        for layer in self._layers:
+            hidden = layer.from_heads(self._attend(layer, hidden, first), hidden)
+            values, gates = layer.to_gates(_normalized(hidden)).chunk(2, dim=-1)
+            hidden = layer.from_gates(nn.functional.silu(gates).mul_(values), hidden)
+        return _normalized(hidden)
+
+    def _attend(self, layer: _Layer, hidden: Tensor, first: int) -> Tensor:
+        rows, new, width = hidden.shape
+        last = first + new
+        num_heads, dim = layer.gains.shape[1:]
+        heads = layer.to_heads(_normalized(hidden)).view(rows, new, 3, num_heads, dim)
+        layer.values[:, first:last] = heads[:, :, 2]
+        queries, keys = self._turned(_normalized(heads[:, :, :2]).mul_(layer.gains), first).unbind(
+            2
+        )
+        layer.keys[:, first:last] = keys
+        if last == 1:  # a single key has all the weight
+            return heads[:, :, 2].flatten(2)
+        is_whole = new == last
+        mask = None
+        if new > 1 and not is_whole:
+            mask = torch.ones(new, last, dtype=torch.bool, device=hidden.device).tril(first)
+        mixed: Tensor = nn.functional.scaled_dot_product_attention(
+            queries.transpose(1, 2),
+            layer.keys[:, :last].transpose(1, 2),
+            layer.values[:, :last].transpose(1, 2),
+            attn_mask=mask,
+            is_causal=is_whole,
+        )
+        return mixed.transpose(1, 2).reshape(rows, new, width)
+
+    def _turned(self, heads: Tensor, first: int) -> Tensor:
+        """Rotates (B, new, 2, heads, dim) by the angles of their places."""
+        if self._rotation is None:
+            return heads
+        pairs = torch.view_as_complex(heads.unflatten(-1, (-1, 2)))
+        turned = pairs * self._rotation[first : first + heads.shape[1]]
+        return torch.view_as_real(turned).flatten(-2)
+
+
+def _layer(attention: Any, feed_forward: Any, rows: int, length: int) -> _Layer:
+    """Reads a pair of x-transformers' layers: (norms, module, residual) each."""
+    inner, gated = attention[1], feed_forward[1].ff
+    weight = torch.cat([getattr(inner, f"to_{name}").weight for name in NAMES])
+    gains = torch.stack([1 + norm.gamma.squeeze(1) for norm in (inner.q_rmsnorm, inner.k_rmsnorm)])
+    _, num_heads, dim = gains.shape
+    cache = [weight.new_zeros(rows, length, num_heads, dim) for _ in range(2)]
+    to_gates = gated[0].proj
+    return _Layer(
+        to_heads=Linear(weight * _gain(attention[0][0]), None, rows),
+        gains=gains * math.sqrt(dim),
+        from_heads=Linear(inner.to_out.weight, None, rows),
+        to_gates=Linear(to_gates.weight * _gain(feed_forward[0][0]), to_gates.bias, rows),
+        from_gates=Linear(gated[2].weight, gated[2].bias, rows),
+        keys=cache[0],
+        values=cache[1],
+    )
+
+
+def _gain(norm: Any) -> Tensor:
+    """What an RMSNorm multiplies unit vectors by."""
+    gain: Tensor = (norm.g + float(norm.unit_offset)) * norm.scale
+    return gain
+
+
+def _normalized(vectors: Tensor) -> Tensor:
+    norms = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return vectors / norms.clamp_min_(SMALLEST_NORM)
