@@ -21,7 +21,8 @@ from tokenizer.objective import (
     temperature_at,
 )
 from tokenizer.pretrained import InputError, PretrainedModule
-from tokenizer.quantizer import Mode, StochasticQuantizer
+from tokenizer.quantization import Mode
+from tokenizer.quantizer import StochasticQuantizer
 from tokenizer.topdown import TopDownOutput, TopDownPath
 
 Images = Float[Tensor, "batch channels height width"]

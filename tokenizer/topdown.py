@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from tokenizer.config import NearestQuantizerConfig, TokenizerConfig
 from tokenizer.nearest import NearestQuantizer
 from tokenizer.networks import UpwardPath, Widths
-from tokenizer.quantizer import Mode, QuantizerOutput, StochasticQuantizer
+from tokenizer.quantization import Mode
+from tokenizer.quantizer import QuantizerOutput, StochasticQuantizer
 
 
 class TopDownGroup(nn.Module):
