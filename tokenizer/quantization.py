@@ -167,7 +167,8 @@ def _mixed(
 
 
 def _entropy(log_posterior: Tensor) -> Tensor:
-    return -torch.linalg.vecdot(log_posterior.exp(), log_posterior)
+    entropies: Tensor = -torch.linalg.vecdot(log_posterior.exp(), log_posterior)
+    return entropies
 
 
 @torch.no_grad()
@@ -214,7 +215,7 @@ class _BlockedMixture(torch.autograd.Function):
         return quantized, indices, entropies
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(
         ctx: Any, grad_quantized: Tensor, _: Any, grad_entropies: Tensor
     ) -> tuple[Tensor | None, ...]:
