@@ -8,6 +8,7 @@ and for tests; `tokenizer/quantization_triton.py` holds one kernel for it.
 """
 
 import contextlib
+import importlib.util
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -116,6 +117,22 @@ def stochastic_quantization(
     if mode == "sample":
         indices, posterior_entropy = _sampled(latents, codebook, variance, seed)
         return Draw(codebook[indices], indices, posterior_entropy)
+    if latents.is_cuda and importlib.util.find_spec("triton") is not None:  # only on a GPU
+        from tokenizer.quantization_triton import can_fuse, fused_mixture
+
+        if can_fuse(latents):
+            return fused_mixture(latents, codebook, variance, temperature, seed)
+    return blocked_mixture(latents, codebook, variance, temperature, seed)
+
+
+def blocked_mixture(
+    latents: Float[Tensor, "positions dim"],
+    codebook: Float[Tensor, "codes dim"],
+    variance: Float[Tensor, ""],
+    temperature: float,
+    seed: int,
+) -> Draw:
+    """The mode "mixture" in blocks of rows, on any device."""
     return Draw(*_BlockedMixture.apply(latents, codebook, variance, temperature, seed))
 
 
