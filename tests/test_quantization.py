@@ -34,7 +34,7 @@ def gradients(draw: Draw, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Of a random function of what was drawn; the same at each call for the same shapes."""
     generator = torch.Generator().manual_seed(5)
     weights = [
-        torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
+        torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype).to(tensor)
         for tensor in (draw.quantized, draw.posterior_entropy)
     ]
     loss = (weights[0] * draw.quantized).sum() + (weights[1] * draw.posterior_entropy).sum()
