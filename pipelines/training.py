@@ -6,8 +6,10 @@ the uninterrupted one bit by bit on a CPU. To resume, run the same command again
 """
 
 import contextlib
+import functools
 import math
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -33,6 +35,7 @@ from pipelines.checkpoints import (
 from pipelines.config import RunConfig, TrainingConfig
 from pipelines.divergence import NonFiniteWatch
 from pipelines.optimizer import make_optimizer, set_learning_rate
+from pipelines.prefetch import for_device, one_ahead, to_device
 from pipelines.processes import new_accelerator, seed_everything
 from pipelines.run_folder import locked, write_run_config
 from pipelines.run_log import Metrics, RunLog
@@ -66,7 +69,10 @@ class Stage(Protocol):
         """Prepares fresh weights; called once, before the first step of a new run."""
 
     def load(self, items: np.ndarray, is_flipped: np.ndarray) -> Any:
-        """The micro-batch of these training items, on the device."""
+        """What the host knows of these training items; runs in a thread of its own, one ahead."""
+
+    def prepare(self, batch: Any) -> Any:
+        """The micro-batch, from what was loaded and has been copied to the device."""
 
     def loss(self, model: nn.Module, batch: Any, step: int) -> Loss:
         """Calls the prepared model through its forward."""
@@ -169,8 +175,10 @@ def _train(stage: Stage, run_config: RunConfig, accelerator: Accelerator) -> Non
         unit_scale=True,
         disable=not accelerator.is_main_process,
     )
+    tasks = _loading(stage, order, config, first_step, accelerator.device)
     with (
         bar,
+        contextlib.closing(one_ahead(tasks)) as loaded,
         RunLog(output_dir, accelerator, first_step) as log,
         noted_signals(accelerator) as stop,
     ):
@@ -179,11 +187,9 @@ def _train(stage: Stage, run_config: RunConfig, accelerator: Accelerator) -> Non
             seed_everything(config.seed, accelerator.process_index, step)
             rate = learning_rate(config, step)
             set_learning_rate(optimizer, rate)
-            items, is_flipped = order.at(step)
-            norm = torch.zeros(())
-            for part in range(config.gradient_accumulation_steps):
-                rows = slice(part, None, config.gradient_accumulation_steps)
-                batch = stage.load(items[rows], is_flipped[rows])
+            norm = torch.zeros((), device=accelerator.device)
+            for _ in range(config.gradient_accumulation_steps):
+                batch = stage.prepare(to_device(next(loaded), accelerator.device))
                 with accelerator.accumulate(prepared):
                     loss = stage.loss(prepared, batch, step)
                     accelerator.backward(loss.minimized)
@@ -226,6 +232,21 @@ def _train(stage: Stage, run_config: RunConfig, accelerator: Accelerator) -> Non
                 raise KeyboardInterrupt(
                     f"stopped and saved at step {finished}; run the same command to go on"
                 )
+
+
+def _loading(
+    stage: Stage, order: BatchOrder, config: TrainingConfig, first_step: int, device: torch.device
+) -> Iterator[Callable[[], Any]]:
+    """What loads each micro-batch from `first_step` to the last step."""
+
+    def load(step: int, part: int) -> Any:
+        items, is_flipped = order.at(step)
+        rows = slice(part, None, config.gradient_accumulation_steps)
+        return for_device(stage.load(items[rows], is_flipped[rows]), device)
+
+    for step in range(first_step, config.total_steps):
+        for part in range(config.gradient_accumulation_steps):
+            yield functools.partial(load, step, part)
 
 
 class _Run(NamedTuple):

@@ -1,0 +1,41 @@
+"""Micro-batches one ahead: the next is put together while the model works on the present one.
+
+Which items they hold is a function of (seed, step), so that the thread adds no state to a run.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import torch
+from accelerate.utils import recursively_apply, send_to_device
+
+T = TypeVar("T")
+
+
+def one_ahead(tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
+    """The results of `tasks` in their order; a thread works on the one after that in use.
+
+    What a task raises is raised where its result is due. To be closed if it is left early.
+    """
+    with ThreadPoolExecutor(1, "loading") as pool:
+        due: Future[T] | None = None
+        for task in tasks:
+            following = pool.submit(task)
+            if due is not None:
+                yield due.result()
+            due = following
+        if due is not None:
+            yield due.result()
+
+
+def for_device(batch: Any, device: torch.device) -> Any:
+    """Tensors in memory that a GPU can copy from without the host waiting; a CPU needs none."""
+    if device.type != "cuda":
+        return batch
+    return recursively_apply(torch.Tensor.pin_memory, batch)  # only on a GPU
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """The batch on the device, without waiting for it if it comes from `for_device`."""
+    return send_to_device(batch, device, non_blocking=True)
