@@ -96,6 +96,8 @@ class TokenizerStage:
     def prepare(self, batch: LoadedImages) -> Tensor:
         """Images (B, C, H, W) on [-1, 1], some of them mirrored."""
         images = to_float(batch.images)
+        if self.config.training.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
         if not self.config.data.horizontal_flip:
             return images
         return torch.where(batch.is_flipped.view(-1, 1, 1, 1), images.flip(-1), images)

@@ -8,6 +8,8 @@ the uninterrupted one bit by bit on a CPU. To resume, run the same command again
 import contextlib
 import functools
 import math
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -91,7 +93,7 @@ def make_accelerator(run_config: RunConfig) -> Accelerator:
     """The processes of a run.
 
     Raises:
-        InputError: the batch cannot be shared equally.
+        InputError: the batch cannot be shared equally, or there is nothing to compile with.
     """
     config = run_config.training
     # One process may train both stages, and their precision may differ.
@@ -104,6 +106,8 @@ def make_accelerator(run_config: RunConfig) -> Accelerator:
         # Buffers are the same everywhere already, or (EMA codebooks) kept so by the stage.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+    if config.compile and shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise InputError("training.compile must be False: torch.compile finds no C++ compiler")
     num_parts = accelerator.num_processes * config.gradient_accumulation_steps
     if config.batch_size % num_parts:
         raise InputError(
@@ -149,6 +153,8 @@ def _train(stage: Stage, run_config: RunConfig, accelerator: Accelerator) -> Non
     else:
         model.load_state_dict(state.model)
     model.to(accelerator.device)
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     ema = ModelEmaV3(model, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None
     optimizer = make_optimizer(model, config)
     first_step = 0
@@ -157,6 +163,8 @@ def _train(stage: Stage, run_config: RunConfig, accelerator: Accelerator) -> Non
         restore_optimizer(optimizer, state.optimizer)
         if ema is not None:
             ema.module.load_state_dict(state.ema)
+    if config.compile:
+        model.compile()
     prepared, prepared_optimizer = accelerator.prepare(model, optimizer)
     order = BatchOrder(
         stage.num_items,
@@ -271,7 +279,9 @@ class _Run(NamedTuple):
         used = self.model_in_use
         was_training = used.training
         used.eval()
-        with torch.no_grad(), self.accelerator.autocast():
+        # Compiled code would be made once more, for other batches and without gradients.
+        eager = torch.compiler.set_stance("force_eager" if self.config.compile else "default")
+        with torch.no_grad(), self.accelerator.autocast(), eager:
             metrics = self.stage.validate(used, self.accelerator)
             if self.accelerator.is_main_process:
                 folder = self.output_dir / "samples"

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -119,6 +119,17 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
         parts = torch.split(images, 64)  # the activations of all take gigabytes
         features = [torch.cat(maps) for maps in zip(*map(self.bottom_up, parts), strict=True)]
         self.top_down(features, "nearest", initialization=generator)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles the networks in place, for calls from `forward`; names of weights stay.
+
+        Not the quantizers: their noise would be another, and the temperature of each step would
+        have them compiled anew.
+        """
+        ups = [group.up for group in self.top_down if group.up is not None]
+        latents = [group.to_latents for group in self.top_down]
+        for part in (self.bottom_up, *ups, *latents, self.decoder):
+            part.compile(*args, **kwargs)
 
     def update_codebooks(
         self,
