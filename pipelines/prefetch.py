@@ -3,7 +3,7 @@
 Which items they hold is a function of (seed, step), so that the thread adds no state to a run.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -13,7 +13,7 @@ from accelerate.utils import recursively_apply, send_to_device
 T = TypeVar("T")
 
 
-def one_ahead(tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
+def one_ahead(tasks: Iterable[Callable[[], T]]) -> Generator[T, None, None]:
     """The results of `tasks` in their order; a thread works on the one after that in use.
 
     What a task raises is raised where its result is due. To be closed if it is left early.

@@ -154,7 +154,7 @@ def _train(stage: Stage, run_config: RunConfig, accelerator: Accelerator) -> Non
         model.load_state_dict(state.model)
     model.to(accelerator.device)
     if config.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last)
     ema = ModelEmaV3(model, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None
     optimizer = make_optimizer(model, config)
     first_step = 0

@@ -72,7 +72,7 @@ def tokenizer_step(
     model.train().to(device)
     images = images.to(device)
     if training.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last)
         images = images.contiguous(memory_format=torch.channels_last)
     step = _step(model, training, device, lambda: model(images, 0).loss * (2 / images[0].numel()))
 

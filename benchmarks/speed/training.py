@@ -37,7 +37,6 @@ from tokenizer.builders import deterministic, rsq_vae, sq_vae
 from tokenizer.code_maps import code_maps_of
 from tokenizer.config import CodeMapConfig, NearestQuantizerConfig, NetworkConfig, TokenizerConfig
 
-
 PROBED_STEPS = 10
 """Steps from one probe of forward and backward to the next."""
 
@@ -72,6 +71,7 @@ SIZES: dict[Budget, Size] = {
     ),
 }
 
+
 def comparisons(budget: Budget) -> Iterator[Comparison]:
     """Quantizers under the same networks; the options of both stages."""
     size, device = SIZES[budget], device_of(budget)
@@ -81,7 +81,9 @@ def comparisons(budget: Budget) -> Iterator[Comparison]:
     ):
         config = _at(config, size.image_size)
         baseline = deterministic(config)
-        peer = baseline.model_copy(update={"quantizer": NearestQuantizerConfig(commitment_weight=1)})
+        peer = baseline.model_copy(
+            update={"quantizer": NearestQuantizerConfig(commitment_weight=1)}
+        )
         yield Comparison(
             name=f"stage one, {name}",
             contenders={
