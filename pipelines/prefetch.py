@@ -3,12 +3,16 @@
 Which items they hold is a function of (seed, step), so that the thread adds no state to a run.
 """
 
-from collections.abc import Callable, Generator, Iterable
+import functools
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from accelerate.utils import recursively_apply, send_to_device
+
+from pipelines.batches import BatchOrder
 
 T = TypeVar("T")
 
@@ -27,6 +31,25 @@ def one_ahead(tasks: Iterable[Callable[[], T]]) -> Generator[T, None, None]:
             due = following
         if due is not None:
             yield due.result()
+
+
+def loading(
+    load: Callable[[np.ndarray, np.ndarray], Any],
+    order: BatchOrder,
+    steps: Iterable[int],
+    num_parts: int,
+    device: torch.device,
+) -> Iterator[Callable[[], Any]]:
+    """Tasks that load the micro-batches of `steps`, `num_parts` of each."""
+
+    def load_part(step: int, part: int) -> Any:
+        items, is_flipped = order.at(step)
+        rows = slice(part, None, num_parts)
+        return for_device(load(items[rows], is_flipped[rows]), device)
+
+    for step in steps:
+        for part in range(num_parts):
+            yield functools.partial(load_part, step, part)
 
 
 def for_device(batch: Any, device: torch.device) -> Any:

@@ -6,12 +6,10 @@ the uninterrupted one bit by bit on a CPU. To resume, run the same command again
 """
 
 import contextlib
-import functools
 import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -37,7 +35,7 @@ from pipelines.checkpoints import (
 from pipelines.config import RunConfig, TrainingConfig
 from pipelines.divergence import NonFiniteWatch
 from pipelines.optimizer import make_optimizer, set_learning_rate
-from pipelines.prefetch import for_device, one_ahead, to_device
+from pipelines.prefetch import loading, one_ahead, to_device
 from pipelines.processes import new_accelerator, seed_everything
 from pipelines.run_folder import locked, write_run_config
 from pipelines.run_log import Metrics, RunLog
@@ -183,7 +181,10 @@ def _train(stage: Stage, run_config: RunConfig, accelerator: Accelerator) -> Non
         unit_scale=True,
         disable=not accelerator.is_main_process,
     )
-    tasks = _loading(stage, order, config, first_step, accelerator.device)
+    steps = range(first_step, config.total_steps)
+    tasks = loading(
+        stage.load, order, steps, config.gradient_accumulation_steps, accelerator.device
+    )
     with (
         bar,
         contextlib.closing(one_ahead(tasks)) as loaded,
@@ -191,7 +192,7 @@ def _train(stage: Stage, run_config: RunConfig, accelerator: Accelerator) -> Non
         noted_signals(accelerator) as stop,
     ):
         started, logged_step = time.perf_counter(), first_step
-        for step in range(first_step, config.total_steps):
+        for step in steps:
             seed_everything(config.seed, accelerator.process_index, step)
             rate = learning_rate(config, step)
             set_learning_rate(optimizer, rate)
@@ -240,21 +241,6 @@ def _train(stage: Stage, run_config: RunConfig, accelerator: Accelerator) -> Non
                 raise KeyboardInterrupt(
                     f"stopped and saved at step {finished}; run the same command to go on"
                 )
-
-
-def _loading(
-    stage: Stage, order: BatchOrder, config: TrainingConfig, first_step: int, device: torch.device
-) -> Iterator[Callable[[], Any]]:
-    """What loads each micro-batch from `first_step` to the last step."""
-
-    def load(step: int, part: int) -> Any:
-        items, is_flipped = order.at(step)
-        rows = slice(part, None, config.gradient_accumulation_steps)
-        return for_device(stage.load(items[rows], is_flipped[rows]), device)
-
-    for step in range(first_step, config.total_steps):
-        for part in range(config.gradient_accumulation_steps):
-            yield functools.partial(load, step, part)
 
 
 class _Run(NamedTuple):

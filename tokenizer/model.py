@@ -121,14 +121,8 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
         self.top_down(features, "nearest", initialization=generator)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compiles the networks in place, for calls from `forward`; names of weights stay.
-
-        Not the quantizers: their noise would be another, and the temperature of each step would
-        have them compiled anew.
-        """
-        ups = [group.up for group in self.top_down if group.up is not None]
-        latents = [group.to_latents for group in self.top_down]
-        for part in (self.bottom_up, *ups, *latents, self.decoder):
+        """Compiles the networks, not the quantizers; see `TopDownPath.compile`."""
+        for part in (self.bottom_up, self.top_down, self.decoder):
             part.compile(*args, **kwargs)
 
     def update_codebooks(
