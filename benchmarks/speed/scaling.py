@@ -145,7 +145,7 @@ def plot_curve(curve: Mapping[str, Any], path: Path) -> None:
     axes.set_xticks(values, [str(value) for value in values])
     axes.minorticks_off()
     axes.set(xlabel=curve["title"], ylabel="seconds per step")
-    axes.xaxis.label.set_size(8)
+    axes.xaxis.label.set_fontsize(8)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=110)
 
@@ -157,6 +157,7 @@ def main() -> None:
     budget = sys.argv[1] if len(sys.argv) > 1 else "cpu"
     if budget not in get_args(Budget):
         sys.exit(f"error: the budget must be one of {', '.join(get_args(Budget))}, got {budget}")
+    torch.set_num_threads(1)  # several would wait for each other where others use the machine, too
     found = measurements(budget)  # type: ignore[arg-type]
     facts = {
         "command": f"python -m benchmarks.speed.scaling {budget}",

@@ -28,7 +28,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _curves(found: Mapping[str, Any], stem: str) -> str:
     machine = found["machine"]
-    where = machine["gpu"] if found["device"] == "cuda" else f"{found['threads']} CPU threads"
+    where = machine["gpu"] if found["device"] == "cuda" else f"{found['threads']} CPU thread(s)"
     rows = [
         [
             curve["title"],
@@ -75,7 +75,7 @@ def _assumptions(found: Mapping[str, Any]) -> str:
     shares = found["assumed_utilization"]
     return (
         f"GPU hours = FLOPs / (peak × utilization) on one {found['gpu']}, whose peak is "
-        f"{found['peak_flops_per_second'] / 1e12:.0f} TFLOP/s (dense bf16, maker's data sheet). The "
+        f"{found['peak_flops_per_second'] / 1e12:.0f} TFLOP/s (dense bf16, data sheet). The "
         f"utilization is **assumed**, not measured: {shares['stage one']:.0%} for stage one, "
         f"{shares['stage two']:.0%} for stage two. The state takes "
         f"{found['bytes_per_parameter']} bytes per parameter (weights, gradients, two moments, "

@@ -63,7 +63,7 @@ SIZES: dict[Budget, Size] = {
         NetworkConfig(patch_size=4, width=8, max_width=8, num_blocks=1),
         *(16, 4, 1, 1, "tiny", PRIOR_PRESETS["tiny"].prior, 4, 2 * PROBED_STEPS),
     ),
-    "cpu": Size(SMALL, 32, 64, 5, 7, "shapes32-rsqvae", PriorNetworkConfig(), 16, 60),
+    "cpu": Size(SMALL, 32, 64, 5, 7, "cifar10-rsqvae", PriorNetworkConfig(), 16, 40),
     "gpu": Size(
         NetworkConfig(width=128, max_width=256, num_blocks=4),
         *(32, 256, 20, 5, "images128-rsqvae"),
