@@ -96,7 +96,9 @@ class NearestQuantizer(nn.Module):
             pending = [(rows, chosen) for owner, rows, chosen in self._pending if owner == number]
             rows = torch.cat([entry[0] for entry in pending])
             chosen = torch.cat([entry[1] for entry in pending])
-            count = total(torch.bincount(chosen, minlength=len(codebook)).to(mean_count))
+            # Not `bincount`, for whose result the host of a GPU would have to wait.
+            ones = torch.ones_like(rows[:, 0])
+            count = total(torch.zeros_like(mean_count).index_add_(0, chosen, ones))
             sums = total(torch.zeros_like(mean_sum).index_add_(0, chosen, rows))
             mean_count.lerp_(count, 1 - config.decay)
             mean_sum.lerp_(sums, 1 - config.decay)
