@@ -3,8 +3,8 @@
     python -m benchmarks.speed --budget cpu
 
 Each comparison times ours and what it is compared with in turn, in a process of its own, and then
-the peak memory of each. What is finished is not measured again; writes the JSON, the plots, the
-table in benchmarks/README.md and the numbers of benchmarks/scaling.md.
+the peak memory of each. What is finished is not measured again; writes the JSON and the table in
+benchmarks/README.md, and (`benchmarks.speed.scaling`) the plots and numbers of scaling.md.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from benchmarks.speed.measure import Budget, Comparison, measure, peak_memory
 from benchmarks.speed.report import write_report
 from tokenizer.pretrained import replace_file
 
-PARTS = ("quantization", "training", "sampling", "scaling")
+PARTS = ("quantization", "training", "sampling")
 RESULTS = Path(__file__).parents[1] / "results"
 
 
@@ -37,7 +37,9 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--budget", choices=get_args(Budget), default="cpu")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument(
+        "--parts", nargs="+", choices=(*PARTS, "scaling"), default=(*PARTS, "scaling")
+    )
     parser.add_argument("--run-dir", type=Path, help="default: runs/speed-BUDGET")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for JSON and plots")
     parser.add_argument("--threads", type=int, default=2, help="of torch, on a CPU")
@@ -50,8 +52,14 @@ def main() -> None:
         return
     folder = arguments.run_dir or Path("runs") / f"speed-{arguments.budget}"
     if not arguments.report:
-        for part in arguments.parts:
-            run_part(part, arguments.budget, folder, arguments.threads)
+        for part in PARTS:
+            if part in arguments.parts:
+                run_part(part, arguments.budget, folder, arguments.threads)
+        if "scaling" in arguments.parts and not (folder / "scaling").exists():
+            print("scaling", flush=True)
+            command = [sys.executable, "-m", "benchmarks.speed.scaling", arguments.budget]
+            subprocess.run(command, check=True)
+            (folder / "scaling").mkdir(parents=True)
     gather(folder, arguments.results / f"speed_{arguments.budget}.json")
     write_report(arguments.results, arguments.budget)
 
@@ -132,6 +140,7 @@ def gather(folder: Path, path: Path) -> None:
             else:
                 own["comparisons"][facts["name"]] = facts
     text = json.dumps(found, indent=1) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, lambda temporary: temporary.write_text(text))
 
 

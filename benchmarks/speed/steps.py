@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -152,7 +153,8 @@ def repeated(step: Callable[[], None], count: int, device: torch.device) -> Call
 
 def tokenizer_facts(config: TokenizerConfig, image_size: int, batch: int = 2) -> dict[str, float]:
     """Parameters, and FLOPs of a training step per image (matrix products and convolutions)."""
-    with FakeTensorMode():  # shapes alone: neither memory nor work
+    no_seed = patch("tokenizer.quantization.draw_seed", return_value=0)  # a number, not a shape
+    with FakeTensorMode(), no_seed:  # shapes alone: neither memory nor work
         model = Tokenizer(config)
         model.total_steps = TOTAL_STEPS
         images = torch.rand(batch, config.channels, image_size, image_size)
