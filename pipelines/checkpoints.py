@@ -150,6 +150,11 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: OptimizerState) -
     """Fills an optimizer that was built alike."""
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+    # Files hold contiguous tensors; the fused kernel wants those of a weight laid out alike.
+    for weight, tensors in optimizer.state.items():
+        for name, tensor in tensors.items():
+            if tensor.shape == weight.shape:
+                tensors[name] = torch.empty_like(weight).copy_(tensor)
 
 
 def _states(folder: Path) -> list[Path]:

@@ -83,6 +83,10 @@ class TrainingConfig(StrictConfig):
     """Decay of the moving average of the weights that is saved for use; 0 = none."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the networks; quantization stays in fp32."""
+    compile: bool = False
+    """Compile the networks (torch.compile): minutes at the start, and other rounding."""
+    channels_last: bool = False
+    """Tokenizer: keep feature maps as GPUs prefer them for convolutions in bf16."""
     seed: Seed = 0
     """Seed of the weights, the data order and the noise."""
     log_interval: Count = 50

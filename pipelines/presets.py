@@ -39,7 +39,11 @@ SHAPES_TRAINING = TrainingConfig(
 )
 CIFAR10_TRAINING = TrainingConfig(total_steps=100_000, batch_size=128, validation_interval=5_000)
 IMAGES_TRAINING = TrainingConfig(
-    total_steps=200_000, learning_rate=5e-4, precision="bf16", validation_interval=10_000
+    total_steps=200_000,
+    learning_rate=5e-4,
+    precision="bf16",
+    channels_last=True,
+    validation_interval=10_000,
 )
 TINY_TRAINING = TrainingConfig(
     total_steps=4,

@@ -29,6 +29,15 @@ from tokenizer.pretrained import InputError
 NUM_PICTURED = 32
 
 
+class LoadedCodes(NamedTuple):
+    """Codes of one micro-batch, as they lie on the disk."""
+
+    indices: list[Tensor]
+    labels: Tensor | None
+    latents: list[Tensor]
+    """Empty unless posteriors are the targets."""
+
+
 class CodeBatch(NamedTuple):
     """Codes of one micro-batch."""
 
@@ -110,19 +119,20 @@ class PriorStage:
     def initialize(self) -> None:
         """Nothing: the prior starts from its random weights."""
 
-    def load(self, items: np.ndarray, is_flipped: np.ndarray) -> CodeBatch:
-        """Codes, labels and, if asked for, the tokenizer's posteriors."""
+    def load(self, items: np.ndarray, is_flipped: np.ndarray) -> LoadedCodes:
+        """Codes, labels and, if posteriors are asked for, the latents."""
         entries = items + self.num_items * is_flipped if self.config.horizontal_flip else items
-        indices = [own.to(self.device) for own in self.codes.indices_at(entries)]
+        labels = self.codes.labels_at(entries) if self.config.is_class_conditional else None
+        # Latents were kept if they are needed.
+        return LoadedCodes(self.codes.indices_at(entries), labels, self.codes.latents_at(entries))
+
+    def prepare(self, batch: LoadedCodes) -> CodeBatch:
+        """Codes, labels and, if asked for, the tokenizer's posteriors."""
         soft_targets = None
         if self.config.targets == "posterior":
-            latents = [own.to(self.device) for own in self.codes.latents_at(entries)]
-            log_posteriors = self.tokenizer.log_posteriors(latents, indices)
+            log_posteriors = self.tokenizer.log_posteriors(batch.latents, batch.indices)
             soft_targets = [[layer.exp() for layer in group] for group in log_posteriors]
-        labels = None
-        if self.config.is_class_conditional:
-            labels = self.codes.labels_at(entries).to(self.device)
-        return CodeBatch(indices, labels, soft_targets)
+        return CodeBatch(batch.indices, batch.labels, soft_targets)
 
     def loss(self, model: nn.Module, batch: CodeBatch, step: int) -> Loss:
         """Nats per code are minimized, nats per image logged."""

@@ -1,6 +1,7 @@
 """Stage one for the training loop: images, the tokenizer's objective, hard-code validation."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +33,15 @@ from tokenizer.pretrained import InputError, load_safetensors
 NUM_PICTURED = 16
 NUM_START_IMAGES = 512
 """Images whose encoder outputs start the codebooks."""
+
+
+class LoadedImages(NamedTuple):
+    """Images of one micro-batch, as they lie on the disk."""
+
+    images: Tensor
+    """uint8 (B, C, H, W)."""
+    is_flipped: Tensor
+    """(B,): which to mirror."""
 
 
 class TokenizerStage:
@@ -79,13 +89,18 @@ class TokenizerStage:
         images = to_float(self.train_images.images_at(items.numpy()))
         self.model.initialize_from_data(images, generator)
 
-    def load(self, items: np.ndarray, is_flipped: np.ndarray) -> Tensor:
-        """Images (B, C, H, W) on [-1, 1]."""
-        images = to_float(self.train_images.images_at(items).to(self.device))
+    def load(self, items: np.ndarray, is_flipped: np.ndarray) -> LoadedImages:
+        """Images as bytes."""
+        return LoadedImages(self.train_images.images_at(items), torch.from_numpy(is_flipped))
+
+    def prepare(self, batch: LoadedImages) -> Tensor:
+        """Images (B, C, H, W) on [-1, 1], some of them mirrored."""
+        images = to_float(batch.images)
+        if self.config.training.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
         if not self.config.data.horizontal_flip:
             return images
-        flips = torch.from_numpy(is_flipped).to(self.device).view(-1, 1, 1, 1)
-        return torch.where(flips, images.flip(-1), images)
+        return torch.where(batch.is_flipped.view(-1, 1, 1, 1), images.flip(-1), images)
 
     def loss(self, model: nn.Module, batch: Tensor, step: int) -> Loss:
         """The bound over D/2: its gradient is then of order one whatever the image size."""
@@ -102,7 +117,7 @@ class TokenizerStage:
             )
         }
         terms["rmse"] = (output.squared_error / self.num_values).sqrt() / 2
-        terms["temperature"] = torch.tensor(self.model.temperature(step))
+        terms["temperature"] = torch.full((), self.model.temperature(step), device=self.device)
         terms["dequantization_variance"] = self.model.dequantization_variances()
         return Loss(output.loss * (2 / self.num_values), terms)
 

@@ -7,6 +7,8 @@ the uninterrupted one bit by bit on a CPU. To resume, run the same command again
 
 import contextlib
 import math
+import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -17,7 +19,6 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from PIL import Image
-from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -32,7 +33,9 @@ from pipelines.checkpoints import (
 )
 from pipelines.config import RunConfig, TrainingConfig
 from pipelines.divergence import NonFiniteWatch
+from pipelines.moving_average import MovingAverage
 from pipelines.optimizer import make_optimizer, set_learning_rate
+from pipelines.prefetch import loading, one_ahead, to_device
 from pipelines.processes import new_accelerator, seed_everything
 from pipelines.run_folder import locked, write_run_config
 from pipelines.run_log import Metrics, RunLog
@@ -66,7 +69,10 @@ class Stage(Protocol):
         """Prepares fresh weights; called once, before the first step of a new run."""
 
     def load(self, items: np.ndarray, is_flipped: np.ndarray) -> Any:
-        """The micro-batch of these training items, on the device."""
+        """What the host knows of these training items; runs in a thread of its own, one ahead."""
+
+    def prepare(self, batch: Any) -> Any:
+        """The micro-batch, from what was loaded and has been copied to the device."""
 
     def loss(self, model: nn.Module, batch: Any, step: int) -> Loss:
         """Calls the prepared model through its forward."""
@@ -85,7 +91,7 @@ def make_accelerator(run_config: RunConfig) -> Accelerator:
     """The processes of a run.
 
     Raises:
-        InputError: the batch cannot be shared equally.
+        InputError: the batch cannot be shared equally, or there is nothing to compile with.
     """
     config = run_config.training
     # One process may train both stages, and their precision may differ.
@@ -98,6 +104,8 @@ def make_accelerator(run_config: RunConfig) -> Accelerator:
         # Buffers are the same everywhere already, or (EMA codebooks) kept so by the stage.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+    if config.compile and shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise InputError("training.compile must be False: torch.compile finds no C++ compiler")
     num_parts = accelerator.num_processes * config.gradient_accumulation_steps
     if config.batch_size % num_parts:
         raise InputError(
@@ -143,7 +151,9 @@ def _train(stage: Stage, run_config: RunConfig, accelerator: Accelerator) -> Non
     else:
         model.load_state_dict(state.model)
     model.to(accelerator.device)
-    ema = ModelEmaV3(model, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)
+    ema = MovingAverage(model, config.ema_decay) if config.ema_decay else None
     optimizer = make_optimizer(model, config)
     first_step = 0
     if state is not None:
@@ -151,6 +161,8 @@ def _train(stage: Stage, run_config: RunConfig, accelerator: Accelerator) -> Non
         restore_optimizer(optimizer, state.optimizer)
         if ema is not None:
             ema.module.load_state_dict(state.ema)
+    if config.compile:
+        model.compile()
     prepared, prepared_optimizer = accelerator.prepare(model, optimizer)
     order = BatchOrder(
         stage.num_items,
@@ -169,21 +181,24 @@ def _train(stage: Stage, run_config: RunConfig, accelerator: Accelerator) -> Non
         unit_scale=True,
         disable=not accelerator.is_main_process,
     )
+    steps = range(first_step, config.total_steps)
+    tasks = loading(
+        stage.load, order, steps, config.gradient_accumulation_steps, accelerator.device
+    )
     with (
         bar,
+        contextlib.closing(one_ahead(tasks)) as loaded,
         RunLog(output_dir, accelerator, first_step) as log,
         noted_signals(accelerator) as stop,
     ):
         started, logged_step = time.perf_counter(), first_step
-        for step in range(first_step, config.total_steps):
+        for step in steps:
             seed_everything(config.seed, accelerator.process_index, step)
             rate = learning_rate(config, step)
             set_learning_rate(optimizer, rate)
-            items, is_flipped = order.at(step)
-            norm = torch.zeros(())
-            for part in range(config.gradient_accumulation_steps):
-                rows = slice(part, None, config.gradient_accumulation_steps)
-                batch = stage.load(items[rows], is_flipped[rows])
+            norm = torch.zeros((), device=accelerator.device)
+            for _ in range(config.gradient_accumulation_steps):
+                batch = stage.prepare(to_device(next(loaded), accelerator.device))
                 with accelerator.accumulate(prepared):
                     loss = stage.loss(prepared, batch, step)
                     accelerator.backward(loss.minimized)
@@ -198,7 +213,7 @@ def _train(stage: Stage, run_config: RunConfig, accelerator: Accelerator) -> Non
             stage.after_step(accelerator)
             finished = step + 1
             if ema is not None:
-                ema.update(model, step=finished)
+                ema.update(finished)
             bar.update(config.batch_size)
             is_last = finished == config.total_steps
             stops = stop.is_agreed()
@@ -236,7 +251,7 @@ class _Run(NamedTuple):
     output_dir: Path
     accelerator: Accelerator
     model: PretrainedModule[Any]
-    ema: ModelEmaV3 | None
+    ema: MovingAverage | None
     optimizer: torch.optim.Optimizer
     watch: NonFiniteWatch
 
@@ -250,7 +265,9 @@ class _Run(NamedTuple):
         used = self.model_in_use
         was_training = used.training
         used.eval()
-        with torch.no_grad(), self.accelerator.autocast():
+        # Compiled code would be made once more, for other batches and without gradients.
+        eager = torch.compiler.set_stance("force_eager" if self.config.compile else "default")
+        with torch.no_grad(), self.accelerator.autocast(), eager:
             metrics = self.stage.validate(used, self.accelerator)
             if self.accelerator.is_main_process:
                 folder = self.output_dir / "samples"

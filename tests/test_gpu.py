@@ -1,15 +1,18 @@
 """What only a GPU can show: the CUDA path gives what the CPU path gives."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from pipelines.generation import ImageGenerationPipeline
 from pipelines.presets import TOKENIZER_PRESETS
 from pipelines.train_prior import train_prior
 from pipelines.train_tokenizer import train_tokenizer
-from tests.tiny_runs import prior_run, tokenizer_run
+from pipelines.training import Loss, make_accelerator, train
+from tests.tiny_runs import RunConfigs, make_stage, prior_run, tokenizer_run
 from tokenizer import Tokenizer
 
 pytestmark = [
@@ -52,3 +55,55 @@ def test_both_stages_train_in_bf16_and_the_pipeline_draws_the_images_of_the_cpu(
     assert isinstance(found, torch.Tensor)
     difference = (found.int() - expected.int()).abs()
     assert (difference <= 2).double().mean() > 0.95
+
+
+class WatchingStage:
+    """From the first loss to the end of the last step, whatever waits for the GPU is an error."""
+
+    def __init__(self, stage: Any, total_steps: int) -> None:
+        self._stage = stage
+        self._left = total_steps
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stage, name)
+
+    def loss(self, model: Any, batch: Any, step: int) -> Loss:
+        loss: Loss = self._stage.loss(model, batch, step)
+        torch.cuda.set_sync_debug_mode("error")
+        return loss
+
+    def after_step(self, accelerator: Accelerator) -> None:
+        self._stage.after_step(accelerator)
+        self._left -= 1
+        if not self._left:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("kind", ["tiny", "tiny-baseline", "prior"])
+@pytest.mark.parametrize("options", [{}, {"precision": "bf16", "channels_last": True}])
+def test_the_host_never_waits_between_two_lines_of_the_log(
+    kind: str,
+    options: dict[str, object],
+    tmp_path: Path,
+    cache_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    training = {
+        **options,
+        "total_steps": 6,
+        "log_interval": 6,
+        "validation_interval": 6,
+        "checkpoint_interval": 6,
+    }
+    config: RunConfigs = tokenizer_run(tmp_path, cache_dir, "tiny", **training)
+    if kind == "prior":
+        train_tokenizer(tokenizer_run(tmp_path, cache_dir))
+        config = prior_run(tmp_path, **training)
+    elif kind == "tiny-baseline":
+        config = tokenizer_run(tmp_path, cache_dir, kind, **training)
+    stage: Any = WatchingStage(make_stage(config), 6)
+    try:
+        train(stage, config, make_accelerator(config))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -12,14 +12,8 @@ from torch import Tensor
 
 from tokenizer.config import GroupConfig, StochasticQuantizerConfig
 from tokenizer.pretrained import InputError
-from tokenizer.quantizer import (
-    Mode,
-    QuantizerOutput,
-    StochasticQuantizer,
-    full_precision,
-    random_rows,
-    stochastic_quantization,
-)
+from tokenizer.quantization import Mode, full_precision, stochastic_quantization
+from tokenizer.quantizer import QuantizerOutput, StochasticQuantizer, random_rows
 
 SEEDS = st.integers(0, 10_000)
 MODES: tuple[Mode, ...] = ("mixture", "sample", "nearest")
@@ -81,8 +75,10 @@ def literal_group(
         for codebook in codebooks
     ]
     if mode != "nearest":
-        for entry in noise:
-            entry.exponential_(generator=generator)
+        for entry in noise:  # minus the logarithm of uniform numbers, from a seed of each layer
+            seed_of_layer = int(torch.randint(2**62, (), generator=generator))
+            uniform = entry.uniform_(2**-25, 1, generator=seeded(seed_of_layer))
+            uniform.log_().neg_()
     errors = [0.0] * batch
     entropies = [[0.0] * num_layers for _ in range(batch)]
     quantized = torch.zeros_like(latents)

@@ -87,8 +87,9 @@ def literal_objective(
             differences = residual.permute(0, 2, 3, 1).unsqueeze(-2) - codebook  # (B, H, W, K, D)
             posterior = (-(differences**2).sum(-1) / (2 * s2)).softmax(-1)
             entropies.append(-(posterior * posterior.log()).sum() / batch)
-            noise = torch.empty(posterior.numel() // len(codebook), len(codebook)).double()
-            gumbel = -noise.exponential_().log().view_as(posterior)
+            noise = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+            uniform = torch.empty_like(posterior).uniform_(2**-25, 1, generator=noise)
+            gumbel = -torch.log(-uniform.log())
             weights = ((posterior.log() + gumbel) / temperature).softmax(-1)
             mixture = torch.einsum("bhwk,kd->bdhw", weights, codebook)
             total, residual = total + mixture, residual - mixture

@@ -7,7 +7,7 @@ from torch import Tensor
 from tokenizer.builders import deterministic, hq_vae
 from tokenizer.config import NetworkConfig, TokenizerConfig
 from tokenizer.networks import Widths
-from tokenizer.quantizer import Mode
+from tokenizer.quantization import Mode
 from tokenizer.topdown import TopDownOutput, TopDownPath
 
 NETWORKS = NetworkConfig(width=8, max_width=8, num_blocks=1)

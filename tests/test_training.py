@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 import pipelines.training
 from pipelines.checkpoints import load_state
@@ -84,6 +85,7 @@ def test_a_constant_rate_stays_at_its_peak() -> None:
     [
         ("stochastic", {}),
         ("stochastic", ACCUMULATION),
+        ("stochastic", {"channels_last": True}),
         ("baseline", ACCUMULATION | {"ema_decay": 0.0}),
         ("prior", {"ema_decay": 0.0}),
         ("prior", ACCUMULATION),
@@ -438,6 +440,60 @@ def test_a_gradient_that_is_not_finite_is_never_saved(tmp_path: Path, cache_dir:
     assert state is not None
     assert state.step == 2
     assert all(own.isfinite().all() for own in [*state.model.values(), *state.ema.values()])
+
+
+# Options of speed
+
+
+def test_feature_maps_may_lie_with_their_channels_last(
+    tmp_path: Path, tiny_run: Path, cache_dir: Path
+) -> None:
+    config = tokenizer_run(tmp_path, cache_dir, channels_last=True)
+    train_tokenizer(config)
+    assert_close_weights(config.output_dir, tiny_run / "tokenizer")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # of torch's own compiler
+@pytest.mark.parametrize("ema_decay", [0.999, 0.0])
+def test_compiled_training_saves_what_eager_training_saves(
+    ema_decay: float, tmp_path: Path, cache_dir: Path
+) -> None:
+    """Names to the letter, weights to rounding; also where a run is interrupted."""
+    for stage in ("tokenizer", "prior"):
+        for run_dir in (tmp_path / "eager", tmp_path / "compiled"):
+            training = {"compile": run_dir.name == "compiled", "ema_decay": ema_decay}
+            config: RunConfigs = tokenizer_run(run_dir, cache_dir, **training)
+            if stage == "prior":
+                shutil.rmtree(run_dir / "tokenizer")
+                shutil.copytree(tmp_path / "start", run_dir / "tokenizer")
+                config = smooth(prior_run(run_dir, **training))
+            with pytest.raises(CrashError):
+                train_with(config, 3, crash)
+            train(config)
+        assert_close_weights(tmp_path / "compiled" / stage, tmp_path / "eager" / stage)
+        if stage == "tokenizer":
+            shutil.copytree(tmp_path / "eager" / stage, tmp_path / "start")
+
+
+def assert_close_weights(found: Path, expected: Path) -> None:
+    """States and models of two stages: the same names, and values to rounding."""
+    paths = [*expected.glob("state/*/*.safetensors"), expected / "model/model.safetensors"]
+    for path in paths:
+        ours, theirs = load_file(found / path.relative_to(expected)), load_file(path)
+        assert ours.keys() == theirs.keys()
+        for name, tensor in theirs.items():
+            torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_compiling_without_a_compiler_is_refused(
+    tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", str(tmp_path / "none"))
+    with pytest.raises(InputError, match=r"training\.compile must be False: .* no C\+\+ compiler"):
+        train_tokenizer(tokenizer_run(tmp_path / "run", cache_dir, compile=True))
+    assert not (tmp_path / "run").exists()
 
 
 # What is learnt and what is left

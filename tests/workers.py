@@ -20,7 +20,7 @@ from pipelines.data import load_images
 from pipelines.generate import GenerateConfig, generate
 from pipelines.processes import gather_shares, own_share, sum_over_processes
 from pipelines.reconstruction import measure_reconstruction
-from pipelines.tokenizer_stage import TokenizerStage
+from pipelines.tokenizer_stage import LoadedImages, TokenizerStage
 from pipelines.train_prior import train_prior
 from pipelines.training import Loss, make_accelerator, train
 from tests.tiny_runs import RunConfigs, train_with
@@ -83,7 +83,7 @@ class RecordingStage(TokenizerStage):
         super().initialize()
         self.start = {name: own.clone() for name, own in self.model.state_dict().items()}
 
-    def load(self, items: np.ndarray, is_flipped: np.ndarray) -> torch.Tensor:
+    def load(self, items: np.ndarray, is_flipped: np.ndarray) -> LoadedImages:
         self.items.append(items.tolist())
         return super().load(items, is_flipped)
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -21,7 +21,8 @@ from tokenizer.objective import (
     temperature_at,
 )
 from tokenizer.pretrained import InputError, PretrainedModule
-from tokenizer.quantizer import Mode, StochasticQuantizer
+from tokenizer.quantization import Mode
+from tokenizer.quantizer import StochasticQuantizer
 from tokenizer.topdown import TopDownOutput, TopDownPath
 
 Images = Float[Tensor, "batch channels height width"]
@@ -119,6 +120,11 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
         parts = torch.split(images, 64)  # the activations of all take gigabytes
         features = [torch.cat(maps) for maps in zip(*map(self.bottom_up, parts), strict=True)]
         self.top_down(features, "nearest", initialization=generator)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles the networks, not the quantizers; see `TopDownPath.compile`."""
+        for part in (self.bottom_up, self.top_down, self.decoder):
+            part.compile(*args, **kwargs)
 
     def update_codebooks(
         self,

@@ -10,14 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tokenizer.config import GroupConfig, NearestQuantizerConfig
-from tokenizer.quantizer import (
-    Mode,
-    QuantizerOutput,
-    at_least_float32,
-    full_precision,
-    proximity,
-    random_rows,
-)
+from tokenizer.quantization import Mode, at_least_float32, full_precision, nearest_codes
+from tokenizer.quantizer import QuantizerOutput, random_rows
 
 Collective = Callable[[Tensor], Tensor]
 """Combines a tensor over processes: its sum, or the main process's."""
@@ -68,7 +62,7 @@ class NearestQuantizer(nn.Module):
             for layer in range(self.num_layers):
                 residual = flat - quantized.flatten(0, 2)
                 codebook = self.codebook(layer)
-                chosen = proximity(residual, codebook).argmax(1)
+                chosen = nearest_codes(residual, codebook)
                 if self.training and mode == "mixture":  # not to encode a picture midway
                     self._pending.append((layer % self.num_codebooks, residual, chosen))
                 quantized = quantized + codebook[chosen].view_as(inputs)
@@ -102,7 +96,9 @@ class NearestQuantizer(nn.Module):
             pending = [(rows, chosen) for owner, rows, chosen in self._pending if owner == number]
             rows = torch.cat([entry[0] for entry in pending])
             chosen = torch.cat([entry[1] for entry in pending])
-            count = total(torch.bincount(chosen, minlength=len(codebook)).to(mean_count))
+            # Not `bincount`, for whose result the host of a GPU would have to wait.
+            ones = torch.ones_like(rows[:, 0])
+            count = total(torch.zeros_like(mean_count).index_add_(0, chosen, ones))
             sums = total(torch.zeros_like(mean_sum).index_add_(0, chosen, rows))
             mean_count.lerp_(count, 1 - config.decay)
             mean_sum.lerp_(sums, 1 - config.decay)
@@ -129,4 +125,4 @@ class NearestQuantizer(nn.Module):
             if layer < self.num_codebooks:
                 codebook.copy_(random_rows(residual, len(codebook), generator))
                 self.get_buffer(f"mean_sum_{layer}").copy_(codebook)
-            residual = residual - codebook[proximity(residual, codebook).argmax(1)]
+            residual = residual - codebook[nearest_codes(residual, codebook)]

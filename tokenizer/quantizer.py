@@ -1,8 +1,6 @@
 """Stochastic quantization (SQ-VAE, arXiv 2205.07547) of one group (HQ-VAE, arXiv 2401.00365)."""
 
-import contextlib
-from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -10,10 +8,14 @@ from torch import Tensor, nn
 
 from tokenizer.config import GroupConfig, StochasticQuantizerConfig
 from tokenizer.pretrained import InputError
-
-Mode = Literal["mixture", "sample", "nearest"]
-"""What stands for a latent: a Gumbel-softmax mixture of codes (training), one code drawn from the
-posterior (evidence lower bound), or the nearest code (use)."""
+from tokenizer.quantization import (
+    Mode,
+    at_least_float32,
+    full_precision,
+    nearest_codes,
+    proximity,
+    stochastic_quantization,
+)
 
 
 class QuantizerOutput(NamedTuple):
@@ -32,71 +34,6 @@ class QuantizerOutput(NamedTuple):
     """H(P_l), nats per image; zero for the nearest code, which is a point mass."""
     commitment: Float[Tensor, " batch"]
     """Baselines only: mean squared distance to the partial sums; otherwise zero."""
-
-
-@contextlib.contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Autocast and TF32 off: in bf16 only 62 % of the nearest codes were found in a simulation."""
-    allows_tf32 = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = allows_tf32
-
-
-def at_least_float32(tensor: Tensor) -> Tensor:
-    """The tensor in float32, or float64 if it is."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
-def proximity(
-    latents: Float[Tensor, "positions dim"], codebook: Float[Tensor, "codes dim"]
-) -> Float[Tensor, "positions codes"]:
-    """-‖ẑ - b_k‖² / 2 up to ‖ẑ‖² / 2, which no softmax over k and no arg max sees."""
-    return latents @ codebook.T - codebook.square().sum(1) / 2
-
-
-class Draw(NamedTuple):
-    """What stochastic quantization makes of N latents."""
-
-    quantized: Float[Tensor, "positions dim"]
-    indices: Int[Tensor, " positions"]
-    posterior_entropy: Float[Tensor, " positions"]
-
-
-def stochastic_quantization(
-    latents: Float[Tensor, "positions dim"],
-    codebook: Float[Tensor, "codes dim"],
-    variance: Float[Tensor, ""],
-    temperature: float,
-    mode: Mode,
-    generator: torch.Generator | None = None,
-) -> Draw:
-    """P(k | ẑ) = softmax_k(-‖ẑ - b_k‖² / 2s²), and what is drawn from it (SQ-VAE, section 3).
-
-    Args:
-        latents: ẑ.
-        codebook: b_k.
-        variance: s².
-        temperature: τ of the mixture; unused otherwise.
-        mode: see `Mode`. Gradients reach latents, codebook and variance in "mixture".
-        generator: of the noise; the device's own if None.
-    """
-    scores = proximity(latents, codebook)  # (N, K)
-    if mode == "nearest":
-        indices = scores.argmax(1)
-        return Draw(codebook[indices], indices, torch.zeros_like(latents[:, 0]))
-    log_posterior = (scores / variance).log_softmax(1)
-    posterior_entropy = -(log_posterior.exp() * log_posterior).sum(1)
-    gumbel = -torch.empty_like(scores).exponential_(generator=generator).log()
-    perturbed = log_posterior + gumbel
-    indices = perturbed.argmax(1)
-    if mode == "sample":
-        return Draw(codebook[indices], indices, posterior_entropy)
-    weights = (perturbed / temperature).softmax(1)
-    return Draw(weights @ codebook, indices, posterior_entropy)
 
 
 class StochasticQuantizer(nn.Module):
@@ -164,8 +101,8 @@ class StochasticQuantizer(nn.Module):
             residual = at_least_float32(latents).movedim(1, -1)  # (B, H, W, D)
             log_posteriors = []
             for layer, variance in enumerate(self.variances()):
-                scores = proximity(residual.flatten(0, 2), self.codebook(layer))
-                log_posterior = (scores / variance).log_softmax(1)
+                scores = proximity(residual.flatten(0, 2), self.codebook(layer), 1 / variance)
+                log_posterior = scores.log_softmax(1)
                 log_posteriors.append(log_posterior.view(*residual.shape[:3], -1))
                 residual = residual - self.codebook(layer)[indices[:, layer]]
         return log_posteriors
@@ -195,7 +132,7 @@ class StochasticQuantizer(nn.Module):
                 noise *= (self.config.noise_factor * variance).sqrt()
                 codebook.copy_(random_rows(residual, len(codebook), generator) + noise)
             self.log_variances[layer] = (self.config.variance_factor * variance).log()
-            residual = residual - codebook[proximity(residual, codebook).argmax(1)]
+            residual = residual - codebook[nearest_codes(residual, codebook)]
 
 
 def random_rows(

@@ -1,7 +1,7 @@
 """Top-down path: resolution groups of injected and residual layers (HQ-VAE, arXiv 2401.00365)."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from tokenizer.config import NearestQuantizerConfig, TokenizerConfig
 from tokenizer.nearest import NearestQuantizer
 from tokenizer.networks import UpwardPath, Widths
-from tokenizer.quantizer import Mode, QuantizerOutput, StochasticQuantizer
+from tokenizer.quantization import Mode
+from tokenizer.quantizer import QuantizerOutput, StochasticQuantizer
 
 
 class TopDownGroup(nn.Module):
@@ -81,6 +82,17 @@ class TopDownPath(nn.Module):
     def __iter__(self) -> Iterator[TopDownGroup]:
         """The groups, coarse to fine."""
         return iter(cast(Iterable[TopDownGroup], self.groups))
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles the networks in place: names of weights stay, and copies are not compiled.
+
+        Not the quantizers: their noise would be another, and the temperature of each step would
+        have them compiled anew.
+        """
+        for group in self:
+            for part in (group.up, group.to_latents):
+                if part is not None:
+                    part.compile(*args, **kwargs)
 
     def forward(
         self,

@@ -10,7 +10,8 @@ from vector_quantize_pytorch import FSQ, LFQ, ResidualVQ, SimVQ
 
 from tokenizer.config import GroupConfig
 from tokenizer.nearest import Collective
-from tokenizer.quantizer import Mode, QuantizerOutput
+from tokenizer.quantization import Mode
+from tokenizer.quantizer import QuantizerOutput
 
 Peer = Literal["ResidualVQ", "FSQ", "SimVQ", "LFQ"]
 

@@ -31,7 +31,7 @@ from pipelines.processes import seed_everything
 from pipelines.reconstruction import measure_reconstruction
 from pipelines.run_folder import check_output_dir
 from pipelines.run_log import read_metrics
-from pipelines.tokenizer_stage import TokenizerStage
+from pipelines.tokenizer_stage import LoadedImages, TokenizerStage
 from pipelines.training import Loss, make_accelerator, train
 from prior.config import PriorNetworkConfig
 from tokenizer import Tokenizer
@@ -94,10 +94,10 @@ class CellStage(TokenizerStage):
         first, last = quantizer.initial_temperature, quantizer.final_temperature
         return first + (last - first) * step / max(self.config.training.total_steps - 1, 1)
 
-    def load(self, items: np.ndarray, is_flipped: np.ndarray) -> Tensor:
+    def prepare(self, batch: LoadedImages) -> Tensor:
         """The images; the clock of the step starts."""
         self._started = time.process_time()
-        return super().load(items, is_flipped)
+        return super().prepare(batch)
 
     def after_step(self, accelerator: Accelerator) -> None:
         """The baselines' codebooks; the clock stops.

@@ -7,15 +7,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tokenizer.config import GroupConfig, StochasticQuantizerConfig
-from tokenizer.quantizer import (
+from tokenizer.quantization import (
     Mode,
-    QuantizerOutput,
-    StochasticQuantizer,
     at_least_float32,
     full_precision,
     proximity,
     stochastic_quantization,
 )
+from tokenizer.quantizer import QuantizerOutput, StochasticQuantizer
 
 Variant = Literal["per-layer-terms", "expected-terms", "hard-phase", "no-noise"]
 

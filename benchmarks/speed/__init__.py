@@ -1,0 +1,1 @@
+"""How fast quantization, training and sampling are, beside peers and as sizes grow."""

@@ -1,0 +1,58 @@
+"""The table of the speed benchmarks, from the JSON alone."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.readme import replace_section
+
+PAGE = Path(__file__).parents[1] / "README.md"
+HEADER = (
+    "work",
+    "contender",
+    "rate",
+    "quartiles",
+    "unit",
+    "ours is × as fast",
+    "target",
+    "peak memory, MiB",
+)
+
+
+def write_report(results: Path, budget: str, page: Path = PAGE) -> None:
+    """Writes the section `speed-BUDGET`, if the page has one, and the plots."""
+    found = json.loads((results / f"speed_{budget}.json").read_text())
+    if f"<!-- speed-{budget} -->" in page.read_text():
+        replace_section(f"speed-{budget}", table(HEADER, list(_rows(found))), page)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """In Markdown."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows))
+
+
+def _rows(found: Mapping[str, Any]) -> Iterator[list[str]]:
+    for part, own in found.items():
+        for comparison in own["comparisons"].values():
+            name = f"**{part}**: {comparison['name']}"
+            for number, (contender, facts) in enumerate(comparison["contenders"].items()):
+                is_ours = number == 0
+                yield [
+                    name if is_ours else "",
+                    f"**{contender}**" if is_ours else contender,
+                    _number(facts["rate"]),
+                    " to ".join(_number(rate) for rate in facts["rate_quartiles"]),
+                    comparison["unit"],
+                    "" if is_ours else _number(facts["ours_is_times_as_fast"]),
+                    "" if facts["target"] is None else f"≥ {facts['target']:g}",
+                    _memory(facts.get("peak_memory")),
+                ]
+
+
+def _memory(size: int | None) -> str:
+    return "" if size is None else f"{size / 2**20:,.0f}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

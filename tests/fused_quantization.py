@@ -1,0 +1,47 @@
+"""Holds the fused kernels against whole matrices; `python -m tests.fused_quantization` on a CPU.
+
+Without a GPU, triton's interpreter runs them: TRITON_INTERPRET=1 must be set before triton is
+imported, so that this is a program of its own.
+"""
+
+import torch
+
+from tests.test_quantization import gradients
+from tokenizer.quantization import plain_mixture
+from tokenizer.quantization_triton import fused_mixture, fused_noise
+
+TEMPERATURE, SEED = 0.6, 2**61 + 12_345
+
+
+def check(positions: int, codes: int, dim: int, device: torch.device) -> None:
+    """Values, gradients and choices are those of `plain_mixture` with the kernels' noise."""
+    torch.manual_seed(0)
+    shapes = ((positions, dim), (codes, dim))
+    latents, codebook = (torch.randn(*shape, device=device).requires_grad_() for shape in shapes)
+    inputs = (latents, codebook, torch.tensor(1.7, device=device).requires_grad_())
+    noise = fused_noise(positions, codes, SEED, device)
+    fused = fused_mixture(*inputs, TEMPERATURE, SEED)
+    plain = plain_mixture(*inputs, TEMPERATURE, noise)
+    assert (fused.indices == plain.indices).double().mean() > 0.999  # near ties
+    found = [fused.quantized, fused.posterior_entropy, *gradients(fused, inputs)]
+    expected = [plain.quantized, plain.posterior_entropy, *gradients(plain, inputs)]
+    for own, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5 * other.abs().max().item())
+
+
+def check_noise(device: torch.device) -> None:
+    """Mean and variance of the Gumbel distribution; a position's noise is its own."""
+    noise = fused_noise(200, 50, SEED, device)
+    assert abs(noise.mean().item() - 0.5772) < 0.05
+    assert abs(noise.var().item() - torch.pi**2 / 6) < 0.1
+    assert torch.equal(noise[:30], fused_noise(30, 50, SEED, device))
+    assert torch.equal(noise[:, :17], fused_noise(200, 17, SEED, device))
+    assert not torch.equal(noise, fused_noise(200, 50, SEED + 1, device))
+    assert len(noise.flatten().unique()) > 0.99 * noise.numel()
+
+
+if __name__ == "__main__":
+    cpu = torch.device("cpu")
+    for sizes in ((1, 1, 1), (70, 37, 5), (33, 64, 64)):
+        check(*sizes, cpu)
+    check_noise(cpu)

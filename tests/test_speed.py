@@ -1,0 +1,57 @@
+"""The frame of the speed benchmarks; speed itself has no place in tests."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.speed import quantization
+from benchmarks.speed.__main__ import gather
+from benchmarks.speed.measure import Comparison, measure, peak_memory
+from benchmarks.speed.report import write_report
+
+
+def waiting(calls: list[str], name: str) -> Callable[[], Callable[[], None]]:
+    return lambda: lambda: calls.append(name)
+
+
+def test_contenders_are_called_in_turn_and_set_up_once() -> None:
+    calls: list[str] = []
+    contenders = {name: waiting(calls, name) for name in ("ours", "theirs")}
+    found = measure(Comparison("order", contenders, "calls", 3.0, rounds=4))
+    assert calls == ["ours", "theirs"] * 5  # once to warm up
+    assert found["unit"] == "calls/s"
+    ours = found["contenders"]["ours"]
+    assert ours["ours_is_times_as_fast"] == 1
+    low, high = ours["rate_quartiles"]
+    assert low <= ours["rate"] <= high
+
+
+def test_peak_memory_is_what_the_call_takes_for_a_while() -> None:
+    size = 64 * 2**20
+    found = peak_memory(lambda: lambda: torch.ones(size, dtype=torch.uint8).max() and None)
+    if found is None:
+        pytest.skip("no /proc here")
+    assert 0.8 * size < found < 3 * size
+
+
+def test_every_contender_of_quantization_runs() -> None:
+    for comparison in quantization.comparisons("tiny"):
+        for set_up in comparison.contenders.values():
+            set_up()()
+
+
+def test_the_table_is_written_from_what_was_gathered(tmp_path: Path) -> None:
+    facts = measure(Comparison("a row", {"ours": lambda: lambda: None}, "calls", 1.0, 1))
+    run = tmp_path / "run" / "sampling"
+    run.mkdir(parents=True)
+    (run / "a-row.json").write_text(json.dumps(facts))
+    page = tmp_path / "README.md"
+    page.write_text("<!-- speed-tiny -->\n<!-- /speed-tiny -->\n")
+    gather(tmp_path / "run", tmp_path / "speed_tiny.json")
+    (run / "a-row.json").unlink()
+    gather(tmp_path / "run", tmp_path / "speed_tiny.json")  # what is there stays
+    write_report(tmp_path, "tiny", page)
+    assert "| **sampling**: a row | **ours** |" in page.read_text()
