@@ -1,6 +1,10 @@
 """`ImageGenerationPipeline`: a trained tokenizer and prior, for people who want images."""
 
+import contextlib
+import functools
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +17,8 @@ from tqdm import tqdm
 
 from pipelines.data import to_uint8
 from pipelines.plots import to_pil
-from prior import Prior, sample, sample_generators
+from pipelines.prefetch import one_ahead
+from prior import Prior, Sampler, sample_generators
 from prior.config import MAX_GUIDANCE
 from prior.drawing import settings_per_layer
 from prior.sampling import check_guidance
@@ -184,23 +189,38 @@ class ImageGenerationPipeline:
         batch_size: int,
         known: Sequence[Tensor] | None,
     ) -> Iterator[UInt8[Tensor, "batch channels height width"]]:
-        for start in range(0, len(image_indices), batch_size):
-            rows = slice(start, start + batch_size)
-            indices = sample(
-                self.prior,
+        sampler = Sampler(
+            self.prior,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            guidance_scale=sampling.guidance_scale,
+        )
+        is_left = threading.Event()
+
+        def go_on(_: int) -> None:
+            if is_left.is_set():
+                raise CancelledError
+
+        def codes_of(rows: slice) -> list[Tensor]:
+            return sampler(
                 None if all_labels is None else all_labels[rows].to(self.device),
                 sample_generators(seed, image_indices[rows]),
-                temperature=sampling.temperature,
-                top_k=sampling.top_k,
-                top_p=sampling.top_p,
-                guidance_scale=sampling.guidance_scale,
                 known=None if known is None else [own[rows].to(self.device) for own in known],
+                progress=go_on,
             )
-            # On a CPU one by one: the last bits of a sum depend on the batch, and with them a byte.
-            size = 1 if self.device.type == "cpu" else len(indices[0])
-            parts = [torch.split(own, size) for own in indices]
-            decoded = [self.tokenizer.decode(part) for part in zip(*parts, strict=True)]
-            yield to_uint8(torch.cat(decoded)).cpu()
+
+        starts = range(0, len(image_indices), batch_size)
+        tasks = (functools.partial(codes_of, slice(own, own + batch_size)) for own in starts)
+        # Codes are drawn while those before are decoded, and their images written.
+        with contextlib.closing(one_ahead(tasks, is_left.set)) as drawn:
+            for indices in drawn:
+                # On a CPU one by one: the last bits of a sum depend on the batch, and with them a
+                # byte.
+                size = 1 if self.device.type == "cpu" else len(indices[0])
+                parts = [torch.split(own, size) for own in indices]
+                decoded = [self.tokenizer.decode(part) for part in zip(*parts, strict=True)]
+                yield to_uint8(torch.cat(decoded)).cpu()
 
     def check_sampling(self, sampling: SamplingConfig) -> None:
         """Whether codes can be drawn so.

@@ -1,5 +1,7 @@
 """Generation code by code without computing anything twice."""
 
+from typing import cast
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -31,7 +33,7 @@ class PriorCache:
             rows = max(rows, LEAST_ROWS)
         self._body = StaticTransformer(prior.body, rows, ordering.num_steps, prior.rotary)
         self._head = StaticTransformer(prior.head, rows, ordering.num_slots)
-        outputs = [prior.outputs.get_submodule(str(n)) for n in range(len(prior.outputs))]
+        outputs = cast(list[nn.Linear], list(prior.outputs))
         self._outputs = [
             Linear(output.weight * self._head.gain, output.bias, rows) for output in outputs
         ]

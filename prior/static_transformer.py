@@ -25,7 +25,7 @@ class Linear:
         self._is_blocked = (
             weight.device.type == "cpu"
             and weight.dtype == torch.float32
-            and torch.backends.mkldnn.is_available()
+            and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         )
         self._bias = bias
         self._weight = weight
@@ -137,7 +137,7 @@ class StaticTransformer:
         """Rotates (B, new, 2, heads, dim) by the angles of their places."""
         if self._rotation is None:
             return heads
-        pairs = torch.view_as_complex(heads.unflatten(-1, (-1, 2)))
+        pairs = torch.view_as_complex(heads.view(*heads.shape[:-1], -1, 2))
         turned = pairs * self._rotation[first : first + heads.shape[1]]
         return torch.view_as_real(turned).flatten(-2)
 
@@ -169,4 +169,5 @@ def _gain(norm: Any) -> Tensor:
 
 def _normalized(vectors: Tensor) -> Tensor:
     norms = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    return vectors / norms.clamp_min_(SMALLEST_NORM)
+    normalized: Tensor = vectors / norms.clamp_min_(SMALLEST_NORM)
+    return normalized

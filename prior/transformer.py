@@ -147,7 +147,7 @@ class Prior(PretrainedModule[PriorConfig]):
         indices: Sequence[Int[Tensor, "batch _depth _height _width"]],
         labels: Int[Tensor, " batch"] | None = None,
     ) -> list[list[Float[Tensor, "batch _height _width _codes"]]]:
-        """Logits of every code given all earlier ones, per group and layer, in the weights' precision.
+        """Logits of every code given all earlier ones, by group and layer, precise as the weights.
 
         Raises:
             InputError: labels are missing, or given to an unconditional prior.

@@ -1,5 +1,6 @@
 """What only a GPU can show: the CUDA path gives what the CPU path gives."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from pipelines.presets import TOKENIZER_PRESETS
 from pipelines.train_prior import train_prior
 from pipelines.train_tokenizer import train_tokenizer
 from pipelines.training import Loss, make_accelerator, train
+from prior import Sampler, sample, sample_generators
 from tests.tiny_runs import RunConfigs, make_stage, prior_run, tokenizer_run
 from tokenizer import Tokenizer
 
@@ -107,3 +109,14 @@ def test_the_host_never_waits_between_two_lines_of_the_log(
         train(stage, config, make_accelerator(config))
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_recorded_batches_are_those_of_fresh_samplers(pipeline: ImageGenerationPipeline) -> None:
+    prior = copy.deepcopy(pipeline.prior).cuda()
+    labels = torch.arange(4, device="cuda") % prior.config.num_classes
+    sampler = Sampler(prior, temperature=0.9, guidance_scale=1.5)
+    for first in (0, 4, 8, 12):  # started, recorded, replayed
+        drawn, fresh = (sample_generators(5, range(first, first + 4)) for _ in range(2))
+        expected = sample(prior, labels, fresh, temperature=0.9, guidance_scale=1.5)
+        for own, other in zip(sampler(labels, drawn), expected, strict=True):
+            assert torch.equal(own, other)

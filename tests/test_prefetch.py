@@ -1,6 +1,7 @@
 """Loading one ahead changes when a batch is made, not what it is."""
 
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -51,3 +52,13 @@ def test_a_batch_arrives_as_it_was_loaded() -> None:
     found = to_device(for_device(batch, cpu), cpu)
     assert found[1] is None
     assert torch.equal(found[0][0], batch[0][0])
+
+
+def test_a_task_under_way_is_told_to_end_when_it_is_left() -> None:
+    is_left = threading.Event()
+    tasks = [lambda: True, lambda: is_left.wait(60), lambda: True]
+    results = one_ahead(tasks, is_left.set)
+    assert next(results)
+    started = time.monotonic()
+    results.close()
+    assert time.monotonic() - started < 30
