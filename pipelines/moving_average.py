@@ -4,6 +4,7 @@ import copy
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from tokenizer.pretrained import PretrainedModule
 
@@ -20,10 +21,9 @@ class MovingAverage:
     def __init__(self, model: PretrainedModule[Any], decay: float) -> None:
         self.module = copy.deepcopy(model).eval()
         self.decay = decay
-        # The same tensors as long as the models live: whatever changes them does so in place.
-        pairs = list(
-            zip(self.module.state_dict().values(), model.state_dict().values(), strict=True)
-        )
+        # The parameters themselves, not a state dict: preparing a model for several processes
+        # gives them other memory.
+        pairs = list(zip(_tensors(self.module), _tensors(model), strict=True))
         self._averaged = [pair for pair in pairs if pair[0].is_floating_point()]
         self._copied = [pair for pair in pairs if not pair[0].is_floating_point()]
 
@@ -35,3 +35,7 @@ class MovingAverage:
         torch._foreach_lerp_(own, theirs, 1 - decay)
         for mine, other in self._copied:
             mine.copy_(other)
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]

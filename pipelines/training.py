@@ -186,10 +186,10 @@ def _train(stage: Stage, run_config: RunConfig, accelerator: Accelerator) -> Non
         stage.load, order, steps, config.gradient_accumulation_steps, accelerator.device
     )
     with (
+        noted_signals(accelerator) as stop,  # until all that follows is closed, too
         bar,
         contextlib.closing(one_ahead(tasks)) as loaded,
         RunLog(output_dir, accelerator, first_step) as log,
-        noted_signals(accelerator) as stop,
     ):
         started, logged_step = time.perf_counter(), first_step
         for step in steps:

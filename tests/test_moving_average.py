@@ -19,3 +19,13 @@ def test_the_average_is_that_of_timm_bit_for_bit() -> None:
         expected = theirs.module.state_dict()
         assert all(torch.equal(own, expected[k]) for k, own in ours.module.state_dict().items())
     assert not ours.module.training
+
+
+def test_weights_that_move_to_other_memory_are_followed() -> None:
+    model = Tokenizer(TOKENIZER_PRESETS["tiny"].tokenizer)
+    average = MovingAverage(model, 0.0)
+    for parameter in model.parameters():
+        parameter.data = parameter.data + 1
+    average.update(1)
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(average.module.state_dict()[name], tensor)
