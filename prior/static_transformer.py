@@ -150,10 +150,12 @@ def _layer(attention: Any, feed_forward: Any, rows: int, length: int) -> _Layer:
     _, num_heads, dim = gains.shape
     cache = [weight.new_zeros(rows, length, num_heads, dim) for _ in range(2)]
     to_gates = gated[0].proj
+    is_linear = isinstance(inner.to_out, nn.Linear)  # x-transformers spares it for a single head
+    from_heads = inner.to_out.weight if is_linear else torch.eye(dim).to(weight)
     return _Layer(
         to_heads=Linear(weight * _gain(attention[0][0]), None, rows),
         gains=gains * math.sqrt(dim),
-        from_heads=Linear(inner.to_out.weight, None, rows),
+        from_heads=Linear(from_heads, None, rows),
         to_gates=Linear(to_gates.weight * _gain(feed_forward[0][0]), to_gates.bias, rows),
         from_gates=Linear(gated[2].weight, gated[2].bias, rows),
         keys=cache[0],

@@ -27,10 +27,10 @@ from tokenizer.config import NetworkConfig
 from tokenizer.untrusted import parse_json
 
 NUM_TRIALS = 110
-PRECISION_STEPS = 150
+PRECISION_STEPS = 400
 LEARNED_RMSE = 0.24
 """More than this after training: nothing was learnt, and nothing compared."""
-BF16_DISTANCE = 0.15
+BF16_DISTANCE = 0.10
 """Relative distance of the last validation RMSE in bf16 from that in fp32."""
 POISONS = ("term", "loss", "gradient", "weight")
 
