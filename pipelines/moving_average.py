@@ -4,6 +4,7 @@ import copy
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tokenizer.pretrained import PretrainedModule
 
@@ -20,16 +21,21 @@ class MovingAverage:
     def __init__(self, model: PretrainedModule[Any], decay: float) -> None:
         self.module = copy.deepcopy(model).eval()
         self.decay = decay
-        # The same tensors as long as the models live: whatever changes them does so in place.
-        pairs = list(
-            zip(self.module.state_dict().values(), model.state_dict().values(), strict=True)
-        )
-        self._averaged = [pair for pair in pairs if pair[0].is_floating_point()]
-        self._copied = [pair for pair in pairs if not pair[0].is_floating_point()]
+        self._averaged: list[tuple[Tensor, Tensor]] = []
+        self._copied: list[tuple[Tensor, Tensor]] = []
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """To be called after each optimizer step; `step` counts from 1."""
+    def update(self, model: PretrainedModule[Any], step: int) -> None:
+        """To be called after each optimizer step; `step` counts from 1, the model stays the same.
+
+        From the first call on, whatever changes the model must do so in place. Not earlier:
+        Accelerate moves a model's tensors when it prepares it for several processes.
+        """
+        if not self._averaged:
+            states = self.module.state_dict().values(), model.state_dict().values()
+            for mine, other in zip(*states, strict=True):
+                pairs = self._averaged if mine.is_floating_point() else self._copied
+                pairs.append((mine, other))
         decay = min(1 - step**-WARMUP_POWER, self.decay)
         own, theirs = zip(*self._averaged, strict=True)
         torch._foreach_lerp_(own, theirs, 1 - decay)
