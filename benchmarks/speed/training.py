@@ -186,6 +186,7 @@ def measurements(budget: Budget) -> dict[str, Any]:
         data = run.data.model_copy(
             update={
                 "dataset": "shapes",
+                "root": None,
                 "num_images": 2_000,
                 "num_validation_images": 32,
                 "cache_dir": Path(folder, "cache"),
@@ -214,11 +215,17 @@ def measurements(budget: Budget) -> dict[str, Any]:
 
 
 class ProbingStage:
-    """A stage which, from time to time, repeats forward and backward alone and times them."""
+    """A stage which, from time to time, repeats forward and backward alone and times them.
+
+    On a CPU in seconds of processor time, of all threads: other jobs do not count then, and loading
+    does, though it runs beside the step.
+    """
 
     def __init__(self, stage: TokenizerStage | PriorStage, accelerator: Accelerator) -> None:
         self._stage = stage
         self._accelerator = accelerator
+        is_cpu = accelerator.device.type == "cpu"
+        self._clock = time.process_time if is_cpu else time.perf_counter
         self._latest: tuple[nn.Module, Any, int] | None = None
         self._num_steps = 0
         self._started = 0.0
@@ -244,16 +251,16 @@ class ProbingStage:
             return
         wait_for(accelerator.device)
         if self._started:
-            self.loop.append((time.perf_counter() - self._started) / PROBED_STEPS)
-        started = time.perf_counter()
+            self.loop.append((self._clock() - self._started) / PROBED_STEPS)
+        started = self._clock()
         assert self._latest is not None
         for _ in range(PROBED_STEPS):
             loss = self._stage.loss(*self._latest)
             self._accelerator.backward(loss.minimized)
             self._stage.model.zero_grad()
         wait_for(accelerator.device)
-        self.alone.append((time.perf_counter() - started) / PROBED_STEPS)
-        self._started = time.perf_counter()
+        self.alone.append((self._clock() - started) / PROBED_STEPS)
+        self._started = self._clock()
 
 
 def _measured_loop(config: RunConfig) -> dict[str, Any]:
