@@ -28,17 +28,8 @@ class MovingAverage:
         self._copied = [pair for pair in pairs if not pair[0].is_floating_point()]
 
     @torch.no_grad()
-    def update(self, model: PretrainedModule[Any], step: int) -> None:
-        """To be called after each optimizer step; `step` counts from 1, the model stays the same.
-
-        From the first call on, whatever changes the model must do so in place. Not earlier:
-        Accelerate moves a model's tensors when it prepares it for several processes.
-        """
-        if not self._averaged:
-            states = self.module.state_dict().values(), model.state_dict().values()
-            for mine, other in zip(*states, strict=True):
-                pairs = self._averaged if mine.is_floating_point() else self._copied
-                pairs.append((mine, other))
+    def update(self, step: int) -> None:
+        """To be called after each optimizer step; `step` counts from 1."""
         decay = min(1 - step**-WARMUP_POWER, self.decay)
         own, theirs = zip(*self._averaged, strict=True)
         torch._foreach_lerp_(own, theirs, 1 - decay)

@@ -213,7 +213,7 @@ def _train(stage: Stage, run_config: RunConfig, accelerator: Accelerator) -> Non
             stage.after_step(accelerator)
             finished = step + 1
             if ema is not None:
-                ema.update(model, finished)
+                ema.update(finished)
             bar.update(config.batch_size)
             is_last = finished == config.total_steps
             stops = stop.is_agreed()

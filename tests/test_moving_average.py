@@ -14,7 +14,7 @@ def test_the_average_is_that_of_timm_bit_for_bit() -> None:
     for step in range(1, 20):
         for tensor in model.state_dict().values():
             tensor.add_(torch.randn_like(tensor))
-        ours.update(model, step)
+        ours.update(step)
         theirs.update(model, step=step)
         expected = theirs.module.state_dict()
         assert all(torch.equal(own, expected[k]) for k, own in ours.module.state_dict().items())
