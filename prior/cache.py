@@ -1,7 +1,5 @@
 """Generation code by code without computing anything twice."""
 
-from typing import cast
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -9,6 +7,9 @@ from torch import Tensor, nn
 from prior.ordering import SlotType
 from prior.static_transformer import LEAST_ROWS, Linear, StaticTransformer
 from prior.transformer import Prior
+
+MOST_AT_ONCE = 64
+"""Steps of known codes that are taken together; bounds the memory of their attention."""
 
 
 class PriorCache:
@@ -33,10 +34,12 @@ class PriorCache:
             rows = max(rows, LEAST_ROWS)
         self._body = StaticTransformer(prior.body, rows, ordering.num_steps, prior.rotary)
         self._head = StaticTransformer(prior.head, rows, ordering.num_slots)
-        outputs = cast(list[nn.Linear], list(prior.outputs))
-        self._outputs = [
-            Linear(output.weight * self._head.gain, output.bias, rows) for output in outputs
-        ]
+        parent = prior.parent_projection
+        self._parent_projection = parent and Linear(parent.weight, None, rows)
+        self._outputs = []
+        for output in prior.outputs:
+            assert isinstance(output, nn.Linear)
+            self._outputs.append(Linear(output.weight * self._head.gain, output.bias, rows))
         self._table = prior.embedding.table()
         self._first_row = prior.embedding.first_row.tolist()
         self._slot_type = ordering.slot_type.tolist()
@@ -75,11 +78,14 @@ class PriorCache:
     @torch.inference_mode()
     def next_logits(self) -> Float[Tensor, "batch codes"]:
         """Logits of the next code; computes only what was appended since the last call."""
-        first, step, slot = self._body_length, self.step, self.slot
-        if first <= step:
-            inputs = self.prior.body_inputs(self._contents, self._condition, first, step + 1)
+        step, slot = self.step, self.slot
+        while self._body_length <= step:
+            first, last = self._body_length, min(self._body_length + MOST_AT_ONCE, step + 1)
+            inputs = self.prior.body_inputs(
+                self._contents, self._condition, first, last, self._parent_projection
+            )
             self._start_of_step = self._body(inputs, first)[:, -1]
-            self._body_length = step + 1
+            self._body_length = last
         inputs = torch.stack(
             [self._head_input(earlier) for earlier in range(self._head_length, slot + 1)], dim=1
         )

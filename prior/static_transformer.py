@@ -23,9 +23,7 @@ class Linear:
 
     def __init__(self, weight: Tensor, bias: Tensor | None, rows: int) -> None:
         self._is_blocked = (
-            weight.device.type == "cpu"
-            and weight.dtype == torch.float32
-            and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+            weight.device.type == "cpu" and weight.dtype == torch.float32 and torch._C._has_mkldnn
         )
         self._bias = bias
         self._weight = weight
@@ -54,11 +52,11 @@ class _Layer(NamedTuple):
     """Weights and cache of an attention and a feed-forward layer."""
 
     to_heads: Linear
-    gains: Tensor  # (2, heads, dim) of queries and keys
+    gains: Tensor  # (2, heads, dim) of queries and keys, with the scale of attention
     from_heads: Linear
     to_gates: Linear
     from_gates: Linear
-    keys: Tensor  # (B, length, heads, dim), rotated
+    keys: Tensor  # (B, heads, length, dim), rotated
     values: Tensor
 
 
@@ -113,24 +111,13 @@ class StaticTransformer:
         last = first + new
         num_heads, dim = layer.gains.shape[1:]
         heads = layer.to_heads(_normalized(hidden)).view(rows, new, 3, num_heads, dim)
-        layer.values[:, first:last] = heads[:, :, 2]
-        queries, keys = self._turned(_normalized(heads[:, :, :2]).mul_(layer.gains), first).unbind(
-            2
-        )
-        layer.keys[:, first:last] = keys
+        layer.values[:, :, first:last] = heads[:, :, 2].transpose(1, 2)
+        turned = self._turned(_normalized(heads[:, :, :2]).mul_(layer.gains), first)
+        layer.keys[:, :, first:last] = turned[:, :, 1].transpose(1, 2)
         if last == 1:  # a single key has all the weight
             return heads[:, :, 2].flatten(2)
-        is_whole = new == last
-        mask = None
-        if new > 1 and not is_whole:
-            mask = torch.ones(new, last, dtype=torch.bool, device=hidden.device).tril(first)
-        mixed: Tensor = nn.functional.scaled_dot_product_attention(
-            queries.transpose(1, 2),
-            layer.keys[:, :last].transpose(1, 2),
-            layer.values[:, :last].transpose(1, 2),
-            attn_mask=mask,
-            is_causal=is_whole,
-        )
+        queries = turned[:, :, 0].transpose(1, 2)
+        mixed = _mixed(queries, layer.keys[:, :, :last], layer.values[:, :, :last])
         return mixed.transpose(1, 2).reshape(rows, new, width)
 
     def _turned(self, heads: Tensor, first: int) -> Tensor:
@@ -142,19 +129,37 @@ class StaticTransformer:
         return torch.view_as_real(turned).flatten(-2)
 
 
+def _mixed(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Causal attention (B, heads, new, dim) of the newest of all inputs, whose scale is 1."""
+    new, last = queries.shape[2], keys.shape[2]
+    mask = None
+    if new > 1:
+        mask = torch.ones(new, last, dtype=torch.bool, device=keys.device).tril(last - new)
+    if keys.device.type == "cuda":  # only on a GPU
+        return nn.functional.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=mask, scale=1.0
+        )
+    # On a CPU that function is no faster, and an image's last bits depend on its thread.
+    weights = torch.bmm(queries.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2))
+    if mask is not None:
+        weights.masked_fill_(~mask, -math.inf)
+    mixed = torch.bmm(weights.softmax(-1), values.flatten(0, 1))
+    return mixed.view(queries.shape)
+
+
 def _layer(attention: Any, feed_forward: Any, rows: int, length: int) -> _Layer:
     """Reads a pair of x-transformers' layers: (norms, module, residual) each."""
     inner, gated = attention[1], feed_forward[1].ff
     weight = torch.cat([getattr(inner, f"to_{name}").weight for name in NAMES])
     gains = torch.stack([1 + norm.gamma.squeeze(1) for norm in (inner.q_rmsnorm, inner.k_rmsnorm)])
     _, num_heads, dim = gains.shape
-    cache = [weight.new_zeros(rows, length, num_heads, dim) for _ in range(2)]
+    cache = [weight.new_zeros(rows, num_heads, length, dim) for _ in range(2)]
     to_gates = gated[0].proj
     is_linear = isinstance(inner.to_out, nn.Linear)  # x-transformers spares it for a single head
     from_heads = inner.to_out.weight if is_linear else torch.eye(dim).to(weight)
     return _Layer(
         to_heads=Linear(weight * _gain(attention[0][0]), None, rows),
-        gains=gains * math.sqrt(dim),
+        gains=gains * gains.new_tensor([1.0, math.sqrt(dim)]).view(2, 1, 1),
         from_heads=Linear(from_heads, None, rows),
         to_gates=Linear(to_gates.weight * _gain(feed_forward[0][0]), to_gates.bias, rows),
         from_gates=Linear(gated[2].weight, gated[2].bias, rows),

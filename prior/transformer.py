@@ -1,7 +1,7 @@
 """The prior: a body over the steps of a code ordering, a head over the codes within a step."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -147,7 +147,7 @@ class Prior(PretrainedModule[PriorConfig]):
         indices: Sequence[Int[Tensor, "batch _depth _height _width"]],
         labels: Int[Tensor, " batch"] | None = None,
     ) -> list[list[Float[Tensor, "batch _height _width _codes"]]]:
-        """Logits of every code given all earlier ones, by group and layer, precise as the weights.
+        """Logits of every code given all earlier ones, per group and layer, never autocast.
 
         Raises:
             InputError: labels are missing, or given to an unconditional prior.
@@ -250,16 +250,19 @@ class Prior(PretrainedModule[PriorConfig]):
         condition: Float[Tensor, "batch 1 width"] | None,
         first: int,
         last: int,
+        parent_projection: Callable[[Tensor], Tensor] | None = None,
     ) -> Float[Tensor, "batch steps width"]:
         """The body's inputs at the steps first..last - 1.
 
-        `contents` holds the start vector, then the summaries of the steps before `last`.
+        `contents` holds the start vector, then the summaries of the steps before `last`;
+        `parent_projection` stands in for the module.
         """
+        parent_projection = parent_projection or self.parent_projection
         inputs = contents[:, first:last] + self.position_embedding[self._position[first:last]]
-        if self.parent_projection is not None:
+        if parent_projection is not None:
             # Without a parent, -1 + 1 points at the start vector.
             parents = contents[:, self.ordering.parent_step[first:last] + 1]
-            inputs = inputs + self.parent_projection(parents)
+            inputs = inputs + parent_projection(parents)
         return inputs if condition is None else inputs + condition
 
     def head_inputs(

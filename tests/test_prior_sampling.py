@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from prior import Prior, PriorConfig, PriorNetworkConfig, Sampler, sample, sample_generators
+from prior import Prior, PriorConfig, PriorNetworkConfig, sample, sample_generators
 from prior.drawing import draw, filter_logits
 from tokenizer.config import CodeMapConfig
 from tokenizer.pretrained import InputError
@@ -325,21 +325,3 @@ def test_a_prior_without_null_class_needs_labels_and_cannot_be_guided() -> None:
         sample(make_prior(num_classes=0), torch.tensor([0, 1]), generators)
     with pytest.raises(InputError, match="evaluation mode"):
         sample(prior.train(), torch.tensor([0, 1]), generators)
-
-
-@pytest.mark.parametrize("order", ORDERS)
-def test_batch_after_batch_is_drawn_as_by_fresh_samplers(order: str) -> None:
-    prior = make_prior(order=order)
-    sampler = Sampler(prior, guidance_scale=1.5)
-    for size, first in ((3, 0), (3, 3), (2, 6)):
-        labels = torch.arange(size) % 3
-        generators = [sample_generators(5, range(first, first + size)) for _ in range(2)]
-        expected = sample(prior, labels, generators[0], guidance_scale=1.5)
-        assert_same(sampler(labels, generators[1]), expected)
-
-
-def test_autocast_changes_no_code() -> None:
-    prior, labels = make_prior(), torch.tensor([0, 2])
-    expected = sample(prior, labels, sample_generators(5, range(2)))
-    with torch.autocast("cpu", torch.bfloat16):
-        assert_same(sample(prior, labels, sample_generators(5, range(2))), expected)

@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from prior import Prior, PriorCache, PriorConfig, PriorNetworkConfig
+from prior import Prior, PriorConfig, PriorNetworkConfig
 from prior import transformer as transformer_module
 from tokenizer.config import CodeMapConfig
 from tokenizer.pretrained import InputError
@@ -93,33 +93,6 @@ def test_a_code_never_changes_its_own_or_earlier_logits(order: str, positions: s
             torch.testing.assert_close(after[earlier], before[earlier], rtol=0, atol=0)
         if number + 1 < len(places):
             assert not torch.equal(after[number + 1], before[number + 1])
-
-
-@LAYOUTS
-def test_cached_logits_equal_the_full_forward(order: str, positions: str) -> None:
-    prior = make_prior(order=order, positions=positions)
-    indices, labels = random_indices(prior, 2), torch.tensor([0, 2])
-    expected = every_logit(prior, indices, labels)
-    codes = prior.ordering.flatten(indices)
-    cache = PriorCache(prior, labels)
-    for (step, slot), logits in zip(prior.ordering.mask.nonzero().tolist(), expected, strict=True):
-        assert (cache.step, cache.slot) == (step, slot)
-        torch.testing.assert_close(cache.next_logits(), logits, rtol=1e-4, atol=1e-5)
-        cache.append(codes[:, step, slot])
-
-
-@LAYOUTS
-def test_cached_logits_need_not_be_asked_for(order: str, positions: str) -> None:
-    prior = make_prior(order=order, positions=positions)
-    indices, labels = random_indices(prior, 2), torch.tensor([0, 2])
-    expected = every_logit(prior, indices, labels)
-    codes = prior.ordering.flatten(indices)
-    cache = PriorCache(prior, labels)
-    places = prior.ordering.mask.nonzero().tolist()
-    for number, ((step, slot), logits) in enumerate(zip(places, expected, strict=True)):
-        if number % 5 in (2, 4) or number > 18:
-            torch.testing.assert_close(cache.next_logits(), logits, rtol=1e-4, atol=1e-5)
-        cache.append(codes[:, step, slot])
 
 
 @pytest.mark.parametrize("order", ORDERS)
