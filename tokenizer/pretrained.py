@@ -47,7 +47,8 @@ def describe_validation_error(error: ValidationError) -> str:
             continue  # a wrong member, of which pydantic complains, too, is not counted
         # pydantic adds the members of a union to the path of a field.
         path = [str(part) for part in entry["loc"] if not UNION_MEMBER.search(str(part))]
-        field, message = shortened(".".join(path)), shortened(entry["msg"])
+        message = shortened(entry["msg"].removeprefix("Value error, "))  # pydantic's, of our own
+        field = shortened(".".join(path))
         is_told = entry["type"] in {"missing", "value_error"}
         given = "" if is_told else f", got {shortened(repr(entry['input']))}"
         # Of a union, the member that was meant: the one whose type is right.
