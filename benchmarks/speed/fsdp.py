@@ -84,7 +84,9 @@ def main() -> None:
     if torch.distributed.is_initialized():
         if torch.distributed.get_rank() == 0:
             Path(sys.argv[1]).write_text(json.dumps(facts, indent=2) + "\n")
+        torch.distributed.barrier()  # one that leaves early may abort the other
         torch.distributed.destroy_process_group()
+        os._exit(0)  # the backend's threads were once seen to abort an interpreter that ends
     else:
         Path(sys.argv[1]).write_text(json.dumps(facts, indent=2) + "\n")
 
