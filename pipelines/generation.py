@@ -212,8 +212,11 @@ class ImageGenerationPipeline:
 
         starts = range(0, len(image_indices), batch_size)
         tasks = (functools.partial(codes_of, slice(own, own + batch_size)) for own in starts)
-        # Codes are drawn while those before are decoded, and their images written.
-        with contextlib.closing(one_ahead(tasks, is_left.set)) as drawn:
+        # On a GPU codes are drawn while those before are decoded, and their images written. On a
+        # CPU the two would fight for the same cores.
+        ahead = self.device.type == "cuda"
+        batches = one_ahead(tasks, is_left.set) if ahead else (task() for task in tasks)
+        with contextlib.closing(batches) as drawn:
             for indices in drawn:
                 # On a CPU one by one: the last bits of a sum depend on the batch, and with them a
                 # byte.
