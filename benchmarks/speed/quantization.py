@@ -51,7 +51,8 @@ TRAINING = {
         Size(4_096, 1_024, 64, targets=FASTER),
         Size(16_384, 1_024, 64, 5, FASTER),
         Size(4_096, 8_192, 64, 5, FASTER),
-        Size(65_536, 8_192, 64, 1, FASTER),
+        Size(16_384, 8_192, 64, 3, FASTER),
+        Size(65_536, 8_192, 64, 1),
     ),
     "gpu": (
         Size(16_384, 256, 64, 20, {"whole matrices": 3}),
@@ -65,17 +66,21 @@ USE = {
     "gpu": (Size(65_536, 1_024, 64, 20), Size(65_536, 8_192, 64, 20)),
 }
 DEPTH = 4
+MOST_WHOLE = 2**28
+"""Elements of a matrix beyond which a CPU's memory may not hold the dozen of whole ones."""
 
 
 def comparisons(budget: Budget) -> Iterator[Comparison]:
     """A training step of the quantizer, and its use with hard codes."""
     device = "cuda" if budget == "gpu" and torch.cuda.is_available() else "cpu"
     for size in TRAINING[budget]:
-        contenders: dict[str, Mixture] = {"ours": _ours, "whole matrices": _plain}
+        contenders: dict[str, Mixture] = {"ours": _ours}
+        if device == "cuda" or size.positions * size.codes <= MOST_WHOLE:
+            contenders["whole matrices"] = _plain
         if device == "cuda":  # only on a GPU
             contenders["blocks of rows"] = _blocked
             contenders["two products N × K × d"] = _products
-        else:
+        elif "whole matrices" in contenders:
             contenders["whole matrices, torch's exponential noise"] = _exponential
         yield Comparison(
             f"forward and backward, {size.name}",
