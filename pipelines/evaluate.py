@@ -51,7 +51,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Results]:
     pipeline = None
     if config.what != "reconstruction":
         pipeline = ImageGenerationPipeline.from_pretrained(config.run_dir).to(accelerator.device)
-        pipeline.check_sampling(config.sampling)
+        pipeline.sampler(config.sampling)  # refuses settings that do not fit
         tokenizer = pipeline.tokenizer
     extractor = load_extractor(config.extractor).to(accelerator.device)
     tokenizer.to(accelerator.device)

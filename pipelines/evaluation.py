@@ -157,10 +157,10 @@ def evaluate_generation(
     num_other = min(config.num_images, len(other))
     other_items = chosen_items(len(other), num_other, config.seed)
 
+    sampler = pipeline.sampler(config.sampling)
+
     def generated(rows: np.ndarray) -> Tensor:
-        return torch.cat(
-            list(pipeline.draw(rows.tolist(), None, config.seed, config.sampling, len(rows)))
-        )
+        return torch.cat(list(pipeline.draw(rows.tolist(), None, config.seed, sampler, len(rows))))
 
     fake, real, floor = (
         extract_features(extractor, images_of, count, accelerator, title, config.batch_size)

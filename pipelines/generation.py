@@ -20,7 +20,6 @@ from pipelines.plots import to_pil
 from pipelines.prefetch import one_ahead
 from prior import Prior, Sampler, sample_generators
 from prior.config import MAX_GUIDANCE
-from prior.drawing import settings_per_layer
 from prior.sampling import check_guidance
 from tokenizer import Tokenizer
 from tokenizer.config import Temperature
@@ -159,13 +158,14 @@ class ImageGenerationPipeline:
         image_indices: Sequence[int],
         labels: Labels = None,
         seed: int = 0,
-        sampling: SamplingConfig = DEFAULT_SAMPLING,
+        sampling: SamplingConfig | Sampler = DEFAULT_SAMPLING,
         batch_size: int = 64,
         known: Sequence[Tensor] | None = None,
     ) -> Iterator[UInt8[Tensor, "batch channels height width"]]:
         """Generates the images with these indices, batch by batch: a share of a larger series.
 
-        `labels` and `known` have an entry per image; otherwise as in `__call__`.
+        `labels` and `known` have an entry per image; otherwise as in `__call__`. Who draws several
+        times gives a `sampler`, which starts up once.
 
         Raises:
             InputError: an argument is out of range; at once, if it can be known before sampling.
@@ -175,9 +175,9 @@ class ImageGenerationPipeline:
         for own in known or ():
             if len(own) != len(image_indices):
                 raise InputError(f"known must hold {len(image_indices)} images, got {len(own)}")
-        self.check_sampling(sampling)
+        sampler = sampling if isinstance(sampling, Sampler) else self.sampler(sampling)
         all_labels = self._labels(labels, image_indices)
-        return self._batches(image_indices, all_labels, seed, sampling, batch_size, known)
+        return self._batches(image_indices, all_labels, seed, sampler, batch_size, known)
 
     @torch.inference_mode()
     def _batches(
@@ -185,17 +185,10 @@ class ImageGenerationPipeline:
         image_indices: Sequence[int],
         all_labels: Tensor | None,
         seed: int,
-        sampling: SamplingConfig,
+        sampler: Sampler,
         batch_size: int,
         known: Sequence[Tensor] | None,
     ) -> Iterator[UInt8[Tensor, "batch channels height width"]]:
-        sampler = Sampler(
-            self.prior,
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            guidance_scale=sampling.guidance_scale,
-        )
         is_left = threading.Event()
 
         def go_on(_: int) -> None:
@@ -212,11 +205,12 @@ class ImageGenerationPipeline:
 
         starts = range(0, len(image_indices), batch_size)
         tasks = (functools.partial(codes_of, slice(own, own + batch_size)) for own in starts)
-        # On a GPU codes are drawn while those before are decoded, and their images written. On a
-        # CPU the two would fight for the same cores.
-        ahead = self.device.type == "cuda"
-        batches = one_ahead(tasks, is_left.set) if ahead else (task() for task in tasks)
-        with contextlib.closing(batches) as drawn:
+        drawn = (task() for task in tasks)
+        if self.device.type == "cuda":  # only on a GPU
+            # While codes are drawn, those before are decoded and their images written. On a CPU
+            # the two would fight for the same cores.
+            drawn = one_ahead(tasks, is_left.set)
+        with contextlib.closing(drawn):
             for indices in drawn:
                 # On a CPU one by one: the last bits of a sum depend on the batch, and with them a
                 # byte.
@@ -225,17 +219,15 @@ class ImageGenerationPipeline:
                 decoded = [self.tokenizer.decode(part) for part in zip(*parts, strict=True)]
                 yield to_uint8(torch.cat(decoded)).cpu()
 
-    def check_sampling(self, sampling: SamplingConfig) -> None:
-        """Whether codes can be drawn so.
+    def sampler(self, sampling: SamplingConfig) -> Sampler:
+        """What draws codes so; the prior must stay as and where it is.
 
         Raises:
             InputError: a setting does not fit the prior.
         """
-        settings_per_layer(
-            sampling.temperature, sampling.top_k, sampling.top_p, self.prior.config.codebook_sizes
-        )
         has_classes = self.prior.config.num_classes > 0
         check_guidance(self.prior, has_classes, sampling.guidance_scale)
+        return Sampler(self.prior, **sampling.model_dump())
 
     def encode(self, images: Float[Tensor, "batch channels height width"]) -> list[Tensor]:
         """Code indices (B, depth, h, w) per group of images on [-1, 1]."""

@@ -27,7 +27,7 @@ def make_optimizer(model: PretrainedModule[Any], config: TrainingConfig) -> torc
         opt="adamw",
         lr=config.learning_rate,
         betas=(0.9, config.beta2),
-        fused=True,  # one kernel for all parameters, on a GPU; a third of the time on a CPU
+        fused=True,  # one kernel for all parameters
     )
 
 

@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from PIL import Image
+from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -33,7 +34,6 @@ from pipelines.checkpoints import (
 )
 from pipelines.config import RunConfig, TrainingConfig
 from pipelines.divergence import NonFiniteWatch
-from pipelines.moving_average import MovingAverage
 from pipelines.optimizer import make_optimizer, set_learning_rate
 from pipelines.prefetch import loading, one_ahead, to_device
 from pipelines.processes import new_accelerator, seed_everything
@@ -153,7 +153,7 @@ def _train(stage: Stage, run_config: RunConfig, accelerator: Accelerator) -> Non
     model.to(accelerator.device)
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
-    ema = MovingAverage(model, config.ema_decay) if config.ema_decay else None
+    ema = ModelEmaV3(model, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None
     optimizer = make_optimizer(model, config)
     first_step = 0
     if state is not None:
@@ -213,7 +213,7 @@ def _train(stage: Stage, run_config: RunConfig, accelerator: Accelerator) -> Non
             stage.after_step(accelerator)
             finished = step + 1
             if ema is not None:
-                ema.update(finished)
+                ema.update(model, step=finished)
             bar.update(config.batch_size)
             is_last = finished == config.total_steps
             stops = stop.is_agreed()
@@ -251,7 +251,7 @@ class _Run(NamedTuple):
     output_dir: Path
     accelerator: Accelerator
     model: PretrainedModule[Any]
-    ema: MovingAverage | None
+    ema: ModelEmaV3 | None
     optimizer: torch.optim.Optimizer
     watch: NonFiniteWatch
 

@@ -4,13 +4,35 @@ Without a GPU, triton's interpreter runs them: TRITON_INTERPRET=1 must be set be
 imported, so that this is a program of its own.
 """
 
+from typing import no_type_check
+
 import torch
+import triton
+import triton.language as tl
+from torch import Tensor
 
 from tests.test_quantization import gradients
 from tokenizer.quantization import plain_mixture
-from tokenizer.quantization_triton import fused_mixture, fused_noise
+from tokenizer.quantization_triton import _gumbel, _store_rows, fused_mixture
 
 TEMPERATURE, SEED = 0.6, 2**61 + 12_345
+
+
+@triton.jit(do_not_specialize=["seed"])
+@no_type_check
+def _noise_strip(strip, seed, start, num_rows):
+    rows = tl.program_id(0) * 16 + tl.arange(0, 16)
+    _store_rows(strip, _gumbel(seed, rows, start, 16), rows, num_rows, 16, 16)
+
+
+def fused_noise(num_rows: int, num_codes: int, seed: int, device: torch.device) -> Tensor:
+    """The noise (N, K) that `fused_mixture` adds, a strip of 16 codes at a time."""
+    noise = torch.empty(num_rows, num_codes, device=device)
+    for start in range(0, num_codes, 16):
+        strip = torch.empty(num_rows, 16, device=device)
+        _noise_strip[(triton.cdiv(num_rows, 16),)](strip, seed, start, num_rows)
+        noise[:, start : start + 16] = strip[:, : num_codes - start]
+    return noise
 
 
 def check(positions: int, codes: int, dim: int, device: torch.device) -> None:

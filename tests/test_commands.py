@@ -22,6 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from pipelines.demo import demo
+from pipelines.generation import ImageGenerationPipeline
 from tests import workers
 from tests.tiny_runs import (
     CrashError,
@@ -163,6 +164,32 @@ def test_generate_depends_on_neither_batch_size_nor_number(
     for number in range(4):
         files = {(tmp_path / n / f"{number:06d}.png").read_bytes() for n in ("one", "all", "more")}
         assert len(files) == 1
+
+
+def test_generate_writes_the_images_of_the_pipeline(
+    run: Run, tiny_run: Path, pipeline: ImageGenerationPipeline
+) -> None:
+    assert run("generate", tiny_run, "--output-dir", "out", "--num-images", "5").status == 0
+    for number, image in enumerate(pipeline(5, progress=False)):
+        with Image.open(f"out/{number:06d}.png") as written:
+            assert isinstance(image, Image.Image)
+            assert written.tobytes() == image.tobytes()
+
+
+@pytest.mark.parametrize("count", ["1", "40"])
+def test_a_full_disk_ends_generate_with_one_line(
+    count: str, tiny_run: Path, tmp_path: Path, processes: ForkServerContext
+) -> None:
+    output = tmp_path / "output.txt"
+    options = ["--output-dir", str(tmp_path / "out"), "--num-images", count, "--batch-size", "2"]
+    process = processes.Process(
+        target=workers.command,
+        args=("pipelines.generate", [str(tiny_run), *options], output, 300),
+    )
+    process.start()
+    process.join()
+    assert_refused(Ended(process.exitcode or 0, "", output.read_text()), "File too large")
+    assert len(list((tmp_path / "out").iterdir())) < 10
 
 
 def test_reconstruct_writes_each_image_under_its_name(

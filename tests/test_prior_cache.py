@@ -1,7 +1,5 @@
 """The static cache beside the plain forward of x-transformers."""
 
-import itertools
-
 import pytest
 import torch
 from torch import Tensor
@@ -9,20 +7,8 @@ from torch import Tensor
 from prior import Prior, PriorCache, PriorConfig, PriorNetworkConfig, Sampler, sample
 from prior.sampling import sample_generators
 from prior.static_transformer import StaticTransformer
-from tokenizer.config import CodeMapConfig
+from tests.test_prior_transformer import LAYOUTS, PYRAMID, every_logit, random_indices
 
-PYRAMID = (
-    CodeMapConfig(height=2, width=2, codebook_sizes=(5, 4), code_dim=3),
-    CodeMapConfig(height=4, width=4, codebook_sizes=(6,), code_dim=4),
-)
-ORDERS = ("coarse_to_fine", "cell")
-LAYOUTS = pytest.mark.parametrize(
-    ("order", "positions"),
-    [
-        pytest.param(*pair, id="-".join(pair))
-        for pair in itertools.product(ORDERS, ("learned", "rotary"))
-    ],
-)
 PRECISIONS = pytest.mark.parametrize(
     ("dtype", "tolerance"),
     [
@@ -54,35 +40,9 @@ def make_prior(
     labels = torch.tensor([0, 2, 1, 1]) if num_classes else None
     for _ in range(8):
         optimizer.zero_grad()
-        prior(random_indices(4), labels).loss.backward()
+        prior(random_indices(prior, 4), labels).loss.backward()
         optimizer.step()
     return prior.eval()
-
-
-def random_indices(batch: int, seed: int = 1) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        torch.stack(
-            [
-                torch.randint(size, (batch, m.height, m.width), generator=generator)
-                for size in m.codebook_sizes
-            ],
-            dim=1,
-        )
-        for m in PYRAMID
-    ]
-
-
-@torch.no_grad()
-def every_logit(prior: Prior, indices: list[Tensor], labels: Tensor | None) -> list[Tensor]:
-    """Logits (B, K) by (step, slot) in the order of generation, from the plain forward."""
-    by_layer = prior.logits(indices, labels)
-    ordering = prior.ordering
-    return [
-        by_layer[group][layer][:, ordering.row[step, slot], ordering.column[step, slot]]
-        for step, types in enumerate(ordering.steps)
-        for slot, (group, _, layer) in enumerate(types)
-    ]
 
 
 def cached_logits(cache: PriorCache, indices: list[Tensor]) -> list[Tensor]:
@@ -109,7 +69,7 @@ def test_cached_logits_equal_the_full_forward(
     order: str, positions: str, num_classes: int, dtype: torch.dtype, tolerance: float
 ) -> None:
     prior = make_prior(order, positions, num_classes).to(dtype)
-    indices, labels = random_indices(3), torch.tensor([0, 2, 3])
+    indices, labels = random_indices(prior, 3), torch.tensor([0, 2, 3])
     expected = every_logit(prior, indices, labels if num_classes else None)
     found = cached_logits(PriorCache(prior, labels), indices)
     assert_close(found, expected, tolerance)
@@ -121,7 +81,7 @@ def test_cached_logits_need_not_be_asked_for(
     order: str, positions: str, dtype: torch.dtype, tolerance: float
 ) -> None:
     prior = make_prior(order, positions).to(dtype)
-    indices, labels = random_indices(2), torch.tensor([0, 2])
+    indices, labels = random_indices(prior, 2), torch.tensor([0, 2])
     expected = every_logit(prior, indices, labels)
     codes = prior.ordering.flatten(indices)
     cache = PriorCache(prior, labels)
@@ -134,7 +94,7 @@ def test_cached_logits_need_not_be_asked_for(
 
 def test_a_strong_dropout_in_training_changes_nothing_in_use() -> None:
     prior = make_prior("cell", dropout=0.9)
-    indices, labels = random_indices(2), torch.tensor([0, 2])
+    indices, labels = random_indices(prior, 2), torch.tensor([0, 2])
     expected = every_logit(prior, indices, labels)
     assert_close(cached_logits(PriorCache(prior, labels), indices), expected, 1e-5)
 
@@ -143,10 +103,10 @@ def test_a_cache_that_is_restarted_equals_a_new_one() -> None:
     prior = make_prior("coarse_to_fine")
     first, second = torch.tensor([0, 2]), torch.tensor([1, 3])
     cache = PriorCache(prior, first)
-    cached_logits(cache, random_indices(2, seed=5))
+    cached_logits(cache, random_indices(prior, 2, seed=5))
     cache.restart(second)
-    found = cached_logits(cache, random_indices(2))
-    assert_close(found, cached_logits(PriorCache(prior, second), random_indices(2)), 0)
+    found = cached_logits(cache, random_indices(prior, 2))
+    assert_close(found, cached_logits(PriorCache(prior, second), random_indices(prior, 2)), 0)
 
 
 def test_known_codes_cost_no_step_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +121,7 @@ def test_known_codes_cost_no_step_of_their_own(monkeypatch: pytest.MonkeyPatch) 
         return take(transformer, inputs, first)
 
     monkeypatch.setattr(StaticTransformer, "__call__", counted)
-    codes = prior.ordering.flatten(random_indices(2))
+    codes = prior.ordering.flatten(random_indices(prior, 2))
     for step in range(3):
         for slot in range(prior.ordering.num_slots):
             cache.append(codes[:, step, slot])
@@ -177,7 +137,7 @@ def test_on_a_cpu_logits_do_not_depend_on_the_batch_bit_for_bit(
     order: str, positions: str, num_threads: int
 ) -> None:
     prior = make_prior(order, positions)
-    indices, labels = random_indices(13), torch.arange(13) % 4
+    indices, labels = random_indices(prior, 13), torch.arange(13) % 4
     previous = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:
@@ -206,7 +166,7 @@ def test_guided_codes_are_those_of_the_guided_forward(order: str, positions: str
 def test_batches_of_one_sampler_equal_samples_of_their_own() -> None:
     prior = make_prior("cell")
     sampler = Sampler(prior, temperature=0.8, guidance_scale=1.5)
-    known = random_indices(2)
+    known = random_indices(prior, 2)
     known[1].fill_(-1)
     for first, last, given in ((0, 2, None), (2, 4, None), (4, 6, known), (6, 7, None)):
         labels = torch.arange(first, last) % 3

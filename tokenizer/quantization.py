@@ -54,16 +54,26 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
+def code_biases(
+    codebook: Float[Tensor, "codes dim"], precision: Float[Tensor, ""] | float = 1.0
+) -> Float[Tensor, " codes"]:
+    """-‖b_k‖² / 2s²."""
+    return codebook.square().sum(1) * (-precision / 2)
+
+
 def proximity(
     latents: Float[Tensor, "positions dim"],
     codebook: Float[Tensor, "codes dim"],
     precision: Float[Tensor, ""] | float = 1.0,
+    bias: Float[Tensor, " codes"] | None = None,
 ) -> Float[Tensor, "positions codes"]:
     """-‖ẑ - b_k‖² / 2s² up to ‖ẑ‖² / 2s², which no softmax over k and no arg max sees.
 
-    `precision` is 1 / s².
+    `precision` is 1 / s²; `bias` is `code_biases` where many blocks share it.
     """
-    return torch.addmm(codebook.square().sum(1) * (-precision / 2), latents * precision, codebook.T)
+    if bias is None:
+        bias = code_biases(codebook, precision)
+    return torch.addmm(bias, latents * precision, codebook.T)
 
 
 def nearest_codes(
@@ -71,8 +81,10 @@ def nearest_codes(
 ) -> Int[Tensor, " positions"]:
     """Index of the nearest code, the first of several: arg min_k ‖ẑ - b_k‖."""
     with torch.no_grad():
+        bias = code_biases(codebook)
         found = [
-            proximity(latents[rows], codebook).argmax(1) for _, rows in _blocks(latents, codebook)
+            proximity(latents[rows], codebook, bias=bias).argmax(1)
+            for _, rows in _blocks(latents, codebook)
         ]
     return torch.cat(found)
 
@@ -175,9 +187,14 @@ class _Block(NamedTuple):
 
 
 def _mixed(
-    latents: Tensor, codebook: Tensor, precision: Tensor, temperature: float, noise: Tensor
+    latents: Tensor,
+    codebook: Tensor,
+    precision: Tensor,
+    bias: Tensor,
+    temperature: float,
+    noise: Tensor,
 ) -> _Block:
-    log_posterior = proximity(latents, codebook, precision).log_softmax(1)
+    log_posterior = proximity(latents, codebook, precision, bias).log_softmax(1)
     perturbed = noise.add_(log_posterior)
     indices = perturbed.argmax(1)
     return _Block(log_posterior, perturbed.div_(temperature).softmax(1), indices)
@@ -193,8 +210,9 @@ def _sampled(
     latents: Tensor, codebook: Tensor, variance: Tensor, seed: int
 ) -> tuple[Tensor, Tensor]:
     indices, entropies = [], []
+    bias = code_biases(codebook, 1 / variance)
     for block, rows in _blocks(latents, codebook):
-        log_posterior = proximity(latents[rows], codebook, 1 / variance).log_softmax(1)
+        log_posterior = proximity(latents[rows], codebook, 1 / variance, bias).log_softmax(1)
         entropies.append(_entropy(log_posterior))
         indices.append(_noise(latents[rows], codebook, seed, block).add_(log_posterior).argmax(1))
     return torch.cat(indices), torch.cat(entropies)
@@ -218,9 +236,11 @@ class _BlockedMixture(torch.autograd.Function):
         entropies = torch.empty_like(latents[:, 0])
         indices = torch.empty_like(entropies, dtype=torch.int64)
         kept: list[Tensor] = []
+        precision = 1 / variance
+        bias = code_biases(codebook, precision)
         for block, rows in _blocks(latents, codebook):
             noise = _noise(latents[rows], codebook, seed, block)
-            own = _mixed(latents[rows], codebook, 1 / variance, temperature, noise)
+            own = _mixed(latents[rows], codebook, precision, bias, temperature, noise)
             torch.mm(own.weights, codebook, out=quantized[rows])
             entropies[rows] = _entropy(own.log_posterior)
             indices[rows] = own.indices
@@ -243,6 +263,7 @@ class _BlockedMixture(torch.autograd.Function):
         """
         latents, codebook, variance, entropies, *kept = ctx.saved_tensors
         precision = 1 / variance
+        bias = code_biases(codebook, precision)
         grad_latents = torch.empty_like(latents)
         grad_codebook = torch.zeros_like(codebook)
         totals = torch.zeros_like(codebook[:, 0])  # (K,)
@@ -255,7 +276,7 @@ class _BlockedMixture(torch.autograd.Function):
                 else:
                     noise = _noise(own_latents, codebook, ctx.seed, block)
                     log_posterior, weights, _ = _mixed(
-                        own_latents, codebook, precision, ctx.temperature, noise
+                        own_latents, codebook, precision, bias, ctx.temperature, noise
                     )
                 grad_codebook.addmm_(weights.T, own_grad)
                 grad = own_grad @ codebook.T  # ∂/∂w, then ∂/∂a: (n, K)

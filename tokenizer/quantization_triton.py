@@ -224,23 +224,6 @@ def fused_mixture(
     return Draw(*_FusedMixture.apply(latents, codebook, variance, temperature, seed))
 
 
-def fused_noise(num_rows: int, num_codes: int, seed: int, device: torch.device) -> Tensor:
-    """The noise (N, K) that `fused_mixture` adds, for tests."""
-    noise = torch.empty(num_rows, num_codes, device=device)
-    for start in range(0, num_codes, 16):  # a strip of 16 codes at a time
-        strip = torch.empty(num_rows, 16, device=device)
-        _noise_strip[(triton.cdiv(num_rows, 16),)](strip, seed, start, num_rows, BLOCK_N=16)
-        noise[:, start : start + 16] = strip[:, : num_codes - start]
-    return noise
-
-
-@triton.jit(do_not_specialize=["seed"])
-@no_type_check
-def _noise_strip(strip, seed, start, num_rows, BLOCK_N: tl.constexpr):
-    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    _store_rows(strip, _gumbel(seed, rows, start, 16), rows, num_rows, 16, 16)
-
-
 class _FusedMixture(torch.autograd.Function):
     @staticmethod
     def forward(
