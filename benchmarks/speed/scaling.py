@@ -143,8 +143,10 @@ def plot_curve(curve: Mapping[str, Any], path: Path) -> None:
     axes.loglog(values, level * values**slope, color="0.7", label=f"exponent {slope:.2f}")
     axes.loglog(values, seconds, "o", label="measured")
     axes.set_xticks(values, [str(value) for value in values])
+    ends = seconds[[0, -1]]
+    axes.set_yticks(ends, [f"{1000 * own:.3g}" for own in ends])
     axes.minorticks_off()
-    axes.set(xlabel=curve["title"], ylabel="seconds per step")
+    axes.set(xlabel=curve["title"], ylabel="milliseconds per step")
     axes.xaxis.label.set_fontsize(8)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=110)
