@@ -1,13 +1,10 @@
 """Everything a run needs to go on, in `state/`: weights, moving average, optimizer and step.
 
 Random numbers, data order and rates are functions of the step, so nothing else has to be kept.
-Only safetensors and JSON are written and read. `state.json` is the manifest: sizes and hashes of
-the other files, and of itself.
+Only safetensors and JSON are written and read. `state.json` is the manifest.
 """
 
 import contextlib
-import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Mapping
@@ -19,7 +16,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from tokenizer.pretrained import InputError, flush_to_disk, load_safetensors
+from pipelines.manifest import check_files, read_manifest, write_manifest
+from tokenizer.pretrained import InputError, flush_to_disk, load_safetensors, naming
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +36,8 @@ class TrainingState(NamedTuple):
     """Tensors of the optimizer by parameter number."""
     sources: Mapping[str, str] = MappingProxyType({})
     """Hashes of what the run learns from, by name."""
+    metrics: str = ""
+    """Hash of what metrics.jsonl holds up to this step."""
 
 
 def save_state(folder: Path, state: TrainingState) -> None:
@@ -53,7 +53,6 @@ def save_state(folder: Path, state: TrainingState) -> None:
         shutil.rmtree(abandoned)
     temporary.mkdir(parents=True)
     try:
-        files = {}
         for name, tensors in (
             ("model", state.model),
             ("ema", state.ema),
@@ -61,13 +60,11 @@ def save_state(folder: Path, state: TrainingState) -> None:
         ):
             path = temporary / f"{name}.safetensors"
             contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
-            safetensors.torch.save_file(contiguous, path)
-            files[path.name] = _describe(path)
-        manifest = {"step": state.step, "sources": dict(state.sources), "files": files}
-        manifest["sha256"] = _manifest_hash(manifest)
-        (temporary / "state.json").write_text(json.dumps(manifest, indent=2) + "\n")
-        for path in [*temporary.iterdir(), temporary]:
-            flush_to_disk(path)
+            with naming(target):
+                safetensors.torch.save_file(contiguous, path)
+        facts = {"step": state.step, "sources": dict(state.sources), "metrics": state.metrics}
+        with naming(target):
+            write_manifest(temporary / "state.json", facts)
         if target.exists():
             target.rename(replaced)
         temporary.rename(target)
@@ -99,18 +96,26 @@ def load_state(folder: Path, fallback: str | None = None) -> TrainingState | Non
     if not states:
         return None
     newest = states[-1]
+    anew = f"remove {folder.parent} to start anew"
     try:
-        return _read_state(newest)
+        state = _read_state(newest)
     except InputError as error:
         if fallback in (None, newest.name):
             way_out = (
                 f"give --resume-from {names[-2]} to go on from the checkpoint before it"
                 if len(names) > 1
-                else f"there is none before it: remove {folder.parent} to start anew"
+                else f"there is none before it: {anew}"
             )
             raise InputError(f"{error}; {way_out}") from error
         logger.warning("%s; going on from %s", error, fallback)
-    return _read_state(folder / fallback)
+    else:
+        if fallback not in (None, newest.name):
+            logger.warning("%s is whole: going on from it, not from %s", newest, fallback)
+        return state
+    try:
+        return _read_state(folder / fallback)
+    except InputError as error:
+        raise InputError(f"{error}; {newest.name} is damaged, too: {anew}") from error
 
 
 def newest_sources(output_dir: Path) -> Mapping[str, str] | None:
@@ -164,44 +169,25 @@ def _states(folder: Path) -> list[Path]:
 def _read_state(folder: Path) -> TrainingState:
     manifest = _read_manifest(folder)
     tensors = {}
+    check_files(folder / "state.json", manifest)
     for name in ("model", "ema", "optimizer"):
-        path = folder / f"{name}.safetensors"
-        if not path.is_file() or _describe(path) != manifest["files"][path.name]:
-            raise InputError(f"{path} is damaged: it does not match state.json")
-        tensors[name] = load_safetensors(path)
+        tensors[name] = load_safetensors(folder / f"{name}.safetensors")
     return TrainingState(
         manifest["step"],
         tensors["model"],
         tensors["ema"],
         _unflatten(tensors["optimizer"]),
         manifest["sources"],
+        manifest.get("metrics", ""),
     )
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / "state.json"
-    try:
-        manifest = json.loads(path.read_text())
-        if manifest["sha256"] != _manifest_hash(manifest):
-            raise ValueError("it does not match its own hash")
-        if folder.name != f"step_{manifest['step']:08d}":
-            raise ValueError(f"it is of step {manifest['step']}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is damaged: {error}") from error
-    return dict(manifest)
-
-
-def _manifest_hash(manifest: dict[str, Any]) -> str:
-    hashed = {name: value for name, value in manifest.items() if name != "sha256"}
-    return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
-
-
-def _describe(path: Path) -> dict[str, int | str]:
-    with path.open("rb") as file:
-        return {
-            "bytes": path.stat().st_size,
-            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
-        }
+    manifest = read_manifest(path)
+    if folder.name != f"step_{manifest['step']:08d}":
+        raise InputError(f"{path} is damaged: it is of step {manifest['step']}")
+    return manifest
 
 
 def _flatten(state: OptimizerState) -> dict[str, Tensor]:

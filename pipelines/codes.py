@@ -15,9 +15,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pipelines.data import ImageDataset, to_float
+from pipelines.manifest import check_files, read_manifest, write_manifest
 from tokenizer import Tokenizer
-from tokenizer.pretrained import InputError
-from tokenizer.untrusted import read_json
+from tokenizer.pretrained import InputError, flush_to_disk, naming
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,8 @@ def extract_codes(
     """Encodes `dataset` into `folder/<key>/`, or opens what an earlier run has left there.
 
     The key is a hash of tokenizer, data and options; `batch_size` changes memory and speed alone.
-    Each process encodes a share; a folder under its final name is complete.
+    Each process encodes a share; a folder under its final name is complete, and its files are
+    compared with their hashes whenever it is opened.
     """
     facts: dict[str, Any] = {
         "tokenizer": tokenizer.content_hash(),
@@ -87,20 +88,24 @@ def extract_codes(
         _encode(tokenizer, dataset, temporary, accelerator, num_entries, keeps_latents, batch_size)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            (temporary / "facts.json").write_text(json.dumps(facts, indent=2) + "\n")
+            with naming(target):
+                write_manifest(temporary / "facts.json", facts)
             shutil.rmtree(target, ignore_errors=True)
             temporary.rename(target)
+            flush_to_disk(folder)
         accelerator.wait_for_everyone()
+    manifest = target / "facts.json"
     try:
-        found = read_json(target / "facts.json")
-        indices = [_open(target / f"indices_{number}.npy") for number in range(len(maps))]
-        latents = [
-            _open(target / f"latents_{number}.npy") for number in range(len(maps) * keeps_latents)
-        ]
-    except (FileNotFoundError, EOFError, ValueError) as error:
-        raise InputError(f"{target} is damaged, remove it: {error}") from error
-    if found != facts or any(len(own) != num_entries for own in [*indices, *latents]):
-        raise InputError(f"{target} does not hold the codes of this tokenizer and data; remove it")
+        found = read_manifest(manifest)
+        check_files(manifest, found)
+        if {name: found.get(name) for name in facts} != facts:
+            raise InputError(f"{target} does not hold the codes of this tokenizer and data")
+    except InputError as error:
+        raise InputError(f"{error}; delete {target} and start again") from error
+    indices = [_open(target / f"indices_{number}.npy") for number in range(len(maps))]
+    latents = [
+        _open(target / f"latents_{number}.npy") for number in range(len(maps) * keeps_latents)
+    ]
     return CodeDataset(indices, latents, dataset.labels, len(dataset))
 
 
@@ -140,7 +145,7 @@ def _encode(
 def _create(path: Path, kind: type, shape: tuple[int, ...]) -> None:
     np.lib.format.open_memmap(path, "w+", dtype=kind, shape=shape).flush()
     if hasattr(os, "posix_fallocate"):  # on a full disk, a write to a memory map kills the process
-        with path.open("r+b") as file:
+        with naming(path), path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 

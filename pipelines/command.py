@@ -1,6 +1,7 @@
 """What all commands share: presets and saved files, overrides, one-line errors."""
 
 import contextlib
+import errno
 import io
 import logging
 import os
@@ -16,7 +17,6 @@ import torch
 import tyro
 from accelerate import PartialState
 from pydantic import ValidationError
-from safetensors import SafetensorError
 
 from pipelines.processes import is_lost_partner
 from tokenizer.pretrained import InputError, StrictConfig, describe_validation_error
@@ -29,6 +29,9 @@ TRAINING_MEMORY = (
     "training.batch-size in a new run-dir"
 )
 """What saves memory in both stages: all work beside the steps is cut by the same numbers."""
+
+MAKE_ROOM = "make room there and run the same command again"
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # There is no class for these: torch's CPU allocator, C++, CUDA's libraries, the system, oneDNN.
 _NO_MEMORY = re.compile(
@@ -112,41 +115,45 @@ def parse_options(
         except SystemExit as stop:
             if not stop.code:
                 raise
-            raise InputError(_complaint(stop, output.getvalue(), default)) from stop
+            raise InputError(_complaint(stop, output.getvalue(), given, default)) from stop
     return config
 
 
-def _complaint(stop: SystemExit, box: str, default: StrictConfig | None) -> str:
+def _complaint(
+    stop: SystemExit, box: str, given: Sequence[str], default: StrictConfig | None
+) -> str:
     """What pydantic said, if that was why tyro stopped; otherwise the message in tyro's box."""
     cause: BaseException | None = stop
     while cause is not None:
         if isinstance(cause, ValidationError):
             # tyro builds one section after the other, so pydantic knows only the field.
-            section = _section(default, cause.title)
+            sections = list(_sections(default, cause.title))
+            options = " ".join(given).replace("-", "_")
+            section = next((own for own in sections if own in options), "".join(sections[:1]))
             return section + describe_validation_error(cause).replace("; ", f"; {section}")
         cause = cause.__context__
-    sections: list[list[str]] = [[]]  # title, message, hints
+    parts: list[list[str]] = [[]]  # title, message, hints
     for line in box.splitlines():
         if set(line.strip()) == {"-"}:
-            sections.append([])
+            parts.append([])
         else:
-            sections[-1].append(line)
-    message = sections[1] if len(sections) > 1 else sections[0]
+            parts[-1].append(line)
+    message = parts[1] if len(parts) > 1 else parts[0]
     return " ".join(" ".join(message).split())
 
 
-def _section(config: object, class_name: str) -> str:
-    """Where a config holds one of this class: "training." or "tokenizer.networks.", say."""
-    if not isinstance(config, StrictConfig):
-        return ""
-    for name in type(config).model_fields:
-        value = getattr(config, name)
-        if type(value).__name__ == class_name:
-            return f"{name}."
-        inner = _section(value, class_name)
-        if inner:
-            return f"{name}.{inner}"
-    return ""
+def _sections(config: object, class_name: str, path: str = "") -> Iterator[str]:
+    """Where a config holds one of this class: "training." or "tokenizer.groups.0.", say."""
+    if isinstance(config, tuple):
+        members = {str(number): member for number, member in enumerate(config)}
+    elif isinstance(config, StrictConfig):
+        members = {name: getattr(config, name) for name in type(config).model_fields}
+        if path and type(config).__name__ == class_name:
+            yield path
+    else:
+        return
+    for name, member in members.items():
+        yield from _sections(member, class_name, f"{path}{name}.")
 
 
 def run_command(
@@ -166,12 +173,12 @@ def run_command(
                 main()
         except ValidationError as error:
             fail(describe_validation_error(error))
-        # safetensors reports a full disk by an error of its own.
-        except (InputError, ArithmeticError, SafetensorError) as error:
+        except (InputError, ArithmeticError) as error:
             fail(str(error))
         except OSError as error:
             named = f"{error.filename}: " if error.filename else ""
-            fail(f"{named}{error.strerror or error}")
+            way_on = f"; {MAKE_ROOM}" if error.errno in _NO_SPACE else ""
+            fail(f"{named}{error.strerror or error}{way_on}")
         except RuntimeError as error:
             if not is_lost_partner(error):
                 raise

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from prior.config import MAX_GUIDANCE, PriorNetworkConfig
 from tokenizer.config import Share, Temperature, TokenizerConfig
@@ -113,6 +113,13 @@ class RunConfig(StrictConfig):
     training: TrainingConfig = TrainingConfig()
     resume_from: Annotated[str | None, Field(pattern=r"^step_\d{8,}$", exclude=True)] = None
     """Older checkpoint in state/ to go on from if the newest is damaged: step_00001000, say."""
+
+    @field_validator("run_dir")
+    @classmethod
+    def _check(cls, run_dir: Path) -> Path:
+        if run_dir == Path():  # also of an empty text, such as a shell's unset variable
+            raise ValueError("must name a folder of its own, got '' or '.'")
+        return run_dir
 
     @property
     def tokenizer_dir(self) -> Path:

@@ -101,10 +101,11 @@ def load_images(config: DataConfig, split: Literal["train", "validation"]) -> Im
     images, labels, facts = load_or_store(config.cache_dir, source, shape)
     if facts.unreadable:
         logger.warning(
-            "%s: skipped %d unreadable files, the first is %s",
+            "%s: left out %d files that are unreadable, the first is %s; %d images remain",
             facts.description,
             len(facts.unreadable),
             facts.unreadable[0],
+            facts.num_images,
         )
     return ImageDataset(
         images=images,

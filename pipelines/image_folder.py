@@ -135,7 +135,7 @@ def folder_source(config: DataConfig, split: Literal["train", "validation"]) -> 
     if config.validation_root is None:
         chosen = _hold_out(listing, config, split)
         how = (
-            f"{split} {len(chosen.names)} of {len(listing.names)} images "
+            f"{split} {len(chosen.names)} of {len(listing.names)} files "
             f"(validation share {config.validation_share:g}, seed {config.seed})"
         )
     else:
@@ -147,7 +147,7 @@ def folder_source(config: DataConfig, split: Literal["train", "validation"]) -> 
         )
         validation = _match_classes(listing, other)
         chosen = listing if split == "train" else validation
-        how = f"{split} {len(chosen.names)} images"
+        how = f"{split} {len(chosen.names)} files"
     conversion = describe_conversion(config.image_size, config.channels)
     return ImageSource(
         name=f"folder-{split}",

@@ -1,6 +1,8 @@
 """The record of a run: `metrics.jsonl`, one object a line, and TensorBoard beside it."""
 
+import hashlib
 import json
+import logging
 import math
 import os
 from collections.abc import Mapping
@@ -10,7 +12,9 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from tokenizer.pretrained import InputError, replace_file
+from tokenizer.pretrained import InputError, naming, replace_file
+
+logger = logging.getLogger(__name__)
 
 Metrics = Mapping[str, float | list[float]]
 
@@ -20,19 +24,35 @@ class RunLog:
 
     TensorBoard keeps what an interrupted run had shown, and shows the later value.
 
+    Args:
+        folder: of the stage.
+        accelerator: its trackers are started.
+        first_step: to go on from; later lines will be written again.
+        content_hash: of the lines up to there, as `flush` gave it; others are warned about.
+
     Raises:
         InputError: a line of metrics.jsonl is damaged.
     """
 
-    def __init__(self, folder: Path, accelerator: Accelerator, first_step: int) -> None:
+    def __init__(
+        self, folder: Path, accelerator: Accelerator, first_step: int, content_hash: str = ""
+    ) -> None:
         self._accelerator = accelerator
+        self._folder = folder
         self._file = None
+        self._hash = hashlib.sha256()
         if accelerator.is_main_process:
             path = folder / "metrics.jsonl"
-            if path.exists():
-                kept = _lines_until(path, first_step)
-                replace_file(path, lambda temporary: temporary.write_bytes(b"".join(kept)))
-            self._file = path.open("a")
+            kept = b"".join(_lines_until(path, first_step) if path.exists() else [])
+            self._hash.update(kept)
+            if content_hash not in ("", self._hash.hexdigest()):
+                logger.warning(
+                    "%s: lines up to step %d are missing or changed; the weights are not affected",
+                    path,
+                    first_step,
+                )
+            replace_file(path, lambda temporary: temporary.write_bytes(kept))
+            self._file = path.open("ab")
         accelerator.init_trackers("tensorboard")
 
     def __enter__(self) -> "RunLog":
@@ -47,27 +67,38 @@ class RunLog:
         if self._file is not None:
             self._file.close()
         # Not `end_training`, which would part the processes before the next stage.
-        for tracker in self._accelerator.trackers:
-            tracker.finish()
+        with naming(self._folder / "tensorboard"):
+            for tracker in self._accelerator.trackers:
+                tracker.finish()
 
-    def flush(self) -> None:
-        """Waits until all lines are on the disk: a checkpoint must not be ahead of them."""
-        if self._file is not None:
-            os.fsync(self._file.fileno())
+    def flush(self) -> str:
+        """Waits until all lines are on the disk: a checkpoint must not be ahead of them.
+
+        Returns:
+            Their hash on the main process, nothing on others.
+        """
+        if self._file is None:
+            return ""
+        os.fsync(self._file.fileno())
+        return self._hash.hexdigest()
 
     def write(self, step: int, phase: str, metrics: Metrics) -> None:
         """One line: `step` counts finished optimizer steps, `phase` is train or validation."""
         if self._file is None:
             return
-        self._file.write(json.dumps({"step": step, "phase": phase, **metrics}) + "\n")
-        self._file.flush()
+        line = json.dumps({"step": step, "phase": phase, **metrics}).encode() + b"\n"
+        with naming(self._folder / "metrics.jsonl"):
+            self._file.write(line)
+            self._file.flush()
+        self._hash.update(line)
         flat: dict[str, float] = {}
         for name, value in metrics.items():
             if isinstance(value, list):
                 flat |= {f"{phase}/{name}/layer_{n}": entry for n, entry in enumerate(value)}
             elif math.isfinite(value):
                 flat[f"{phase}/{name}"] = value
-        self._accelerator.log(flat, step=step)
+        with naming(self._folder / "tensorboard"):
+            self._accelerator.log(flat, step=step)
 
 
 def _lines_until(path: Path, last_step: int) -> list[bytes]:

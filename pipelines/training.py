@@ -40,7 +40,7 @@ from pipelines.processes import new_accelerator, seed_everything
 from pipelines.run_folder import locked, write_run_config
 from pipelines.run_log import Metrics, RunLog
 from pipelines.stopping import noted_signals
-from tokenizer.pretrained import InputError, PretrainedModule
+from tokenizer.pretrained import InputError, PretrainedModule, naming
 
 
 class Loss(NamedTuple):
@@ -189,7 +189,7 @@ def _train(stage: Stage, run_config: RunConfig, accelerator: Accelerator) -> Non
         noted_signals(accelerator) as stop,  # until all that follows is closed, too
         bar,
         contextlib.closing(one_ahead(tasks)) as loaded,
-        RunLog(output_dir, accelerator, first_step) as log,
+        RunLog(output_dir, accelerator, first_step, state.metrics if state else "") as log,
     ):
         started, logged_step = time.perf_counter(), first_step
         for step in steps:
@@ -235,8 +235,7 @@ def _train(stage: Stage, run_config: RunConfig, accelerator: Accelerator) -> Non
                 log.write(finished, "validation", run.validate(finished))
                 started, logged_step = time.perf_counter(), finished
             if saves:
-                log.flush()
-                run.save(finished)
+                run.save(finished, log.flush())
             if stops:
                 raise KeyboardInterrupt(
                     f"stopped and saved at step {finished}; run the same command to go on"
@@ -272,15 +271,19 @@ class _Run(NamedTuple):
             if self.accelerator.is_main_process:
                 folder = self.output_dir / "samples"
                 folder.mkdir(exist_ok=True)
-                self.stage.picture(used).save(folder / f"step_{step:08d}.png")
+                path = folder / f"step_{step:08d}.png"
+                with naming(path):
+                    self.stage.picture(used).save(path)
         used.train(was_training)
         return metrics
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, metrics_hash: str) -> None:
         """The state for resuming, and the model for use."""
         ema = {} if self.ema is None else self.ema.module.state_dict()
         moments = optimizer_state(self.optimizer)
-        state = TrainingState(step, self.model.state_dict(), ema, moments, self.stage.sources)
+        state = TrainingState(
+            step, self.model.state_dict(), ema, moments, self.stage.sources, metrics_hash
+        )
         self.watch.check_state(state)
         if self.accelerator.is_main_process:
             # The state last: a run that was killed in between saves the model once more.

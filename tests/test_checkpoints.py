@@ -46,9 +46,12 @@ def test_there_is_no_state_before_the_first(tmp_path: Path) -> None:
 
 
 def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
-    state = make_state(7)
+    state = make_state(7)._replace(metrics="12ab")
     save_state(tmp_path / "state", state)
-    assert_equal(load_state(tmp_path / "state"), state)
+    loaded = load_state(tmp_path / "state")
+    assert_equal(loaded, state)
+    assert loaded is not None
+    assert loaded.metrics == "12ab"
 
 
 def test_a_state_without_a_moving_average_comes_back_as_it_was(tmp_path: Path) -> None:
@@ -167,12 +170,21 @@ def test_the_state_before_a_damaged_one_is_named_and_taken_only_when_asked(damag
     assert_equal(load_state(damaged, "step_00000007"), make_state(7))
 
 
-def test_the_newest_state_is_taken_as_long_as_it_is_whole(tmp_path: Path) -> None:
+def test_when_both_are_damaged_the_way_out_is_to_start_anew(damaged: Path) -> None:
+    (damaged / "step_00000007" / "state.json").write_text("{")
+    with pytest.raises(InputError, match="it is not JSON; step_00000008 is damaged, too: remove"):
+        load_state(damaged, "step_00000007")
+
+
+def test_the_newest_state_is_taken_as_long_as_it_is_whole(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """So that the same command, with its option, can be repeated."""
     states = [make_state(step) for step in (7, 8)]
     for state in states:
         save_state(tmp_path / "state", state)
     assert_equal(load_state(tmp_path / "state", "step_00000007"), states[1])
+    assert "step_00000008 is whole: going on from it, not from step_00000007" in caplog.text
 
 
 def test_a_state_that_is_not_there_is_refused(damaged: Path) -> None:

@@ -143,23 +143,26 @@ def test_an_interrupted_extraction_is_not_taken_for_whole(
     assert [path.suffix for path in tmp_path.iterdir()] == [""]
 
 
-@pytest.fixture(params=["indices_0.npy", "indices_1.npy", "latents_1.npy", "facts.json"])
-def damaged(
-    request: pytest.FixtureRequest, tokenizer: Tokenizer, images: ImageDataset, tmp_path: Path
-) -> Path:
-    """A cache with one file cut off."""
+@pytest.mark.parametrize("name", ["indices_0.npy", "indices_1.npy", "latents_1.npy", "facts.json"])
+def test_a_damaged_cache_is_refused_by_name(
+    name: str, tokenizer: Tokenizer, images: ImageDataset, tmp_path: Path
+) -> None:
     extract(tokenizer, images, tmp_path, keeps_latents=True)
     (folder,) = tmp_path.iterdir()
-    path = folder / request.param
-    path.write_bytes(path.read_bytes()[:-20])
-    return folder
+    path = folder / name
+    whole = path.read_bytes()
+    for damage in (flipped(whole, -20), flipped(whole, 100), whole[:-20]):
+        path.write_bytes(damage)
+        message = f"{path} is damaged: .*; delete {folder} and start again"
+        with pytest.raises(InputError, match=message):
+            extract(tokenizer, images, tmp_path, keeps_latents=True)
 
 
-def test_a_damaged_cache_is_refused_by_name(
-    damaged: Path, tokenizer: Tokenizer, images: ImageDataset, tmp_path: Path
-) -> None:
-    with pytest.raises(InputError, match=f"{damaged} is damaged, remove it"):
-        extract(tokenizer, images, tmp_path, keeps_latents=True)
+def flipped(data: bytes, place: int) -> bytes:
+    """With one bit changed."""
+    changed = bytearray(data)
+    changed[place] ^= 1
+    return bytes(changed)
 
 
 def test_a_cache_of_other_codes_is_refused_by_name(
@@ -167,8 +170,10 @@ def test_a_cache_of_other_codes_is_refused_by_name(
 ) -> None:
     extract(tokenizer, images, tmp_path)
     (folder,) = tmp_path.iterdir()
-    facts = json.loads((folder / "facts.json").read_text())
-    (folder / "facts.json").write_text(json.dumps(facts | {"data": "of something else"}))
-    message = "does not hold the codes of this tokenizer and data; remove it"
+    extract(tokenizer, images, tmp_path, flips=True)
+    (other,) = set(tmp_path.iterdir()) - {folder}
+    for path in folder.iterdir():
+        path.write_bytes((other / path.name).read_bytes())
+    message = f"does not hold the codes of this tokenizer and data; delete {folder} and start"
     with pytest.raises(InputError, match=f"{folder} {message}"):
         extract(tokenizer, images, tmp_path)

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
 from torch.distributed import DistBackendError
 
 from pipelines.command import load_run, parse_options, parse_run, run_command
@@ -119,6 +118,16 @@ def test_help_after_a_preset_explains_every_option(capsys: pytest.CaptureFixture
         (["tiny", "--data.dataset", "nope"], "nope.*dataset"),
         (["tiny", "--tokenizer.channels", "5"], "channels: .*less than or equal to 4, got 5"),
         (["tiny", "--tokenizer.networks.patch-size", "3"], "patch_size must be a power of two"),
+        (
+            ["tiny", "--tokenizer.groups.1.downsampling", "3"],
+            r"^tokenizer\.groups\.1\.downsampling must be a power of two, got 3$",
+        ),
+        (
+            ["tiny", "--tokenizer.groups.0.code-dim", "0"],
+            r"^tokenizer\.groups\.0\.code_dim: .* greater than 0, got 0$",
+        ),
+        (["tiny", "--run-dir", ""], "^run_dir: must name a folder of its own, got '' or '.'$"),
+        (["tiny", "--run-dir", "."], "^run_dir: must name a folder of its own"),
     ],
 )
 def test_a_wrong_command_line_gives_one_line_that_names_the_field(
@@ -206,9 +215,12 @@ def invalid() -> ValidationError:
     [
         (InputError("field must be x,\n got y"), "error: field must be x, got y"),
         (DivergenceError("step 3: loss is nan"), "error: step 3: loss is nan"),
-        (OSError(28, "No space left on device", "a/b"), "error: a/b: No space left on device"),
-        (OSError("no number"), "error: no number"),
-        (SafetensorError("I/O error: No space left"), "error: I/O error: No space left"),
+        (
+            OSError(28, "No space left on device", "a/b"),
+            "error: a/b: No space left on device; make room there and run the same command again",
+        ),
+        (OSError(13, "Permission denied", "a/b"), "error: a/b: Permission denied\n"),
+        (OSError("no number"), "error: no number\n"),
         (invalid(), "error: num_images: "),
     ],
 )
@@ -282,7 +294,7 @@ def test_a_full_disk_that_a_thread_notices_adds_no_traceback(
 
     with pytest.raises(SystemExit):
         run_command(main)
-    assert capsys.readouterr().err == "error: No space left on device\n"
+    assert capsys.readouterr().err.startswith("error: No space left on device; make room there")
 
 
 def test_sigterm_stops_a_command_as_ctrl_c_does(capsys: pytest.CaptureFixture[str]) -> None:

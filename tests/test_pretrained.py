@@ -10,6 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 from pydantic import PositiveInt, ValidationError
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from tokenizer import InputError, Tokenizer, hq_vae
@@ -21,6 +22,7 @@ from tokenizer.pretrained import (
     describe_validation_error,
     load_safetensors,
     load_weights,
+    naming,
     replace_file,
 )
 
@@ -254,10 +256,29 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path: Path) -
         temporary.write_text("half of the n")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match=f"No space left on device: '{path}'"):
         replace_file(path, write)
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("error", "number", "name"),
+    [
+        (SafetensorError("I/O error: No space left (os error 28)"), errno.ENOSPC, "a/b"),
+        (OSError(errno.ENOSPC, "No space left"), errno.ENOSPC, "a/b"),
+        (OSError(errno.ENOSPC, "No space left", "c"), errno.ENOSPC, "c"),
+    ],
+)
+def test_an_error_of_writing_names_the_file(error: Exception, number: int, name: str) -> None:
+    with pytest.raises(OSError, match="No space left") as caught, naming(Path("a/b")):
+        raise error
+    assert (caught.value.errno, caught.value.filename) == (number, name)
+
+
+def test_other_errors_of_safetensors_stay_what_they_are() -> None:
+    with pytest.raises(SafetensorError, match="something else"), naming(Path("a/b")):
+        raise SafetensorError("something else")
 
 
 def test_an_interrupted_save_keeps_the_old_checkpoint(

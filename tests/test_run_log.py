@@ -1,6 +1,7 @@
 """Laws of the record of a run."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,36 @@ def test_a_damaged_line_is_named(tmp_path: Path, damage: bytes) -> None:
         write(tmp_path, range(3, 5), 3)
 
 
+@pytest.mark.parametrize(
+    ("damage", "is_noticed"),
+    [
+        (lambda lines: lines, False),
+        (lambda lines: [*lines, b"half of a lin"], False),
+        (lambda lines: lines[:1] + lines[2:], True),
+        (lambda lines: [lines[0].replace(b"1.0", b"1.5"), *lines[1:]], True),
+        (lambda lines: [], True),
+    ],
+)
+def test_lines_that_somebody_took_out_or_changed_are_noticed(
+    damage: Callable[[list[bytes]], list[bytes]],
+    is_noticed: bool,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with RunLog(tmp_path, Recorder(), 0) as log:
+        for step in range(1, 4):
+            log.write(step, "train", {"loss": float(step)})
+        content_hash = log.flush()
+        log.write(4, "train", {"loss": 4.0})
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"".join(damage(path.read_bytes().splitlines(keepends=True))))
+    with RunLog(tmp_path, Recorder(), 3, content_hash) as log:
+        log.write(4, "train", {"loss": 4.0})
+    warnings = [record.getMessage() for record in caplog.records]
+    message = f"{path}: lines up to step 3 are missing or changed; the weights are not affected"
+    assert warnings == [message] * is_noticed
+
+
 def test_layers_become_curves_of_their_own_in_the_tracker(tmp_path: Path) -> None:
     recorder = Recorder()
     with RunLog(tmp_path, recorder, 0) as log:
@@ -124,6 +155,7 @@ def test_only_the_main_process_writes(tmp_path: Path) -> None:
     recorder = OtherProcess()
     with RunLog(tmp_path, recorder, 0) as log:
         log.write(1, "train", {"loss": 1.0})
+        assert log.flush() == ""
     assert not any(tmp_path.iterdir())
     assert recorder.logged == {}
     assert recorder.has_ended

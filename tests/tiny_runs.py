@@ -83,9 +83,12 @@ def logged(folder: Path) -> list[dict[str, Any]]:
 
 
 def weight_files(folder: Path) -> dict[str, bytes]:
-    """All that training leaves behind in a stage's folder: last state and model, by path."""
+    """All weights that training leaves behind: last state and model, by path.
+
+    Without state.json, which holds the hash of what depends on the clock.
+    """
     newest = sorted(folder.glob("state/step_*"))[-1:]
-    paths = [*(path for own in newest for path in own.iterdir()), *folder.glob("model/*")]
+    paths = [*(path for own in newest for path in own.glob("*.safe*")), *folder.glob("model/*")]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths if path.is_file()}
 
 

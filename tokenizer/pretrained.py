@@ -68,13 +68,30 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     try:
         temporary.touch()  # with the permissions that new files get here
         permissions = temporary.stat().st_mode
-        write(temporary)
+        with naming(path):
+            write(temporary)
         temporary.chmod(permissions)  # safetensors makes its files private
         flush_to_disk(temporary)
         temporary.replace(path)
         flush_to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Names a file in errors of writing it, where the system does not: if the disk is full, say."""
+    try:
+        yield
+    except SafetensorError as error:  # of the system, in words
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def flush_to_disk(path: Path) -> None:

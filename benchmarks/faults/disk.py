@@ -1,4 +1,4 @@
-"""Damaged checkpoint files, disks without space and folders that cannot be written.
+"""Damaged checkpoints and caches, disks without space and folders that cannot be written.
 
 Ten of eleven trials damage one file of a finished run, in one of many ways: it must be refused by
 name, in one line, and the checkpoint before it must be taken only when it is named, and whole. The
@@ -28,6 +28,11 @@ from benchmarks.faults.runs import (
 )
 from benchmarks.faults.tally import Tally
 from pipelines.checkpoints import TrainingState, load_state
+from pipelines.codes import extract_codes
+from pipelines.command import load_run
+from pipelines.config import TokenizerRunConfig
+from pipelines.data import load_images
+from pipelines.processes import new_accelerator
 from prior import Prior
 from tokenizer import Tokenizer
 from tokenizer.pretrained import InputError
@@ -61,6 +66,8 @@ def run(folder: Path, num_trials: int, seed: int) -> Tally:
         else:
             num_damages += 1
             shutil.copytree(wholes[stage].output_dir, run.output_dir)
+            run = run._replace(cache_dir=run.run_dir / "cache")
+            shutil.copytree(wholes[stage].cache_dir, run.cache_dir)
             runs_command = num_damages % DAMAGES_PER_COMMAND == 1
             complaints = _damage(run, previous[stage], generator)
             if runs_command:
@@ -77,10 +84,14 @@ def _damage(run: TinyRun, expected: TrainingState, generator: np.random.Generato
     model = run.output_dir / "model"
     paths = [run.states()[-1] / name for name in STATE_FILES]
     paths += [model / name for name in MODEL_FILES]
+    cached = sorted(run.cache_dir.glob("*/*")) + sorted(run.output_dir.glob("codes/*/*"))
+    paths += cached
     path = paths[generator.integers(len(paths))]
     # A whole model from another moment would be a model, not damage.
-    older = None if path.parent == model else run.states()[0] / path.name
+    older = run.states()[0] / path.name if path.parent == run.states()[-1] else None
     _spoil(path, older, generator)
+    if path in cached:
+        return _cache_complaints(run, path)
     if path.parent == model:
         kind: type[Tokenizer] | type[Prior] = Tokenizer if run.stage == "tokenizer" else Prior
         try:
@@ -101,6 +112,28 @@ def _damage(run: TinyRun, expected: TrainingState, generator: np.random.Generato
     if previous is None or not _equal(previous, expected):
         complaints.append(f"{PREVIOUS} did not come back as it was")
     return complaints
+
+
+def _cache_complaints(run: TinyRun, damaged: Path) -> list[str]:
+    """Opens the run's images and, if it has some, codes."""
+    config = load_run(TokenizerRunConfig, run.run_dir / "tokenizer" / "config.json")
+    data = config.data.model_copy(update={"cache_dir": run.cache_dir})
+    try:
+        splits = [load_images(data, "train"), load_images(data, "validation")]
+        if run.stage == "prior":
+            tokenizer = Tokenizer.from_pretrained(run.run_dir / "tokenizer" / "model")
+            for images in splits:
+                extract_codes(
+                    tokenizer,
+                    images,
+                    run.output_dir / "codes",
+                    new_accelerator(),
+                    flips=False,
+                    keeps_latents=False,
+                )
+    except InputError as error:
+        return _naming_complaints(str(error), damaged)
+    return [f"{damaged} was opened"]
 
 
 def _spoil(path: Path, older: Path | None, generator: np.random.Generator) -> None:
@@ -181,8 +214,7 @@ def _full_disk(run: TinyRun, whole: TinyRun, generator: np.random.Generator) -> 
             run.run_dir / "output",
             file_size=None if is_mounted else min(size, 60_000),
         )
-        reasons = ("No space left on device", "File too large", "File size limit")
-        complaints = _refusal_complaints(job, *reasons)
+        complaints = _refusal_complaints(job, str(run.output_dir), "; make room there")
         if is_mounted:
             _mount("remount,size=16m", run.output_dir)
         return complaints + _end_complaints(run, whole)
@@ -205,10 +237,10 @@ def _read_only(run: TinyRun, whole: TinyRun, generator: np.random.Generator) -> 
         return complaints + _end_complaints(run, whole)
 
 
-def _refusal_complaints(job: Job, *reasons: str) -> list[str]:
+def _refusal_complaints(job: Job, *texts: str) -> list[str]:
     statuses, lines = job.wait(), error_lines(job.output())
     is_told = len(lines) == 1 and lines[0].startswith("error: ")
-    if statuses == [2] and is_told and any(reason in lines[0] for reason in reasons):
+    if statuses == [2] and is_told and all(text in lines[0] for text in texts):
         return []
     return [f"exit {statuses} in place of one line: {lines}"]
 
