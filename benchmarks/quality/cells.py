@@ -154,10 +154,9 @@ class Cell(NamedTuple):
     def rate_key(self) -> tuple[str, str]:
         """Family and method in which its rate is chosen.
 
-        Variants of the deterministic baseline take the fair one's rate, hybrids that of SQ-VAE-2.
+        Variants of the deterministic baseline take the fair one's rate.
         """
-        family = "SQ-VAE-2" if self.shape.family == "HQ-VAE" else self.shape.family
-        return family, FAIR.key if self.method in (PLAIN, SHARED) else self.method.key
+        return self.shape.family, FAIR.key if self.method in (PLAIN, SHARED) else self.method.key
 
     @property
     def title(self) -> str:
