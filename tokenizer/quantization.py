@@ -82,8 +82,9 @@ def nearest_codes(
     """Index of the nearest code, the first of several: arg min_k ‖ẑ - b_k‖."""
     with torch.no_grad():
         bias = code_biases(codebook)
+        # As `proximity`, which would copy the latents to scale them.
         found = [
-            proximity(latents[rows], codebook, bias=bias).argmax(1)
+            torch.addmm(bias, latents[rows], codebook.T).argmax(1)
             for _, rows in _blocks(latents, codebook)
         ]
     return torch.cat(found)
