@@ -34,7 +34,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_bytes())
     except OSError as error:
         raise InputError(f"{path} is damaged: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged: it is not JSON") from error
     if not isinstance(manifest, dict) or manifest.get("sha256") != _own_hash(manifest):
         raise InputError(f"{path} is damaged: it does not match its own hash")
