@@ -5,11 +5,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic import model_validator as validates
 
-from tokenizer.config import CodeMapConfig, Depth, Width
+from tokenizer.config import CodeMapConfig, Depth, ProperShare, Width
 from tokenizer.pretrained import StrictConfig
 
 MAX_GUIDANCE = 1e3
-ProperShare = Annotated[float, Field(ge=0, lt=1)]
 Order = Literal["coarse_to_fine", "cell"]
 
 

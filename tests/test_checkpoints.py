@@ -117,7 +117,9 @@ def test_a_state_with_a_changed_bit_is_refused_by_name(tmp_path: Path, name: str
         load_state(tmp_path / "state")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "[]", "null", "{}", json.dumps({"step": 7})])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[" * 100_000, "[]", "null", "{}", json.dumps({"step": 7})]
+)
 def test_a_state_without_a_whole_manifest_is_refused(tmp_path: Path, text: str) -> None:
     save_state(tmp_path / "state", make_state(7))
     (tmp_path / "state" / "step_00000007" / "state.json").write_text(text)

@@ -70,18 +70,21 @@ def test_code_lengths_of_a_wide_gaussian_make_up_a_distribution_over_bytes() -> 
 @given(
     initial=st.floats(0.01, 10),
     final=st.floats(0.01, 10),
+    hold=st.floats(0, 0.99),
     total_steps=st.integers(2, 10_000),
     data=st.data(),
 )
-def test_the_temperature_goes_exponentially_from_initial_to_final(
-    initial: float, final: float, total_steps: int, data: st.DataObject
+def test_the_temperature_is_held_then_goes_exponentially_from_initial_to_final(
+    initial: float, final: float, hold: float, total_steps: int, data: st.DataObject
 ) -> None:
-    config = StochasticQuantizerConfig(initial_temperature=initial, final_temperature=final)
+    config = StochasticQuantizerConfig(
+        initial_temperature=initial, final_temperature=final, temperature_hold=hold
+    )
     assert temperature_at(config, 0, total_steps) == pytest.approx(initial)
     assert temperature_at(config, total_steps - 1, total_steps) == pytest.approx(final)
     assert temperature_at(config, 2 * total_steps, total_steps) == pytest.approx(final)
     step = data.draw(st.integers(0, total_steps - 1))
-    share = step / (total_steps - 1)
+    share = max(step / (total_steps - 1) - hold, 0.0) / (1 - hold)
     expected = math.exp((1 - share) * math.log(initial) + share * math.log(final))
     assert temperature_at(config, step, total_steps) == pytest.approx(expected)
 

@@ -9,6 +9,7 @@ from pydantic import model_validator as validates
 from tokenizer.pretrained import StrictConfig
 
 Share = Annotated[float, Field(ge=0, le=1)]
+ProperShare = Annotated[float, Field(ge=0, lt=1)]
 # Bounds that no sound model reaches, so that a config cannot ask for absurd amounts of memory or
 # for numbers that leave float32.
 Width = Annotated[int, Field(gt=0, le=2**14)]
@@ -35,8 +36,10 @@ class StochasticQuantizerConfig(StrictConfig):
     """Variance of the noise on the initial code vectors, in the same units."""
     initial_temperature: Temperature = 1.0
     """Gumbel-softmax temperature at step 0."""
-    final_temperature: Temperature = 0.5
+    final_temperature: Temperature = 0.4
     """Gumbel-softmax temperature at the last step, reached exponentially."""
+    temperature_hold: ProperShare = 0.7
+    """Share of the steps before the temperature starts to fall."""
     latent_weight: PositiveFactor = 0.3
     """Weight of the latent terms against the reconstruction; at 1 the loss is the bound."""
     codebook_rate: PositiveFactor = 10.0

@@ -63,7 +63,12 @@ def gaussian_code_length(
 
 
 def temperature_at(config: StochasticQuantizerConfig, step: int, total_steps: int) -> float:
-    """Exponential from the initial temperature at step 0 to the final one at the last step."""
-    progress = min(step / max(total_steps - 1, 1), 1.0)
+    """The initial temperature, held for a share of the steps, then exponentially to the final one.
+
+    A high one gives gradients of low variance; only the end has to resemble hard codes.
+    """
+    hold = config.temperature_hold
+    progress = step / max(total_steps - 1, 1)
+    fallen = min(max((progress - hold) / (1 - hold), 0.0), 1.0)
     ratio = config.final_temperature / config.initial_temperature
-    return float(config.initial_temperature * ratio**progress)
+    return float(config.initial_temperature * ratio**fallen)

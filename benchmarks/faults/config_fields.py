@@ -67,6 +67,7 @@ def tokenizer_fields(draw: st.DrawFn) -> dict[str, Any]:
         "noise_factor": st.floats(0, 10),
         "initial_temperature": st.floats(0.01, 10),
         "final_temperature": st.floats(0.01, 10),
+        "temperature_hold": st.floats(0, 0.99),
     }
     nearest = {
         "kind": st.just("nearest"),

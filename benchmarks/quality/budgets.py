@@ -78,6 +78,8 @@ CPU = Budget(
         "start-factor-1",
         "start-factor-10",
         "final-temperature-0.1",
+        "final-temperature-1",
+        "temperature-hold-0",
         "latent-weight-1",
         "latent-weight-0.1",
         "per-layer-terms",

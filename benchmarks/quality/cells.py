@@ -97,7 +97,7 @@ class Ablation(NamedTuple):
     warms_up_latents: bool = False
     """The weight of the latent terms rises linearly over the first half of the training."""
     has_linear_temperature: bool = False
-    """The temperature falls linearly, where the default's falls exponentially."""
+    """The temperature falls linearly from the first step."""
 
 
 ABLATIONS = {
@@ -107,6 +107,7 @@ ABLATIONS = {
     "final-temperature-0.1": Ablation({"final_temperature": 0.1}),
     "final-temperature-0.25": Ablation({"final_temperature": 0.25}),
     "final-temperature-1": Ablation({"final_temperature": 1.0}),
+    "temperature-hold-0": Ablation({"temperature_hold": 0.0}),
     "linear-temperature": Ablation(has_linear_temperature=True),
     "fixed-variance": Ablation({"variance_rate": 0.0}),
     "variance-rate-1": Ablation({"variance_rate": 1.0}),
