@@ -6,6 +6,7 @@ Only safetensors and JSON are written and read. `state.json` is the manifest.
 
 import contextlib
 import logging
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,8 @@ from tokenizer.pretrained import InputError, flush_to_disk, load_safetensors, na
 logger = logging.getLogger(__name__)
 
 OptimizerState = dict[int, dict[str, Tensor]]
+
+_NAME = re.compile(r"step_\d{8,}\Z", re.ASCII)
 
 
 class TrainingState(NamedTuple):
@@ -72,9 +75,10 @@ def save_state(folder: Path, state: TrainingState) -> None:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(replaced, ignore_errors=True)
-    older = [own for own in _states(folder) if own.name < target.name]
-    for needless in _states(folder):
-        if needless not in (target, *older[-1:]):
+    states = _states(folder)
+    before = states[: states.index(target)][-1:]
+    for needless in states:
+        if needless not in (target, *before):
             shutil.rmtree(needless)
 
 
@@ -140,8 +144,8 @@ def check_sources(
     for name, content_hash in given.items():
         if saved.get(name) != content_hash:
             raise InputError(
-                f"run_dir: {output_dir} was trained with other {name}; bring them back to resume "
-                "it, or give another run-dir"
+                f"run_dir: {output_dir} was trained with other {name}; bring them back to go on "
+                "with it, or give another run-dir"
             )
 
 
@@ -163,7 +167,9 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: OptimizerState) -
 
 
 def _states(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step_*")) if folder.is_dir() else []
+    """Old to new; what else somebody has put there is left alone."""
+    states = [own for own in folder.glob("step_*") if _NAME.match(own.name) and own.is_dir()]
+    return sorted(states, key=lambda own: int(own.name.removeprefix("step_")))
 
 
 def _read_state(folder: Path) -> TrainingState:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import io
+import json
 import logging
 import os
 import re
@@ -11,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import tyro
@@ -20,7 +21,7 @@ from pydantic import ValidationError
 
 from pipelines.processes import is_lost_partner
 from tokenizer.pretrained import InputError, StrictConfig, describe_validation_error
-from tokenizer.untrusted import read_bounded
+from tokenizer.untrusted import read_json
 
 ConfigT = TypeVar("ConfigT", bound=StrictConfig)
 
@@ -35,7 +36,8 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # There is no class for these: torch's CPU allocator, C++, CUDA's libraries, the system, oneDNN.
 _NO_MEMORY = re.compile(
-    r"out of memory|can(no|')t allocate memory|bad_alloc|ALLOC_FAILED|not create a primitive$",
+    r"out of memory|can(no|')t (allocate memory|start new thread)|bad_alloc|ALLOC_FAILED|"
+    r"not create a primitive$",
     re.IGNORECASE,
 )
 
@@ -79,9 +81,9 @@ def load_run(config_class: type[ConfigT], path: Path) -> ConfigT:
     Raises:
         InputError: there is no such file, or a field is wrong.
     """
-    text = read_bounded(path)
+    fields = read_json(path)
     try:
-        return config_class.model_validate_json(text)
+        return config_class.model_validate_json(json.dumps(fields))
     except ValidationError as error:
         raise InputError(f"{path}: {describe_validation_error(error)}") from error
 
@@ -115,22 +117,27 @@ def parse_options(
         except SystemExit as stop:
             if not stop.code:
                 raise
-            raise InputError(_complaint(stop, output.getvalue(), given, default)) from stop
+            raise InputError(
+                _complaint(stop, output.getvalue(), given, config_class, default)
+            ) from stop
     return config
 
 
 def _complaint(
-    stop: SystemExit, box: str, given: Sequence[str], default: StrictConfig | None
+    stop: SystemExit,
+    box: str,
+    given: Sequence[str],
+    config_class: type[StrictConfig],
+    default: StrictConfig | None,
 ) -> str:
     """What pydantic said, if that was why tyro stopped; otherwise the message in tyro's box."""
     cause: BaseException | None = stop
     while cause is not None:
         if isinstance(cause, ValidationError):
             # tyro builds one section after the other, so pydantic knows only the field.
-            sections = list(_sections(default, cause.title))
-            options = " ".join(given).replace("-", "_")
-            section = next((own for own in sections if own in options), "".join(sections[:1]))
-            return section + describe_validation_error(cause).replace("; ", f"; {section}")
+            complaint = describe_validation_error(cause)
+            section = _section(config_class, default, cause.title, complaint, given)
+            return section + complaint.replace("; ", f"; {section}")
         cause = cause.__context__
     parts: list[list[str]] = [[]]  # title, message, hints
     for line in box.splitlines():
@@ -142,18 +149,50 @@ def _complaint(
     return " ".join(" ".join(message).split())
 
 
-def _sections(config: object, class_name: str, path: str = "") -> Iterator[str]:
-    """Where a config holds one of this class: "training." or "tokenizer.groups.0.", say."""
+def _section(
+    config_class: type[StrictConfig],
+    default: StrictConfig | None,
+    class_name: str,
+    complaint: str,
+    given: Sequence[str],
+) -> str:
+    """Which of the places of such a class pydantic means: where that field has that value."""
+    options: dict[str, list[str]] = {}
+    values: list[str] = []
+    for word in given:
+        if word.startswith("--"):
+            name, *value = word.removeprefix("--").split("=", 1)
+            values = options.setdefault(name.replace("-", "_"), [])
+            values += value
+        else:
+            values.append(word)
+    field = complaint.split(" ")[0].split(".")[0].rstrip(":")
+    got = complaint.rpartition("got ")[2]
+
+    def fit(section: str) -> tuple[bool, bool, bool]:
+        name = section + field
+        return (
+            any(word in got for word in options.get(name, [])),
+            name in options,
+            any(own.startswith(section) for own in options),
+        )
+
+    return max(_places(default or config_class, class_name), key=fit, default="")
+
+
+def _places(config: object, class_name: str, path: str = "") -> Iterator[str]:
+    """Where a config or its class holds one of this name: "tokenizer.groups.0.", say."""
+    members: dict[str, Any] = {}
     if isinstance(config, tuple):
         members = {str(number): member for number, member in enumerate(config)}
     elif isinstance(config, StrictConfig):
         members = {name: getattr(config, name) for name in type(config).model_fields}
         if path and type(config).__name__ == class_name:
             yield path
-    else:
-        return
+    elif isinstance(config, type) and issubclass(config, StrictConfig):
+        members = {name: field.default for name, field in config.model_fields.items()}
     for name, member in members.items():
-        yield from _sections(member, class_name, f"{path}{name}.")
+        yield from _places(member, class_name, f"{path}{name}.")
 
 
 def run_command(
@@ -176,7 +215,8 @@ def run_command(
         except (InputError, ArithmeticError) as error:
             fail(str(error))
         except OSError as error:
-            named = f"{error.filename}: " if error.filename else ""
+            name = error.filename2 or error.filename  # of a renaming, where it should have led
+            named = f"{name}: " if name else ""
             way_on = f"; {MAKE_ROOM}" if error.errno in _NO_SPACE else ""
             fail(f"{named}{error.strerror or error}{way_on}")
         except RuntimeError as error:

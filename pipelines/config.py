@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
+from pydantic import model_validator as validates
 
 from prior.config import MAX_GUIDANCE, PriorNetworkConfig
 from tokenizer.config import Share, Temperature, TokenizerConfig
@@ -15,6 +16,15 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 PositiveNumber = Annotated[float, Field(gt=0, le=1e6)]
 Number = Annotated[float, Field(ge=0, le=1e6)]
 GuidanceScale = Annotated[float, Field(ge=0, le=MAX_GUIDANCE)]
+
+
+def _check_folder(folder: Path) -> Path:
+    if folder == Path():  # also of an empty text, such as a shell's unset variable
+        raise ValueError("must name a folder of its own, got '' or '.'")
+    return folder
+
+
+OwnFolder = Annotated[Path, AfterValidator(_check_folder)]
 
 
 class DataConfig(StrictConfig):
@@ -104,22 +114,21 @@ class TrainingConfig(StrictConfig):
     variance_band: tuple[PositiveNumber, PositiveNumber] = (1e-3, 1e2)
     """Tokenizer: warn when s² over the variance of a layer's code vectors leaves this band."""
 
+    @validates(mode="after")
+    def _check(self) -> "TrainingConfig":
+        if self.variance_band[0] >= self.variance_band[1]:
+            raise ValueError(f"variance_band must go from low to high, got {self.variance_band}")
+        return self
+
 
 class RunConfig(StrictConfig):
     """What the two stages share."""
 
-    run_dir: Path
+    run_dir: OwnFolder
     """Folder of the run, with tokenizer/ and prior/."""
     training: TrainingConfig = TrainingConfig()
     resume_from: Annotated[str | None, Field(pattern=r"^step_\d{8,}$", exclude=True)] = None
     """Older checkpoint in state/ to go on from if the newest is damaged: step_00001000, say."""
-
-    @field_validator("run_dir")
-    @classmethod
-    def _check(cls, run_dir: Path) -> Path:
-        if run_dir == Path():  # also of an empty text, such as a shell's unset variable
-            raise ValueError("must name a folder of its own, got '' or '.'")
-        return run_dir
 
     @property
     def tokenizer_dir(self) -> Path:

@@ -3,15 +3,18 @@
 import dataclasses
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from pipelines import shapes
-from pipelines.config import DataConfig
+from pipelines.checkpoints import check_sources, newest_sources
+from pipelines.config import DataConfig, TokenizerRunConfig
 from pipelines.image_cache import ImageBlock, ImageSource, load_or_store
 from pipelines.image_folder import folder_source
 from pipelines.torchvision_sets import torchvision_source
@@ -115,6 +118,20 @@ def load_images(config: DataConfig, split: Literal["train", "validation"]) -> Im
         description=facts.description,
         num_skipped=len(facts.unreadable),
     )
+
+
+def trained_images(
+    run: TokenizerRunConfig, tokenizer_dir: Path, accelerator: Accelerator
+) -> tuple[ImageDataset, ImageDataset]:
+    """Training and validation images of the run of stage one that lies in `tokenizer_dir`.
+
+    Raises:
+        InputError: they cannot be had, or are others than it was trained on.
+    """
+    with accelerator.main_process_first():
+        train, validation = load_images(run.data, "train"), load_images(run.data, "validation")
+    check_sources(tokenizer_dir, newest_sources(tokenizer_dir), image_hashes(train, validation))
+    return train, validation
 
 
 def _shapes_source(config: DataConfig, split: Literal["train", "validation"]) -> ImageSource:

@@ -11,7 +11,7 @@ import tyro
 
 from pipelines.command import announce, load_run, parse_options, run_command
 from pipelines.config import TokenizerRunConfig
-from pipelines.data import load_images
+from pipelines.data import trained_images
 from pipelines.evaluation import (
     EvaluationConfig,
     Results,
@@ -55,8 +55,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Results]:
         tokenizer = pipeline.tokenizer
     extractor = load_extractor(config.extractor).to(accelerator.device)
     tokenizer.to(accelerator.device)
-    with accelerator.main_process_first():
-        train, validation = load_images(run.data, "train"), load_images(run.data, "validation")
+    train, validation = trained_images(run, config.run_dir / "tokenizer", accelerator)
     results: dict[str, Results] = {}
     if config.what != "generation":
         results["reconstruction"] = evaluate_reconstruction(

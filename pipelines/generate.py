@@ -1,5 +1,7 @@
 """Generates images: `python -m pipelines.generate RUN`."""
 
+import functools
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -11,10 +13,13 @@ from pydantic import NonNegativeInt, PositiveInt
 from tqdm import tqdm
 
 from pipelines.command import announce, parse_options, run_command
+from pipelines.config import OwnFolder
 from pipelines.generation import ImageGenerationPipeline, SamplingConfig
-from pipelines.plots import image_grid, to_pil
+from pipelines.plots import image_grid, save_png, to_pil
 from pipelines.processes import new_accelerator, own_share
-from tokenizer.pretrained import InputError, StrictConfig
+from pipelines.run_folder import first_difference
+from tokenizer.pretrained import InputError, StrictConfig, replace_file
+from tokenizer.untrusted import read_json
 
 MOST_PICTURED = 100
 
@@ -22,13 +27,14 @@ MOST_PICTURED = 100
 class GenerateConfig(StrictConfig):
     """Generates images as OUTPUT_DIR/000000.png and so on, and contact_sheet.png of the first.
 
-    Image i depends on the seed, i and its label alone: not on batch size or processes.
+    Image i depends on the seed, i and its label alone: not on batch size or processes. The same
+    command goes on where it was stopped.
     """
 
     run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of a run, or of a saved pipeline."""
-    output_dir: Path
-    """Folder for the images; it must not hold any yet."""
+    output_dir: OwnFolder
+    """Folder for the images; it must hold none, or some of the same settings."""
     num_images: PositiveInt = 64
     """How many."""
     labels: tuple[NonNegativeInt, ...] = ()
@@ -47,35 +53,53 @@ def generate(config: GenerateConfig) -> None:
         InputError: the run, a label or the output folder is wrong.
     """
     accelerator = new_accelerator()
-    if config.output_dir.is_dir() and any(config.output_dir.glob("*.png")):
-        raise InputError(f"output_dir must not hold images yet: {config.output_dir} does")
+    path = config.output_dir / "settings.json"
+    if not path.exists() and config.output_dir.is_dir() and any(config.output_dir.glob("*.png")):
+        raise InputError(f"output_dir must not hold other images: {config.output_dir} does")
     pipeline = ImageGenerationPipeline.from_pretrained(config.run_dir).to(accelerator.device)
-    own_images = own_share(accelerator, config.num_images).tolist()
-    labels = [config.labels[i % len(config.labels)] for i in own_images] if config.labels else None
-    drawn = pipeline.draw(own_images, labels, config.seed, config.sampling, config.batch_size)
+    settings = {
+        "tokenizer": pipeline.tokenizer.content_hash(),
+        "prior": pipeline.prior.content_hash(),
+        **json.loads(config.model_dump_json(include={"labels", "seed", "sampling"})),
+    }
+    difference = first_difference(read_json(path), settings) if path.exists() else ""
+    if difference:
+        raise InputError(f"output_dir must not hold images of other settings: {difference}")
+    missing = [
+        number
+        for number in own_share(accelerator, config.num_images).tolist()
+        if not _image_path(config, number).exists()
+    ]
+    labels = [config.labels[i % len(config.labels)] for i in missing] if config.labels else None
+    drawn = pipeline.draw(missing, labels, config.seed, config.sampling, config.batch_size)
     accelerator.wait_for_everyone()
-    config.output_dir.mkdir(parents=True, exist_ok=True)
-    names = iter(own_images)
-    with tqdm(total=len(own_images), unit="image", disable=not accelerator.is_main_process) as bar:
+    if accelerator.is_main_process:
+        config.output_dir.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(settings, indent=2) + "\n"
+        replace_file(path, functools.partial(Path.write_text, data=text))
+    accelerator.wait_for_everyone()
+    names = iter(missing)
+    with tqdm(total=len(missing), unit="image", disable=not accelerator.is_main_process) as bar:
         for batch in drawn:
             for image in batch:
-                to_pil(image).save(config.output_dir / f"{next(names):06d}.png")
+                save_png(to_pil(image), _image_path(config, next(names)))
             bar.update(len(batch))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         _contact_sheet(config, max(len(config.labels), pipeline.prior.config.num_classes))
 
 
+def _image_path(config: GenerateConfig, number: int) -> Path:
+    return config.output_dir / f"{number:06d}.png"
+
+
 def _contact_sheet(config: GenerateConfig, num_classes: int) -> None:
     """The first images in rows; a column per class where the classes come in turn."""
-    paths = [
-        config.output_dir / f"{number:06d}.png"
-        for number in range(min(config.num_images, MOST_PICTURED))
-    ]
-    arrays = [np.asarray(Image.open(path)) for path in paths]
+    numbers = range(min(config.num_images, MOST_PICTURED))
+    arrays = [np.asarray(Image.open(_image_path(config, number))) for number in numbers]
     images = torch.from_numpy(np.stack(arrays)).view(len(arrays), *arrays[0].shape[:2], -1)
     columns = num_classes if 4 <= num_classes <= 16 else 10
-    image_grid(images.movedim(-1, 1), columns).save(config.output_dir / "contact_sheet.png")
+    save_png(image_grid(images.movedim(-1, 1), columns), config.output_dir / "contact_sheet.png")
 
 
 def main() -> None:

@@ -223,6 +223,10 @@ def decode_files(
             return decode_image(root / name, image_size, channels)
         except UnreadableImageError as error:
             return error
+        except MemoryError as error:
+            raise InputError(
+                f"out of memory while decoding {printable(root / name)}: make the image smaller"
+            ) from error
 
     files_per_block = min(_FILES_PER_BLOCK, max(1, _BYTES_PER_BLOCK // (channels * image_size**2)))
     # Pillow decodes outside of the interpreter's lock, so threads run side by side.
@@ -261,4 +265,6 @@ def _decode(listing: FolderListing, config: DataConfig) -> Iterator[ImageBlock]:
             tuple(unreadable),
         )
     if num_read == 0:
-        raise InputError(f"{listing.root}: none of {len(listing.names)} images is readable")
+        raise InputError(
+            f"{listing.root}: none of {len(listing.names)} images of this split is readable"
+        )

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from pipelines.run_log import read_metrics
-from tokenizer.pretrained import InputError
+from tokenizer.pretrained import InputError, naming
 
 mpl.use("agg")
 
@@ -35,6 +35,17 @@ def to_pil(image: UInt8[Tensor, "channels height width"]) -> Image.Image:
     channels, height, width = image.shape
     values = image.movedim(0, -1).contiguous().numpy()
     return Image.frombytes(MODES[channels], (width, height), values.tobytes())
+
+
+def save_png(image: Image.Image, path: Path) -> None:
+    """In one step, so that what is there is whole; not flushed to the disk, which takes long."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with naming(path):
+            image.save(temporary, "PNG")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def image_grid(

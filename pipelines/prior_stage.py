@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from pipelines.checkpoints import check_sources, newest_sources
 from pipelines.codes import extract_codes
-from pipelines.config import PriorRunConfig, TokenizerRunConfig
-from pipelines.data import chosen_items, image_hashes, load_images, to_uint8
+from pipelines.config import PriorRunConfig
+from pipelines.data import ImageDataset, chosen_items, image_hashes, to_uint8
 from pipelines.plots import image_grid
 from pipelines.processes import (
     batch_size_without_gradient,
@@ -47,14 +47,18 @@ class CodeBatch(NamedTuple):
 
 
 class PriorStage:
-    """What the loop has to know to train a prior.
+    """What the loop has to know to train a prior on the codes of some images.
 
     Raises:
-        InputError: no trained tokenizer, or data without the classes that are asked for.
+        InputError: no trained tokenizer, or images without the classes that are asked for.
     """
 
     def __init__(
-        self, config: PriorRunConfig, tokenizer_run: TokenizerRunConfig, accelerator: Accelerator
+        self,
+        config: PriorRunConfig,
+        train_images: ImageDataset,
+        validation_images: ImageDataset,
+        accelerator: Accelerator,
     ) -> None:
         self.config = config
         self.device = accelerator.device
@@ -63,11 +67,7 @@ class PriorStage:
         uses_posterior = config.targets == "posterior"
         if uses_posterior and self.tokenizer.config.quantizer.kind == "nearest":
             raise InputError("targets must be 'indices' with a deterministic tokenizer")
-        data = tokenizer_run.data
-        maps = self.tokenizer.code_maps(data.image_size, data.image_size)
-        with accelerator.main_process_first():
-            train_images = load_images(data, "train")
-            validation_images = load_images(data, "validation")
+        maps = self.tokenizer.code_maps(*train_images.images.shape[1:3])
         if config.is_class_conditional and not train_images.class_names:
             raise InputError(
                 "is_class_conditional must be False: the images are not in class folders"

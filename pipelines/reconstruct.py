@@ -12,7 +12,7 @@ from pipelines.config import TokenizerRunConfig
 from pipelines.data import to_float, to_uint8
 from pipelines.generation import model_folder
 from pipelines.image_decoding import SUFFIXES, UnreadableImageError, decode_image
-from pipelines.plots import comparison, to_pil
+from pipelines.plots import comparison, save_png, to_pil
 from pipelines.processes import new_accelerator
 from tokenizer import Tokenizer
 from tokenizer.pretrained import InputError, StrictConfig
@@ -77,8 +77,8 @@ def reconstruct(config: ReconstructConfig) -> None:
         ]
     )
     for image, path in zip(decoded, outputs, strict=True):
-        to_pil(image).save(path)
-    comparison(originals[:MOST_PICTURED], decoded[:MOST_PICTURED]).save(comparison_path)
+        save_png(to_pil(image), path)
+    save_png(comparison(originals[:MOST_PICTURED], decoded[:MOST_PICTURED]), comparison_path)
 
 
 def _image_paths(images: Path) -> list[Path]:

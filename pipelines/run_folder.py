@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 def write_run_config(config: RunConfig) -> None:
     """Writes `config.json` into the run's folder, and removes what a killed run has left there."""
-    config.output_dir.mkdir(parents=True, exist_ok=True)
+    (config.output_dir / "state").mkdir(parents=True, exist_ok=True)
     for pattern in (".*tmp*", "model/.*tmp*"):  # of `replace_file` and of safetensors
         for abandoned in config.output_dir.glob(pattern):
             abandoned.unlink()
@@ -57,15 +57,24 @@ def check_output_dir(config: RunConfig) -> None:
     existing = next(own for own in folders if os.path.exists(own))
     if not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"run_dir: {existing} cannot be written; make it so, or give another one")
+    model, state = config.output_dir / "model", config.output_dir / "state"
+    if model.exists() and not state.exists():
+        raise InputError(
+            f"run_dir: {state} is gone, so that {config.output_dir} cannot go on; "
+            f"move {model} away to train it anew, or give another run-dir"
+        )
     path = config.output_dir / "config.json"
     if not path.exists():
         return
-    saved = read_json(path)
+    try:
+        saved = read_json(path)
+    except InputError as error:
+        raise InputError(f"{error}; remove it to go on with the options that you give") from error
     given = json.loads(config.model_dump_json())
     if isinstance(saved, dict):
         saved["run_dir"] = given["run_dir"]  # a folder may be moved, or named in another way
         _allow_other_accumulation(saved.get("training"), given["training"])
-    difference = _first_difference(saved, given)
+    difference = first_difference(saved, given)
     if difference:
         raise InputError(
             f"{config.output_dir} holds another run: {difference}; give the same options to "
@@ -81,12 +90,13 @@ def _allow_other_accumulation(saved: Any, given: dict[str, Any]) -> None:
         saved[name] = given[name]
 
 
-def _first_difference(saved: Any, given: Any, field: str = "") -> str:
+def first_difference(saved: Any, given: Any, field: str = "") -> str:
+    """In words, the first field in which two JSON values differ; nothing if they do not."""
     if isinstance(saved, dict) and isinstance(given, dict):
         for key in [*saved, *(key for key in given if key not in saved)]:
             if key not in saved or key not in given:
                 return f"{shortened(field + key)} is in one of them only"
-            difference = _first_difference(saved[key], given[key], f"{field}{key}.")
+            difference = first_difference(saved[key], given[key], f"{field}{key}.")
             if difference:
                 return difference
         return ""

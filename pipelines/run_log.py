@@ -65,7 +65,8 @@ class RunLog:
         traceback: TracebackType | None,
     ) -> None:
         if self._file is not None:
-            self._file.close()
+            with naming(self._folder / "metrics.jsonl"):
+                self._file.close()
         # Not `end_training`, which would part the processes before the next stage.
         with naming(self._folder / "tensorboard"):
             for tracker in self._accelerator.trackers:

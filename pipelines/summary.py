@@ -11,7 +11,7 @@ import torch
 from pipelines import page
 from pipelines.command import load_run
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
-from pipelines.data import chosen_items, load_images, to_float, to_uint8
+from pipelines.data import chosen_items, to_float, to_uint8, trained_images
 from pipelines.generation import ImageGenerationPipeline
 from pipelines.metrics import CodeUsage, reconstruction_metrics
 from pipelines.plots import curves, image_grid, usage_chart
@@ -83,8 +83,7 @@ def write_summary(
         tokenizer_config,
         prior_config,
         ImageGenerationPipeline.from_pretrained(run_dir).to(accelerator.device),
-        load_images(tokenizer_config.data, "train"),
-        load_images(tokenizer_config.data, "validation"),
+        *trained_images(tokenizer_config, run_dir / "tokenizer", accelerator),
         load_evaluation(run_dir / "evaluation"),
         path.parent,
     )

@@ -2,6 +2,7 @@
 
 from pipelines.command import TRAINING_MEMORY, announce, load_run, parse_run, run_command
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
+from pipelines.data import trained_images
 from pipelines.presets import PRIOR_PRESETS
 from pipelines.prior_stage import PriorStage
 from pipelines.run_folder import check_output_dir
@@ -22,7 +23,8 @@ def train_prior(config: PriorRunConfig) -> None:
     tokenizer_run = load_run(TokenizerRunConfig, tokenizer_config)
     check_output_dir(config)
     accelerator = make_accelerator(config)
-    stage = PriorStage(config, tokenizer_run, accelerator)
+    images = trained_images(tokenizer_run, config.tokenizer_dir, accelerator)
+    stage = PriorStage(config, *images, accelerator)
     train(stage, config, accelerator)
 
 

@@ -35,12 +35,13 @@ from pipelines.checkpoints import (
 from pipelines.config import RunConfig, TrainingConfig
 from pipelines.divergence import NonFiniteWatch
 from pipelines.optimizer import make_optimizer, set_learning_rate
+from pipelines.plots import save_png
 from pipelines.prefetch import loading, one_ahead, to_device
 from pipelines.processes import new_accelerator, seed_everything
 from pipelines.run_folder import locked, write_run_config
 from pipelines.run_log import Metrics, RunLog
 from pipelines.stopping import noted_signals
-from tokenizer.pretrained import InputError, PretrainedModule, naming
+from tokenizer.pretrained import InputError, PretrainedModule
 
 
 class Loss(NamedTuple):
@@ -187,11 +188,13 @@ def _train(stage: Stage, run_config: RunConfig, accelerator: Accelerator) -> Non
     )
     with (
         noted_signals(accelerator) as stop,  # until all that follows is closed, too
+        RunLog(output_dir, accelerator, first_step, state.metrics if state else "") as log,
         bar,
         contextlib.closing(one_ahead(tasks)) as loaded,
-        RunLog(output_dir, accelerator, first_step, state.metrics if state else "") as log,
     ):
         started, logged_step = time.perf_counter(), first_step
+        if not steps:  # the model for use may have been damaged, or removed, since
+            run.save_model()
         for step in steps:
             seed_everything(config.seed, accelerator.process_index, step)
             rate = learning_rate(config, step)
@@ -271,9 +274,7 @@ class _Run(NamedTuple):
             if self.accelerator.is_main_process:
                 folder = self.output_dir / "samples"
                 folder.mkdir(exist_ok=True)
-                path = folder / f"step_{step:08d}.png"
-                with naming(path):
-                    self.stage.picture(used).save(path)
+                save_png(self.stage.picture(used), folder / f"step_{step:08d}.png")
         used.train(was_training)
         return metrics
 
@@ -285,11 +286,16 @@ class _Run(NamedTuple):
             step, self.model.state_dict(), ema, moments, self.stage.sources, metrics_hash
         )
         self.watch.check_state(state)
+        # The state last: a run that was killed in between saves the model once more.
+        self.save_model()
         if self.accelerator.is_main_process:
-            # The state last: a run that was killed in between saves the model once more.
-            self.model_in_use.save_pretrained(self.output_dir / "model")
             save_state(self.output_dir / "state", state)
         self.accelerator.wait_for_everyone()
+
+    def save_model(self) -> None:
+        """The model for use."""
+        if self.accelerator.is_main_process:
+            self.model_in_use.save_pretrained(self.output_dir / "model")
 
 
 def _to_numbers(terms: dict[str, Tensor]) -> dict[str, float | list[float]]:

@@ -1,10 +1,13 @@
 """The state of a run: whole or refused, and never lost."""
 
 import json
+import os
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from pipelines.checkpoints import (
     TrainingState,
@@ -15,7 +18,8 @@ from pipelines.checkpoints import (
     restore_optimizer,
     save_state,
 )
-from tokenizer.pretrained import InputError
+from pipelines.run_log import RunLog
+from tokenizer.pretrained import InputError, replace_file
 
 
 def make_state(step: int) -> TrainingState:
@@ -232,6 +236,86 @@ def test_a_run_is_refused_when_what_it_learns_from_has_changed(tmp_path: Path) -
     assert loaded.sources == sources
     with pytest.raises(InputError, match=r"run_dir: .* was trained with other validation images"):
         check_sources(tmp_path, newest_sources(tmp_path), {**sources, "validation images": "c"})
+
+
+def test_what_somebody_else_has_put_there_is_left_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    save_state(folder, make_state(7))
+    (folder / "step_00000009.bak").mkdir()
+    (folder / "step_00000001.txt").write_text("x")
+    (folder / "step_00000010").write_text("x")
+    for step in (8, 9):
+        save_state(folder, make_state(step))
+    strange = ["step_00000001.txt", "step_00000009.bak", "step_00000010"]
+    assert names(folder) == sorted(["step_00000008", "step_00000009", *strange])
+    loaded = load_state(folder)
+    assert loaded is not None
+    assert loaded.step == 9
+
+
+def test_states_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    for step in (99_999_998, 99_999_999, 100_000_000):
+        save_state(folder, make_state(step))
+    assert names(folder) == ["step_100000000", "step_99999999"]
+    loaded = load_state(folder)
+    assert loaded is not None
+    assert loaded.step == 100_000_000
+
+
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """What is flushed to the disk, and what is renamed, by name and in order."""
+    found: list[tuple[str, str]] = []
+    flush, rename, replace = os.fsync, Path.rename, Path.replace
+
+    def name_of(path: str | Path) -> str:
+        return re.sub(r"tmp\d+$", "tmp", Path(path).name)
+
+    def recorded_flush(descriptor: int) -> None:
+        found.append(("flush", name_of(os.readlink(f"/proc/self/fd/{descriptor}"))))
+        flush(descriptor)
+
+    def recorded_rename(own: Path, target: Path) -> Path:
+        found.append(("rename", name_of(target)))
+        return rename(own, target)
+
+    def recorded_replace(own: Path, target: Path) -> Path:
+        found.append(("rename", name_of(target)))
+        return replace(own, target)
+
+    monkeypatch.setattr(os, "fsync", recorded_flush)
+    monkeypatch.setattr(Path, "rename", recorded_rename)
+    monkeypatch.setattr(Path, "replace", recorded_replace)
+    return found
+
+
+def test_a_state_is_on_the_disk_before_it_counts(
+    tmp_path: Path, events: list[tuple[str, str]]
+) -> None:
+    save_state(tmp_path / "state", make_state(7))
+    renamed = events.index(("rename", "step_00000007"))
+    files = ["model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"]
+    assert set(events[:renamed]) == {("flush", name) for name in [*files, ".step_00000007.tmp"]}
+    assert events[renamed + 1 :] == [("flush", "state")]
+
+
+def test_a_replaced_file_is_on_the_disk_before_it_counts(
+    tmp_path: Path, events: list[tuple[str, str]]
+) -> None:
+    replace_file(tmp_path / "a.json", lambda path: path.write_text("x"))
+    folder = ("flush", tmp_path.name)
+    assert events == [("flush", ".a.json.tmp"), ("rename", "a.json"), folder]
+
+
+def test_metrics_are_on_the_disk_before_a_state_relies_on_them(
+    tmp_path: Path, events: list[tuple[str, str]]
+) -> None:
+    with RunLog(tmp_path, Accelerator(), 0) as log:
+        events.clear()
+        log.write(1, "train", {"loss": 1.0})
+        log.flush()
+        assert events == [("flush", "metrics.jsonl")]
 
 
 def test_a_restored_optimizer_goes_on_bit_for_bit() -> None:

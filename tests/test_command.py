@@ -126,6 +126,24 @@ def test_help_after_a_preset_explains_every_option(capsys: pytest.CaptureFixture
             ["tiny", "--tokenizer.groups.0.code-dim", "0"],
             r"^tokenizer\.groups\.0\.code_dim: .* greater than 0, got 0$",
         ),
+        (
+            [
+                *("tiny", "--tokenizer.groups.0.code-dim=8", "--tokenizer.groups.1.code-dim=0"),
+                *("--tokenizer.groups.0.downsampling", "8"),
+            ],
+            r"^tokenizer\.groups\.1\.code_dim: .* greater than 0, got 0$",
+        ),
+        (
+            [
+                *("tiny", "--tokenizer.groups.0.downsampling", "8"),
+                *("--tokenizer.groups.1.downsampling", "3"),
+            ],
+            r"^tokenizer\.groups\.1\.downsampling must be a power of two, got 3$",
+        ),
+        (
+            ["tiny", "--training.variance-band", "3", "1"],
+            r"^training\.variance_band must go from low to high, got \(3\.0, 1\.0\)$",
+        ),
         (["tiny", "--run-dir", ""], "^run_dir: must name a folder of its own, got '' or '.'$"),
         (["tiny", "--run-dir", "."], "^run_dir: must name a folder of its own"),
     ],
@@ -148,9 +166,13 @@ def test_a_wrong_command_line_gives_one_line_that_names_the_field(
         (["--output-dir", "o", "--labels", "-1"], r"labels\.0: .*greater than or equal to 0"),
         (
             ["--output-dir", "o", "--sampling.temperature", "-1"],
-            "temperature.*or equal to 0.000001",
+            r"^sampling\.temperature.*or equal to 0.000001",
         ),
-        (["--output-dir", "o", "--sampling.top-p", "1.5"], "top_p.*less than or equal to 1"),
+        (["--output-dir", ""], "^output_dir: must name a folder of its own"),
+        (
+            ["--output-dir", "o", "--sampling.top-p", "1.5"],
+            r"^sampling\.top_p.*less than or equal to 1",
+        ),
     ],
 )
 def test_a_wrong_option_of_generate_gives_one_line(arguments: list[str], message: str) -> None:
@@ -162,10 +184,12 @@ def test_a_wrong_option_of_generate_gives_one_line(arguments: list[str], message
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"{", "Invalid JSON"),
-        (b"\xff\xfe", "Invalid JSON"),
+        (b"{", "is not JSON"),
+        (b"\xff\xfe", "is not JSON"),
         (b"[]", "Input should be an object"),
         (b'{"run_dir": "x"}', "tokenizer: Field required"),
+        (b'{"run_dir": "x", "run_dir": "y"}', "a key stands twice"),
+        (b'{"run_dir": "x\\u0000y"}', "run_dir: must not hold a NUL character"),
     ],
 )
 def test_a_config_file_that_does_not_fit_is_named(
@@ -173,7 +197,7 @@ def test_a_config_file_that_does_not_fit_is_named(
 ) -> None:
     path = tmp_path / "config.json"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=f"{path}: .*{message}"):
+    with pytest.raises(InputError, match=f"{path}.*{message}"):
         parse(str(path))
 
 
@@ -220,6 +244,7 @@ def invalid() -> ValidationError:
             "error: a/b: No space left on device; make room there and run the same command again",
         ),
         (OSError(13, "Permission denied", "a/b"), "error: a/b: Permission denied\n"),
+        (OSError(21, "Is a directory", "a/.b.tmp", None, "a/b"), "error: a/b: Is a directory\n"),
         (OSError("no number"), "error: no number\n"),
         (invalid(), "error: num_images: "),
     ],
@@ -249,6 +274,7 @@ ALLOCATOR = (
         (RuntimeError(ALLOCATOR), " (tried to allocate 4096 bytes)"),
         (RuntimeError("could not create a primitive"), " (could not create a primitive)"),
         (RuntimeError("std::bad_alloc"), " (std::bad_alloc)"),
+        (RuntimeError("can't start new thread"), " (can't start new thread)"),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), " (CUDA error: "),
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has"),

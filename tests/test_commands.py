@@ -111,7 +111,8 @@ def test_the_main_job_from_training_to_numbers(run: Run, extractor: list[str]) -
     assert Path("runs/cache").is_dir()
     assert run("generate", "runs/tiny", "--output-dir", "out", "--num-images", "5").status == 0
     names = sorted(path.name for path in Path("out").iterdir())
-    assert names == [*(f"{number:06d}.png" for number in range(5)), "contact_sheet.png"]
+    images = [*(f"{number:06d}.png" for number in range(5)), "contact_sheet.png"]
+    assert names == [*images, "settings.json"]
     ended = run("evaluate", "runs/tiny", "--num-images", "20", *extractor)
     assert ended.status == 0
     assert "FD-test_resnet floor" in ended.out
@@ -380,8 +381,21 @@ def test_generate_refuses_what_is_out_of_range(
 def test_generate_overwrites_nothing(run: Run, tiny_run: Path) -> None:
     picture(Path("out/mine.png"))
     ended = run("generate", tiny_run, "--output-dir", "out")
-    assert_refused(ended, "output_dir must not hold images yet")
+    assert_refused(ended, "output_dir must not hold other images")
     assert [path.name for path in Path("out").iterdir()] == ["mine.png"]
+
+
+def test_generate_goes_on_with_the_same_settings_alone(run: Run, tiny_run: Path) -> None:
+    command = ["generate", tiny_run, "--output-dir", "out", "--seed", "3", "--num-images"]
+    assert run(*command, "5").status == 0
+    whole = {path.name: path.read_bytes() for path in Path("out").iterdir()}
+    Path("out/000003.png").unlink()
+    Path("out/000001.png").write_bytes(whole["000002.png"])  # is not drawn again
+    assert run(*command, "5").status == 0
+    assert Path("out/000003.png").read_bytes() == whole["000003.png"]
+    assert Path("out/000001.png").read_bytes() == whole["000002.png"]
+    ended = run(*command, "5", "--sampling.temperature", "0.7")
+    assert_refused(ended, "images of other settings: its sampling.temperature is 1.0, got 0.7")
 
 
 def test_reconstruct_refuses_what_it_cannot_read_or_would_overwrite(

@@ -514,11 +514,23 @@ def test_labels_stay_with_their_images_where_files_are_skipped(tmp_path: Path) -
     assert [saved[image.tobytes()] for image in dataset.images] == dataset.labels.tolist()
 
 
+def test_a_lack_of_memory_names_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*arguments: object) -> None:
+        raise MemoryError
+
+    root = save_classes(tmp_path / "images", ["."])
+    monkeypatch.setattr("pipelines.image_folder.decode_image", exhausted)
+    with pytest.raises(
+        InputError, match=f"out of memory while decoding {root}/0.png: make the image"
+    ):
+        load_all(tmp_path)
+
+
 def test_a_folder_without_any_readable_image_is_refused(tmp_path: Path) -> None:
     root = save_classes(tmp_path / "images", ["."], count=3)
     for path in root.iterdir():
         empty(path)
-    with pytest.raises(InputError, match=rf"^{root}: none of 3 images is readable$"):
+    with pytest.raises(InputError, match=rf"^{root}: none of 3 images of this split is readable$"):
         load_all(tmp_path, skip_unreadable=True)
     assert list((tmp_path / "cache").iterdir()) == []
 

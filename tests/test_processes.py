@@ -173,7 +173,11 @@ def test_two_processes_extract_the_codes_of_one(
 
 def test_two_processes_generate_the_files_of_one(shared: Shared) -> None:
     names = sorted(path.name for path in (shared.alone / "images").iterdir())
-    assert names == [*(f"{number:06d}.png" for number in range(5)), "contact_sheet.png"]
+    assert names == [
+        *(f"{number:06d}.png" for number in range(5)),
+        "contact_sheet.png",
+        "settings.json",
+    ]
     assert names == sorted(path.name for path in (shared.together / "images").iterdir())
     for name in names:
         alone, together = (folder / "images" / name for folder in shared)

@@ -561,3 +561,50 @@ def test_two_commands_do_not_train_in_one_folder(tmp_path: Path, cache_dir: Path
     ):
         train_tokenizer(config)
     train_tokenizer(config)
+
+
+@pytest.mark.parametrize("kind", ["stochastic", "prior"])
+def test_a_finished_run_writes_its_model_once_more(
+    kind: str, tmp_path: Path, tiny_run: Path, cache_dir: Path
+) -> None:
+    config = make_run(kind, tmp_path, tiny_run, cache_dir)
+    train(config)
+    path = config.output_dir / "model" / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    train(config)
+    assert path.read_bytes() == whole
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_started_anew(
+    tmp_path: Path, cache_dir: Path
+) -> None:
+    config = tokenizer_run(tmp_path, cache_dir)
+    train(config)
+    shutil.rmtree(config.output_dir / "state")
+    with pytest.raises(
+        InputError, match=r"run_dir: .*/state is gone, so that .* cannot go on; move"
+    ):
+        train(config)
+
+
+def test_a_damaged_config_of_a_run_is_refused_with_a_way_out(
+    tmp_path: Path, cache_dir: Path
+) -> None:
+    config = tokenizer_run(tmp_path, cache_dir)
+    train(config)
+    (config.output_dir / "config.json").write_text("{")
+    with pytest.raises(InputError, match="remove it to go on with the options that you give"):
+        train(config)
+
+
+def test_a_prior_is_not_trained_on_other_images_than_its_tokenizer(
+    tmp_path: Path, tiny_run: Path
+) -> None:
+    shutil.copytree(tiny_run / "tokenizer", tmp_path / "tokenizer")
+    path = tmp_path / "tokenizer" / "config.json"
+    fields = json.loads(path.read_text())
+    fields["data"]["seed"] += 1
+    path.write_text(json.dumps(fields))
+    with pytest.raises(InputError, match="tokenizer was trained with other training images"):
+        train(prior_run(tmp_path))

@@ -7,7 +7,9 @@ from typing import Any
 
 from safetensors.torch import load_file
 
+from pipelines.command import load_run
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
+from pipelines.data import trained_images
 from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
 from pipelines.prior_stage import PriorStage
 from pipelines.tokenizer_stage import TokenizerStage
@@ -40,8 +42,9 @@ def make_stage(config: RunConfigs) -> TokenizerStage | PriorStage:
     accelerator = make_accelerator(config)
     if isinstance(config, TokenizerRunConfig):
         return TokenizerStage(config, accelerator)
-    text = (config.tokenizer_dir / "config.json").read_text()
-    return PriorStage(config, TokenizerRunConfig.model_validate_json(text), accelerator)
+    run = load_run(TokenizerRunConfig, config.tokenizer_dir / "config.json")
+    images = trained_images(run, config.tokenizer_dir, accelerator)
+    return PriorStage(config, *images, accelerator)
 
 
 class InterferingStage:

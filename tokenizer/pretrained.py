@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import safetensors
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
@@ -28,6 +28,13 @@ class StrictConfig(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    @field_validator("*")
+    @classmethod
+    def _check_path(cls, value: object) -> object:
+        if isinstance(value, Path) and "\0" in str(value):
+            raise ValueError("must not hold a NUL character")
+        return value
 
 
 UNION_MEMBER = re.compile(r"[\[(]|^constrained-|^(int|float|str|bool|none|path)$")
@@ -282,7 +289,10 @@ def _check_hashes(config_path: Path, weights_path: Path, weights: dict[str, Tens
         header = file.metadata() or {}
     if not header.keys() - {"format"}:
         return
-    config_hash, _, weights_hash = header.get(_HASHES, "").partition(" ")
+    if _HASHES not in header:
+        found = shortened(", ".join(sorted(header)))
+        raise InputError(f"{weights_path} must have {_HASHES!r} or no metadata, got {found}")
+    config_hash, _, weights_hash = header[_HASHES].partition(" ")
     if weights_hash != _weights_hash(weights):
         raise InputError(f"{weights_path} is damaged: it does not match its own hash")
     if config_hash != _text_hash(config_path.read_bytes()):

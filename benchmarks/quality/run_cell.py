@@ -287,7 +287,8 @@ def prior_code_length(config: TokenizerRunConfig, test: DataConfig, steps: int) 
         ),
     )
     accelerator = make_accelerator(prior)
-    stage = PriorStage(prior, config.model_copy(update={"data": test}), accelerator)
+    images = load_images(test, "train"), load_images(test, "validation")
+    stage = PriorStage(prior, *images, accelerator)
     train(stage, prior, accelerator)
     bits = read_metrics(prior.output_dir, "validation")["bits_per_image"][1][-1]
     return float(bits)

@@ -27,7 +27,9 @@ from benchmarks.speed.steps import (
     tokenizer_step,
     wait_for,
 )
+from pipelines.command import load_run
 from pipelines.config import PriorRunConfig, RunConfig, TokenizerRunConfig, TrainingConfig
+from pipelines.data import trained_images
 from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
 from pipelines.prior_stage import PriorStage
 from pipelines.tokenizer_stage import TokenizerStage
@@ -272,8 +274,9 @@ def _measured_loop(config: RunConfig) -> dict[str, Any]:
         codes = 0
     else:
         assert isinstance(config, PriorRunConfig)
-        text = (config.tokenizer_dir / "config.json").read_text()
-        stage = PriorStage(config, TokenizerRunConfig.model_validate_json(text), accelerator)
+        run = load_run(TokenizerRunConfig, config.tokenizer_dir / "config.json")
+        images = trained_images(run, config.tokenizer_dir, accelerator)
+        stage = PriorStage(config, *images, accelerator)
         prior = stage.model.config
         facts = prior_facts(prior.network, prior.code_maps, prior.num_classes)
         codes = stage.num_codes
