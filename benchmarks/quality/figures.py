@@ -1,6 +1,6 @@
 """Pictures of the comparison: rate and distortion, code use, self-annealing, what codes draw."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from benchmarks.quality.run_cell import test_data
 from pipelines.config import TokenizerRunConfig
@@ -56,7 +56,9 @@ def write_figures(folder: Path, rows: Sequence[Any], budget: str) -> None:
         figures["annealing"] = annealing(several_layers[:4])
     for name, figure in figures.items():
         figure.savefig(RESULTS / f"quality_{budget}_{name}.png")
-    for cell in several_layers:
+    # Of each family the one with the lowest error.
+    best = {cell["family"]: cell for cell in sorted(several_layers, key=_error, reverse=True)}
+    for family, cell in best.items():
         if not (folder / cell["cell"] / "tokenizer").exists():  # trained on another machine
             continue
         run = TokenizerRunConfig.model_validate_json(
@@ -68,8 +70,13 @@ def write_figures(folder: Path, rows: Sequence[Any], budget: str) -> None:
             "codes": codebook_picture(tokenizer, run.data.image_size),
         }
         for name, picture in pictures.items():
-            path = RESULTS / f"quality_{budget}_{name}_{cell['cell']}.png"
+            path = RESULTS / f"quality_{budget}_{name}_{family}.png"
             picture.save(path, optimize=True)
+
+
+def _error(cell: Mapping[str, Any]) -> float:
+    error: float = cell["test"]["RMSE"]
+    return error
 
 
 def rate_distortion(rows: Sequence[Any]) -> Figure:
@@ -104,25 +111,31 @@ def perplexity_by_layer(rows: Sequence[Any]) -> Figure:
     """Perplexity over K, layer by layer, of the residual models."""
     shapes = [row.first["shape"] for row in rows if row.first["family"] == "RSQ-VAE"]
     names = list(dict.fromkeys(shapes))
-    figure = Figure((3 * len(names), 2.8), layout="constrained", dpi=150)
+    figure = Figure((3 * len(names), 3.1), layout="constrained", dpi=150)
+    lines: dict[str, Any] = {}
     for place, shape in enumerate(names, 1):
         axes = figure.add_subplot(1, len(names), place)
         for row in rows:
             if row.first["shape"] == shape:
                 values = row.layers("perplexity")
                 size = int(shape.rpartition("k")[2])
-                axes.plot(
+                (lines[LABELS[row.first["method"]]],) = axes.plot(
                     range(1, len(values) + 1),
                     [value / size for value in values],
                     marker=MARKERS.get(row.first["method"], "^"),
                     color=COLORS[row.first["method"]],
-                    label=LABELS[row.first["method"]],
                 )
         axes.set(title=shape, xlabel="layer", ylabel="perplexity / K", ylim=(0, 1.02))
         axes.grid(alpha=0.25)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if place == 1:
-            axes.legend(fontsize=6, edgecolor="none")
+    figure.legend(
+        [*lines.values()],
+        [*lines],
+        loc="outside lower center",
+        ncols=len(lines),
+        fontsize=7,
+        edgecolor="none",
+    )
     return figure
 
 
@@ -178,6 +191,7 @@ def codebook_picture(tokenizer: Tokenizer, size: int) -> Any:
 def _plain_ticks(axes: Any) -> None:
     axes.grid(alpha=0.25, which="both")
     axes.xaxis.set_major_formatter("{x:.0f}")
+    axes.xaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
     axes.xaxis.set_minor_formatter("{x:.0f}")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")
