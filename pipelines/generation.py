@@ -196,12 +196,15 @@ class ImageGenerationPipeline:
                 raise CancelledError
 
         def codes_of(rows: slice) -> list[Tensor]:
-            return sampler(
-                None if all_labels is None else all_labels[rows].to(self.device),
-                sample_generators(seed, image_indices[rows]),
-                known=None if known is None else [own[rows].to(self.device) for own in known],
-                progress=go_on,
-            )
+            # Each thread has a current device of its own, on which graphs are recorded.
+            is_cuda = self.device.type == "cuda"
+            with torch.cuda.device(self.device) if is_cuda else contextlib.nullcontext():
+                return sampler(
+                    None if all_labels is None else all_labels[rows].to(self.device),
+                    sample_generators(seed, image_indices[rows]),
+                    known=None if known is None else [own[rows].to(self.device) for own in known],
+                    progress=go_on,
+                )
 
         starts = range(0, len(image_indices), batch_size)
         tasks = (functools.partial(codes_of, slice(own, own + batch_size)) for own in starts)

@@ -43,7 +43,7 @@ def test_leaving_early_starts_nothing_more() -> None:
     next(results)
     results.close()
     assert done == [0, 1]
-    assert not any(own.name.startswith("loading") for own in threading.enumerate())
+    assert not any(own.name.startswith("ahead") for own in threading.enumerate())
 
 
 def test_a_batch_arrives_as_it_was_loaded() -> None:

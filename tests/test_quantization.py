@@ -125,6 +125,23 @@ def test_no_matrix_of_all_positions_and_codes_is_made(mode: str) -> None:
     assert 0 < largest <= quantization.BLOCK_SIZE["cpu"]
 
 
+@pytest.mark.parametrize(("kept_size", "is_kept"), [(30 * 12, True), (30 * 12 - 1, False)])
+def test_small_matrices_alone_are_kept_for_backward(
+    kept_size: int, is_kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantization, "KEPT_SIZE", kept_size)
+    saved = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved.append(tensor.numel())
+        return tensor
+
+    inputs = random_inputs(30, 12, 3, torch.float32)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        stochastic_quantization(*inputs, TEMPERATURE, "mixture")
+    assert (sum(saved) >= 2 * 30 * 12) == is_kept
+
+
 @settings(max_examples=20)
 @given(positions=st.integers(1, 30), codes=st.integers(1, 12), block=st.sampled_from([1, 9, 999]))
 def test_the_nearest_code_is_the_nearest_in_any_blocks(

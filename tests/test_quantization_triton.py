@@ -21,12 +21,13 @@ def test_the_interpreted_kernels_give_what_whole_matrices_give() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (700, 37, 5), (4_096, 1_000, 64)])
 def test_the_compiled_kernels_give_what_whole_matrices_give(sizes: tuple[int, int, int]) -> None:
-    from tests.fused_quantization import check, check_noise
+    from tests.fused_quantization import check, check_noise, check_small_variance
     from tokenizer.quantization import full_precision
 
     device = torch.device("cuda")
     with full_precision(device):
         check(*sizes, device)
+        check_small_variance(device)
         check_noise(device)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.speed import quantization
-from benchmarks.speed.__main__ import gather
+from benchmarks.speed.__main__ import gather, main
 from benchmarks.speed.measure import Comparison, measure, peak_memory
 from benchmarks.speed.report import write_report
 
@@ -55,3 +55,24 @@ def test_the_table_is_written_from_what_was_gathered(tmp_path: Path) -> None:
     gather(tmp_path / "run", tmp_path / "speed_tiny.json")  # what is there stays
     write_report(tmp_path, "tiny", page)
     assert "| **sampling**: a row | **ours** |" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--threads", "0"], "--threads must be at least 1"),
+        (["--budget", "gpu"], "--budget gpu needs a CUDA device"),
+        (["--report", "--run-dir", "none", "--results", "none"], "nothing has been measured yet"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(
+    options: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.argv", ["speed", *options])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert message in f"{caught.value}{capsys.readouterr().err}"

@@ -23,8 +23,9 @@ posterior (evidence lower bound), or the nearest code (use)."""
 
 BLOCK_SIZE = {"cpu": 2**18, "cuda": 2**24}
 """Matrix elements worked on at once: what fits a processor's cache, and what fills a GPU."""
-KEPT_SIZE = 2**25
-"""Up to so many matrix elements are kept for backward, which is then faster."""
+KEPT_SIZE = 2**22
+"""Two matrices of up to so many elements (32 MiB together, for each layer) are kept for backward,
+which is then faster; larger ones are computed anew."""
 
 
 class Draw(NamedTuple):

@@ -6,6 +6,7 @@ Philox, a counter-based generator: a function of seed, position and code alone. 
 keeps checkers of types and shapes away from what triton compiles.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, no_type_check
 
 import torch
@@ -62,11 +63,15 @@ def _store_rows(pointer, values, rows, num_rows, dim, BLOCK_D: tl.constexpr):
 @triton.jit(do_not_specialize=["seed"])
 @no_type_check
 def _forward(
-    latents, codebook, biases, quantized, indices, entropies, normalizers, weight_normalizers,
+    latents, codebook, biases, quantized, indices, entropies, statistics,
     seed, inverse_temperature, num_rows, num_codes, dim,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """One block of rows; `latents` hold ẑ / s², `biases` ‖b‖² / 2s²."""
+    """One block of rows; `latents` hold ẑ / s², `biases` ‖b‖² / 2s².
+
+    Scores are large where s² is small: all that is summed is relative to their maximum, and maxima
+    and logarithms of sums are kept apart in `statistics` (4, rows).
+    """
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     own = _rows(latents, rows, num_rows, dim, BLOCK_D)
     top = tl.full((BLOCK_N,), float("-inf"), tl.float32)
@@ -89,11 +94,12 @@ def _forward(
         best = tl.maximum(best, highest)
 
         new_top = tl.maximum(top, tl.max(scores, 1))
-        shares = tl.exp(scores - new_top[:, None])
+        below = tl.where(codes[None, :] < num_codes, scores - new_top[:, None], 0.0)
+        shares = tl.where(codes[None, :] < num_codes, tl.exp(below), 0.0)
         scale = tl.exp(top - new_top)
+        fall = tl.where(total > 0, top - new_top, 0.0)
+        moment = (moment + total * fall) * scale + tl.sum(shares * below, 1)
         total = total * scale + tl.sum(shares, 1)
-        finite = tl.where(codes[None, :] < num_codes, scores, 0.0)
-        moment = moment * scale + tl.sum(shares * finite, 1)
         top = new_top
 
         logits = perturbed * inverse_temperature
@@ -104,34 +110,39 @@ def _forward(
         mixture = mixture * scale[:, None] + tl.dot(weights, vectors, input_precision="tf32x3")
         weight_top = new_top
     inside = rows < num_rows
-    normalizer = top + tl.log(total)
     _store_rows(quantized, mixture / weight_total[:, None], rows, num_rows, dim, BLOCK_D)
     tl.store(indices + rows, chosen.to(tl.int64), mask=inside)
-    tl.store(entropies + rows, normalizer - moment / total, mask=inside)
-    tl.store(normalizers + rows, normalizer, mask=inside)
-    tl.store(weight_normalizers + rows, weight_top + tl.log(weight_total), mask=inside)
+    tl.store(entropies + rows, tl.log(total) - moment / total, mask=inside)
+    tl.store(statistics + rows, top, mask=inside)
+    tl.store(statistics + num_rows + rows, tl.log(total), mask=inside)
+    tl.store(statistics + 2 * num_rows + rows, weight_top, mask=inside)
+    tl.store(statistics + 3 * num_rows + rows, tl.log(weight_total), mask=inside)
 
 
 @triton.jit
 @no_type_check
 def _tile(
     own, own_grad, vectors, bias, rows, start, num_rows, num_codes, seed, inverse_temperature,
-    entropies, normalizers, weight_normalizers, grad_entropies, products,
+    entropies, statistics, grad_entropies, products,
     BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Weights, gradient of the scores, and log P of a tile (rows, codes)."""
     inside = rows < num_rows
     codes = start + tl.arange(0, BLOCK_K)
     entropy = tl.load(entropies + rows, mask=inside, other=0.0)
-    normalizer = tl.load(normalizers + rows, mask=inside, other=0.0)
-    weight_normalizer = tl.load(weight_normalizers + rows, mask=inside, other=0.0)
+    top = tl.load(statistics + rows, mask=inside, other=0.0)
+    log_total = tl.load(statistics + num_rows + rows, mask=inside, other=0.0)
+    weight_top = tl.load(statistics + 2 * num_rows + rows, mask=inside, other=0.0)
+    log_weight_total = tl.load(statistics + 3 * num_rows + rows, mask=inside, other=0.0)
     grad_entropy = tl.load(grad_entropies + rows, mask=inside, other=0.0)
     product = tl.load(products + rows, mask=inside, other=0.0)
     scores = tl.dot(own, tl.trans(vectors), input_precision="tf32x3") - bias[None, :]
     logits = (scores + _gumbel(seed, rows, start, BLOCK_K)) * inverse_temperature
     is_real = inside[:, None] & (codes[None, :] < num_codes)
-    weights = tl.where(is_real, tl.exp(logits - weight_normalizer[:, None]), 0.0)
-    log_posterior = tl.where(is_real, scores - normalizer[:, None], 0.0)
+    weights = tl.exp((logits - weight_top[:, None]) - log_weight_total[:, None])
+    weights = tl.where(is_real, weights, 0.0)
+    log_posterior = (scores - top[:, None]) - log_total[:, None]
+    log_posterior = tl.where(is_real, log_posterior, 0.0)
     grad = tl.dot(own_grad, tl.trans(vectors), input_precision="tf32x3")
     grad = weights * (grad - product[:, None]) * inverse_temperature
     posterior = tl.exp(log_posterior) * grad_entropy[:, None]
@@ -142,7 +153,7 @@ def _tile(
 @triton.jit(do_not_specialize=["seed"])
 @no_type_check
 def _backward_latents(
-    latents, codebook, biases, grad_quantized, entropies, normalizers, weight_normalizers,
+    latents, codebook, biases, grad_quantized, entropies, statistics,
     grad_entropies, products, grad_latents, moments,
     seed, inverse_temperature, num_rows, num_codes, dim,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -159,8 +170,7 @@ def _backward_latents(
         bias = tl.load(biases + codes, mask=codes < num_codes, other=0.0)
         _, grad, log_posterior = _tile(
             own, own_grad, vectors, bias, rows, start, num_rows, num_codes, seed,
-            inverse_temperature, entropies, normalizers, weight_normalizers, grad_entropies,
-            products, BLOCK_K,
+            inverse_temperature, entropies, statistics, grad_entropies, products, BLOCK_K,
         )  # fmt: skip
         result += tl.dot(grad, vectors, input_precision="tf32x3")
         moment += tl.sum(grad * log_posterior, 1)
@@ -171,7 +181,7 @@ def _backward_latents(
 @triton.jit(do_not_specialize=["seed"])
 @no_type_check
 def _backward_codebook(
-    latents, codebook, biases, grad_quantized, entropies, normalizers, weight_normalizers,
+    latents, codebook, biases, grad_quantized, entropies, statistics,
     grad_entropies, products, grad_codebooks, totals,
     seed, inverse_temperature, num_rows, num_codes, dim, rows_per_share,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -191,8 +201,7 @@ def _backward_codebook(
         own_grad = _rows(grad_quantized, rows, num_rows, dim, BLOCK_D)
         weights, grad, _ = _tile(
             own, own_grad, vectors, bias, rows, start, num_rows, num_codes, seed,
-            inverse_temperature, entropies, normalizers, weight_normalizers, grad_entropies,
-            products, BLOCK_K,
+            inverse_temperature, entropies, statistics, grad_entropies, products, BLOCK_K,
         )  # fmt: skip
         result += tl.dot(tl.trans(weights), own_grad, input_precision="tf32x3")
         result += tl.dot(tl.trans(grad), own, input_precision="tf32x3")
@@ -206,6 +215,11 @@ def tile_sizes(dim: int) -> dict[str, int]:
     """Rows, codes and values of a tile, for which ptxas reports no spilled registers."""
     block_dim = max(16, triton.next_power_of_2(dim))
     return {"BLOCK_N": 32, "BLOCK_K": 32, "BLOCK_D": block_dim, "num_warps": 8}
+
+
+def _current(device: torch.device) -> AbstractContextManager[object]:
+    """Triton launches on the current device of the thread, wherever the tensors are."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def can_fuse(latents: Tensor) -> bool:
@@ -241,16 +255,14 @@ class _FusedMixture(torch.autograd.Function):
         biases = codebook.square().sum(1) / (2 * variance)
         quantized = torch.empty_like(scaled)
         indices = torch.empty(num_rows, dtype=torch.int64, device=latents.device)
-        entropies, normalizers, weight_normalizers = scaled.new_empty(3, num_rows)
+        entropies, statistics = scaled.new_empty(num_rows), scaled.new_empty(4, num_rows)
         sizes = tile_sizes(dim)
-        _forward[(triton.cdiv(num_rows, sizes["BLOCK_N"]),)](
-            scaled, codebook, biases, quantized, indices, entropies, normalizers,
-            weight_normalizers, seed, 1 / temperature, num_rows, len(codebook), dim, **sizes,
-        )  # fmt: skip
-        ctx.save_for_backward(
-            scaled, codebook, variance, biases, quantized, entropies, normalizers,
-            weight_normalizers,
-        )  # fmt: skip
+        with _current(scaled.device):
+            _forward[(triton.cdiv(num_rows, sizes["BLOCK_N"]),)](
+                scaled, codebook, biases, quantized, indices, entropies, statistics,
+                seed, 1 / temperature, num_rows, len(codebook), dim, **sizes,
+            )  # fmt: skip
+        ctx.save_for_backward(scaled, codebook, variance, biases, quantized, entropies, statistics)
         ctx.temperature, ctx.seed = temperature, seed
         ctx.mark_non_differentiable(indices)
         return quantized, indices, entropies
@@ -261,27 +273,29 @@ class _FusedMixture(torch.autograd.Function):
         ctx: Any, grad_quantized: Tensor, _: Any, grad_entropies: Tensor
     ) -> tuple[Tensor | None, ...]:
         """As in `tokenizer/quantization.py`."""
-        scaled, codebook, variance, biases, quantized, entropies, *normalizers = ctx.saved_tensors
+        scaled, codebook, variance, biases, quantized, entropies, statistics = ctx.saved_tensors
         (num_rows, dim), num_codes = scaled.shape, len(codebook)
         grad_quantized, grad_entropies = grad_quantized.contiguous(), grad_entropies.contiguous()
         inputs = (
-            scaled, codebook, biases, grad_quantized, entropies, *normalizers, grad_entropies,
+            scaled, codebook, biases, grad_quantized, entropies, statistics, grad_entropies,
             torch.linalg.vecdot(grad_quantized, quantized),
         )  # fmt: skip
         settings = (ctx.seed, 1 / ctx.temperature, num_rows, num_codes, dim)
         sizes = tile_sizes(dim)
         grad_scaled, moments = torch.empty_like(scaled), torch.empty_like(entropies)
-        _backward_latents[(triton.cdiv(num_rows, sizes["BLOCK_N"]),)](
-            *inputs, grad_scaled, moments, *settings, **sizes
-        )
+        with _current(scaled.device):
+            _backward_latents[(triton.cdiv(num_rows, sizes["BLOCK_N"]),)](
+                *inputs, grad_scaled, moments, *settings, **sizes
+            )
         num_tiles = triton.cdiv(num_codes, sizes["BLOCK_K"])
         rows_per_share = triton.cdiv(num_rows, max(1, NUM_PROGRAMS // num_tiles))
         rows_per_share = triton.cdiv(rows_per_share, sizes["BLOCK_N"]) * sizes["BLOCK_N"]
         num_shares = triton.cdiv(num_rows, rows_per_share)
         parts = scaled.new_empty(num_shares, num_codes, dim)
         totals = scaled.new_empty(num_shares, num_codes)
-        _backward_codebook[(num_tiles, num_shares)](
-            *inputs, parts, totals, *settings, rows_per_share, **sizes
-        )
+        with _current(scaled.device):
+            _backward_codebook[(num_tiles, num_shares)](
+                *inputs, parts, totals, *settings, rows_per_share, **sizes
+            )
         grad_codebook = parts.sum(0) - totals.sum(0).unsqueeze(1) * codebook / variance
         return grad_scaled / variance, grad_codebook, -moments.sum() / variance, None, None

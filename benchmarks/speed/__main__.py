@@ -46,6 +46,10 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="only write the report")
     parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.threads < 1:
+        parser.error(f"--threads must be at least 1, got {arguments.threads}")
+    if arguments.budget == "gpu" and not arguments.report and not torch.cuda.is_available():
+        parser.error("--budget gpu needs a CUDA device")
     torch.set_num_threads(arguments.threads)
     if arguments.one:
         print(json.dumps(measure_one(arguments.budget, *arguments.one)))
@@ -58,10 +62,16 @@ def main() -> None:
         if "scaling" in arguments.parts and not (folder / "scaling").exists():
             print("scaling", flush=True)
             command = [sys.executable, "-m", "benchmarks.speed.scaling", arguments.budget]
-            subprocess.run(command, check=True)
+            command.append(str(arguments.results))
+            if subprocess.run(command).returncode:
+                raise SystemExit(f"{shlex.join(command)} failed")
             (folder / "scaling").mkdir(parents=True)
-    gather(folder, arguments.results / f"speed_{arguments.budget}.json")
-    write_report(arguments.results, arguments.budget)
+    path = arguments.results / f"speed_{arguments.budget}.json"
+    if not path.exists() and not any(folder.glob("*/*.json")):
+        raise SystemExit(f"nothing has been measured yet: neither in {folder} nor in {path}")
+    gather(folder, path)
+    if arguments.results == RESULTS:  # the page shows what lies there
+        write_report(arguments.results, arguments.budget)
 
 
 def measure_one(

@@ -20,11 +20,25 @@ HEADER = (
 )
 
 
+LOOP_HEADER = (
+    "loop",
+    "M parameters",
+    "images/s",
+    "outside forward and backward, % (target < 5)",
+    "of each stretch, %",
+    "FLOPs utilization, %",
+)
+
+
 def write_report(results: Path, budget: str, page: Path = PAGE) -> None:
     """Writes the section `speed-BUDGET`, if the page has one, and the plots."""
     found = json.loads((results / f"speed_{budget}.json").read_text())
     if f"<!-- speed-{budget} -->" in page.read_text():
-        replace_section(f"speed-{budget}", table(HEADER, list(_rows(found))), page)
+        tables = [table(HEADER, list(_rows(found)))]
+        loop = found["training"].get("measurements")
+        if loop is not None:
+            tables.append(table(LOOP_HEADER, list(_loop_rows(loop))))
+        replace_section(f"speed-{budget}", "\n\n".join(tables), page)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -38,6 +52,9 @@ def _rows(found: Mapping[str, Any]) -> Iterator[list[str]]:
             name = f"**{part}**: {comparison['name']}"
             for number, (contender, facts) in enumerate(comparison["contenders"].items()):
                 is_ours = number == 0
+                limit = comparison.get("details", {}).get("images_per_second_at_bandwidth")
+                if is_ours and limit is not None:  # only on a GPU
+                    name += f" (memory bandwidth allows {_number(limit)})"
                 yield [
                     name if is_ours else "",
                     f"**{contender}**" if is_ours else contender,
@@ -48,6 +65,20 @@ def _rows(found: Mapping[str, Any]) -> Iterator[list[str]]:
                     "" if facts["target"] is None else f"≥ {facts['target']:g}",
                     _memory(facts.get("peak_memory")),
                 ]
+
+
+def _loop_rows(loop: Mapping[str, Any]) -> Iterator[list[str]]:
+    for stage in ("stage one", "stage two"):
+        facts = loop[stage]
+        utilization = facts["utilization"]
+        yield [
+            stage,
+            f"{facts['parameters'] / 1e6:.1f}",
+            _number(facts["images_per_second"]),
+            f"{100 * facts['share_outside_forward_and_backward']:.1f}",
+            ", ".join(f"{100 * share:.1f}" for share in facts["shares_of_stretches"]),
+            "" if utilization is None else f"{100 * utilization:.0f}",
+        ]
 
 
 def _memory(size: int | None) -> str:

@@ -1,8 +1,9 @@
 """How the cost of a training step grows, and what a large run needs.
 
-    python -m benchmarks.speed.scaling cpu
+    python -m benchmarks.speed.scaling cpu [RESULTS]
 
-writes `results/scaling_BUDGET.json`, a plot per curve, and the tables of `scaling.md`.
+writes `RESULTS/scaling_BUDGET.json` and a plot per curve; without RESULTS into this project's, and
+the tables of `scaling.md`.
 """
 
 import json
@@ -157,6 +158,7 @@ def main() -> None:
     from benchmarks.speed.scaling_page import write_page
 
     budget = sys.argv[1] if len(sys.argv) > 1 else "cpu"
+    results = Path(sys.argv[2]) if len(sys.argv) > 2 else RESULTS
     if budget not in get_args(Budget):
         sys.exit(f"error: the budget must be one of {', '.join(get_args(Budget))}, got {budget}")
     torch.set_num_threads(1)  # several would wait for each other where others use the machine, too
@@ -167,11 +169,13 @@ def main() -> None:
         "machine": machine(),
         "torch": torch.__version__,
     }
-    path = RESULTS / f"scaling_{budget}.json"
+    results.mkdir(parents=True, exist_ok=True)
+    path = results / f"scaling_{budget}.json"
     path.write_text(json.dumps(facts | found, indent=2) + "\n")
     for name, curve in found["curves"].items():
-        plot_curve(curve, RESULTS / f"scaling_{budget}_{name}.png")
-    write_page(path)
+        plot_curve(curve, results / f"scaling_{budget}_{name}.png")
+    if results == RESULTS and budget != "tiny":  # the page shows what lies there
+        write_page(path)
 
 
 if __name__ == "__main__":
