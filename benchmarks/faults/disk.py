@@ -66,10 +66,11 @@ def run(folder: Path, num_trials: int, seed: int) -> Tally:
         else:
             num_damages += 1
             shutil.copytree(wholes[stage].output_dir, run.output_dir)
-            run = run._replace(cache_dir=run.run_dir / "cache")
-            shutil.copytree(wholes[stage].cache_dir, run.cache_dir)
+            # Damage may strike the cache, too; commands go on with the one that all share.
+            own = run._replace(cache_dir=run.run_dir / "cache")
+            shutil.copytree(run.cache_dir, own.cache_dir)
             runs_command = num_damages % DAMAGES_PER_COMMAND == 1
-            complaints = _damage(run, previous[stage], generator)
+            complaints = _damage(own, previous[stage], generator)
             if runs_command:
                 complaints = complaints or _way_out_complaints(run, wholes[stage])
         num_lost += bool(complaints)
