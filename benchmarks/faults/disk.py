@@ -92,7 +92,9 @@ def _damage(run: TinyRun, expected: TrainingState, generator: np.random.Generato
     older = run.states()[0] / path.name if path.parent == run.states()[-1] else None
     _spoil(path, older, generator)
     if path in cached:
-        return _cache_complaints(run, path)
+        complaints = _cache_complaints(run, path)
+        shutil.rmtree(path.parent)  # the way out that the line names
+        return complaints
     if path.parent == model:
         kind: type[Tokenizer] | type[Prior] = Tokenizer if run.stage == "tokenizer" else Prior
         try:
