@@ -18,7 +18,7 @@ from benchmarks.quality.budgets import (
 )
 from benchmarks.quality.cells import ABLATIONS, FAIR, FAMILIES, METHODS, STOCHASTIC, Cell, Shape
 from benchmarks.quality.peers import PeerQuantizer
-from benchmarks.quality.report import ablation_table, main_table, rate_table, rows_of
+from benchmarks.quality.report import PAGE, ablation_table, main_table, rate_table, rows_of
 from benchmarks.quality.run_cell import run_cell
 from benchmarks.quality.store import Store
 from benchmarks.quality.variants import VariantQuantizer
@@ -229,3 +229,11 @@ def test_a_tokenizer_takes_a_peer_in_place_of_its_quantizer() -> None:
     torch.testing.assert_close(
         tokenizer.decode(tokenizer.encode(images)), tokenizer.reconstruct(images)
     )
+
+
+@pytest.mark.parametrize("budget", ["cpu", "gpu"])
+@pytest.mark.parametrize("name", ["quality", "ablations", "rates"])
+def test_the_page_has_a_place_for_each_table(name: str, budget: str) -> None:
+    """A run of hours must not end at the writing of its report."""
+    page = PAGE.read_text()
+    assert page.count(f"<!-- {name}-{budget} -->") == page.count(f"<!-- /{name}-{budget} -->") == 1

@@ -15,10 +15,12 @@ DISTANCE = "rFD-MobileNetV2"
 
 
 def write_report(store: Store, folder: Path, budget: str) -> None:
-    """Writes JSON, plots, and the sections of both pages."""
+    """Writes JSON, plots, and the sections of both pages, if the page has some of this budget."""
     cells = list(store.results.values())
     (RESULTS / f"quality_{budget}.json").write_text(store.to_json())
     write_figures(folder, rows_of(cells), budget)
+    if f"<!-- quality-{budget} -->" not in PAGE.read_text():
+        return
     for name, text in sections(cells).items():
         replace_section(f"{name}-{budget}", text, PAGE)
     replace_section("quality", summary_table(cells))
