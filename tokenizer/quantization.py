@@ -83,12 +83,12 @@ def nearest_codes(
     """Index of the nearest code, the first of several: arg min_k ‖ẑ - b_k‖."""
     with torch.no_grad():
         bias = code_biases(codebook)
-        # As `proximity`, which would copy the latents to scale them.
-        found = [
-            torch.addmm(bias, latents[rows], codebook.T).argmax(1)
-            for _, rows in _blocks(latents, codebook)
-        ]
-    return torch.cat(found)
+        # One tensor: many small ones would lie between the blocks, and keep their memory apart.
+        found = torch.empty(len(latents), dtype=torch.int64, device=latents.device)
+        for _, rows in _blocks(latents, codebook):
+            # As `proximity`, which would copy the latents to scale them.
+            found[rows] = torch.addmm(bias, latents[rows], codebook.T).argmax(1)
+    return found
 
 
 def draw_seed(generator: torch.Generator | None) -> int:
@@ -211,13 +211,14 @@ def _entropy(log_posterior: Tensor) -> Tensor:
 def _sampled(
     latents: Tensor, codebook: Tensor, variance: Tensor, seed: int
 ) -> tuple[Tensor, Tensor]:
-    indices, entropies = [], []
+    entropies = torch.empty_like(latents[:, 0])
+    indices = torch.empty_like(entropies, dtype=torch.int64)
     bias = code_biases(codebook, 1 / variance)
     for block, rows in _blocks(latents, codebook):
         log_posterior = proximity(latents[rows], codebook, 1 / variance, bias).log_softmax(1)
-        entropies.append(_entropy(log_posterior))
-        indices.append(_noise(latents[rows], codebook, seed, block).add_(log_posterior).argmax(1))
-    return torch.cat(indices), torch.cat(entropies)
+        entropies[rows] = _entropy(log_posterior)
+        indices[rows] = _noise(latents[rows], codebook, seed, block).add_(log_posterior).argmax(1)
+    return indices, entropies
 
 
 class _BlockedMixture(torch.autograd.Function):
