@@ -85,9 +85,14 @@ def nearest_codes(
         bias = code_biases(codebook)
         # One tensor: many small ones would lie between the blocks, and keep their memory apart.
         found = torch.empty(len(latents), dtype=torch.int64, device=latents.device)
+        scores = latents.new_empty(0)
         for _, rows in _blocks(latents, codebook):
-            # As `proximity`, which would copy the latents to scale them.
-            found[rows] = torch.addmm(bias, latents[rows], codebook.T).argmax(1)
+            own = latents[rows]
+            if len(own) != len(scores):
+                scores = own.new_empty(len(own), len(codebook))
+            # As `proximity`, which would copy the latents to scale them, into memory that is warm.
+            torch.addmm(bias, own, codebook.T, out=scores)
+            found[rows] = scores.argmax(1)
     return found
 
 
