@@ -73,6 +73,8 @@ def test_what_cannot_be_measured_is_refused(
 ) -> None:
     monkeypatch.setattr("sys.argv", ["speed", *options])
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    # For all tests that follow: bits depend on the number of threads.
+    monkeypatch.setattr("torch.set_num_threads", lambda number: None)
     with pytest.raises(SystemExit) as caught:
         main()
     assert message in f"{caught.value}{capsys.readouterr().err}"
