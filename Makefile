@@ -32,7 +32,7 @@ bench-speed: $(VENV)/installed
 	$(BIN)/python -m benchmarks.speed --budget $(BUDGET)
 
 faults: $(VENV)/installed
-	$(BIN)/python -m benchmarks.faults
+	$(BIN)/python -m tests.faults
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

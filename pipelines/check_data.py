@@ -9,10 +9,12 @@ import tyro
 from pydantic import Field
 
 from pipelines.command import announce, parse_options, run_command
-from pipelines.folder_scan import printable, scan_folder
-from pipelines.image_decoding import UnreadableImageError
-from pipelines.image_folder import arrange, decode_files
-from tokenizer.pretrained import InputError, StrictConfig, replace_file
+from pipelines.data.decoding import UnreadableImageError
+from pipelines.data.folder import arrange, decode_files
+from pipelines.data.folder_scan import printable, scan_folder
+from tokenizer.storage.configs import StrictConfig
+from tokenizer.storage.errors import InputError
+from tokenizer.storage.files import replace_file
 
 MOST_SHOWN = 20
 

@@ -20,8 +20,9 @@ from accelerate import PartialState
 from pydantic import ValidationError
 
 from pipelines.processes import is_lost_partner
-from tokenizer.pretrained import InputError, StrictConfig, describe_validation_error
-from tokenizer.untrusted import read_json
+from tokenizer.storage.configs import StrictConfig, describe_validation_error
+from tokenizer.storage.errors import InputError
+from tokenizer.storage.untrusted import read_json
 
 ConfigT = TypeVar("ConfigT", bound=StrictConfig)
 

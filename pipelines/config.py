@@ -8,7 +8,7 @@ from pydantic import model_validator as validates
 
 from prior.config import MAX_GUIDANCE, PriorNetworkConfig
 from tokenizer.config import Share, Temperature, TokenizerConfig
-from tokenizer.pretrained import StrictConfig
+from tokenizer.storage.configs import StrictConfig
 
 # Bounds that no sound run reaches.
 Count = Annotated[int, Field(gt=0, le=10**9)]

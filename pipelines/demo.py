@@ -3,12 +3,12 @@
 import logging
 from pathlib import Path
 
-from pipelines.classifier import train_classifier
 from pipelines.command import parse_options, run_command
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
-from pipelines.data import load_images
+from pipelines.data.sources import load_images
 from pipelines.evaluate import table, write_results
-from pipelines.evaluation import (
+from pipelines.evaluation.classifier import train_classifier
+from pipelines.evaluation.measurements import (
     EvaluationConfig,
     evaluate_generation,
     evaluate_reconstruction,
@@ -16,10 +16,10 @@ from pipelines.evaluation import (
 from pipelines.generation import ImageGenerationPipeline, SamplingConfig
 from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
 from pipelines.processes import new_accelerator
-from pipelines.summary import write_summary
+from pipelines.report.summary import write_summary
 from pipelines.train_prior import train_prior
 from pipelines.train_tokenizer import train_tokenizer
-from tokenizer.pretrained import StrictConfig
+from tokenizer.storage.configs import StrictConfig
 
 logger = logging.getLogger(__name__)
 

@@ -11,18 +11,18 @@ import tyro
 
 from pipelines.command import announce, load_run, parse_options, run_command
 from pipelines.config import TokenizerRunConfig
-from pipelines.data import trained_images
-from pipelines.evaluation import (
+from pipelines.data.sources import trained_images
+from pipelines.evaluation.features import ExtractorConfig, load_extractor
+from pipelines.evaluation.measurements import (
     EvaluationConfig,
     Results,
     evaluate_generation,
     evaluate_reconstruction,
 )
-from pipelines.features import ExtractorConfig, load_extractor
 from pipelines.generation import ImageGenerationPipeline, model_folder
 from pipelines.processes import new_accelerator
 from tokenizer import Tokenizer
-from tokenizer.pretrained import replace_file
+from tokenizer.storage.files import replace_file
 
 
 class EvaluateConfig(EvaluationConfig):

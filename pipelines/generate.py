@@ -15,11 +15,13 @@ from tqdm import tqdm
 from pipelines.command import announce, parse_options, run_command
 from pipelines.config import OwnFolder
 from pipelines.generation import ImageGenerationPipeline, SamplingConfig
-from pipelines.plots import image_grid, save_png, to_pil
+from pipelines.images import image_grid, save_png, to_pil
 from pipelines.processes import new_accelerator, own_share
-from pipelines.run_folder import first_difference
-from tokenizer.pretrained import InputError, StrictConfig, replace_file
-from tokenizer.untrusted import read_json
+from pipelines.run.folder import first_difference
+from tokenizer.storage.configs import StrictConfig
+from tokenizer.storage.errors import InputError
+from tokenizer.storage.files import replace_file
+from tokenizer.storage.untrusted import read_json
 
 MOST_PICTURED = 100
 

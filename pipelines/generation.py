@@ -15,15 +15,15 @@ from pydantic import Field, PositiveInt, ValidationError
 from torch import Tensor
 from tqdm import tqdm
 
-from pipelines.data import to_uint8
-from pipelines.plots import to_pil
+from pipelines.images import to_pil, to_uint8
 from pipelines.prefetch import one_ahead
 from prior import Prior, Sampler, sample_generators
 from prior.config import MAX_GUIDANCE
 from prior.sampling import check_guidance
 from tokenizer import Tokenizer
 from tokenizer.config import Temperature
-from tokenizer.pretrained import InputError, StrictConfig, describe_validation_error
+from tokenizer.storage.configs import StrictConfig, describe_validation_error
+from tokenizer.storage.errors import InputError
 
 Labels = int | Sequence[int] | Tensor | None
 Probability = Annotated[float, Field(gt=0, le=1)]

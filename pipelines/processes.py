@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor, distributed
 
 from pipelines.config import TrainingConfig
-from tokenizer.pretrained import InputError
+from tokenizer.storage.errors import InputError
 
 
 def new_accelerator(**options: Any) -> Accelerator:

@@ -9,13 +9,13 @@ from pydantic import PositiveInt
 
 from pipelines.command import load_run, parse_options, run_command
 from pipelines.config import TokenizerRunConfig
-from pipelines.data import to_float, to_uint8
+from pipelines.data.decoding import SUFFIXES, UnreadableImageError, decode_image
 from pipelines.generation import model_folder
-from pipelines.image_decoding import SUFFIXES, UnreadableImageError, decode_image
-from pipelines.plots import comparison, save_png, to_pil
+from pipelines.images import comparison, save_png, to_float, to_pil, to_uint8
 from pipelines.processes import new_accelerator
 from tokenizer import Tokenizer
-from tokenizer.pretrained import InputError, StrictConfig
+from tokenizer.storage.configs import StrictConfig
+from tokenizer.storage.errors import InputError
 
 BATCH = 64
 MOST_PICTURED = 32

@@ -2,12 +2,12 @@
 
 from pipelines.command import TRAINING_MEMORY, announce, load_run, parse_run, run_command
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
-from pipelines.data import trained_images
+from pipelines.data.sources import trained_images
 from pipelines.presets import PRIOR_PRESETS
-from pipelines.prior_stage import PriorStage
-from pipelines.run_folder import check_output_dir
-from pipelines.training import make_accelerator, train
-from tokenizer.pretrained import InputError
+from pipelines.run.folder import check_output_dir
+from pipelines.training.loop import make_accelerator, train
+from pipelines.training.prior_stage import PriorStage
+from tokenizer.storage.errors import InputError
 
 
 def train_prior(config: PriorRunConfig) -> None:

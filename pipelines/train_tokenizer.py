@@ -3,9 +3,9 @@
 from pipelines.command import TRAINING_MEMORY, announce, parse_run, run_command
 from pipelines.config import TokenizerRunConfig
 from pipelines.presets import TOKENIZER_PRESETS
-from pipelines.run_folder import check_output_dir
-from pipelines.tokenizer_stage import TokenizerStage
-from pipelines.training import make_accelerator, train
+from pipelines.run.folder import check_output_dir
+from pipelines.training.loop import make_accelerator, train
+from pipelines.training.tokenizer_stage import TokenizerStage
 
 
 def train_tokenizer(config: TokenizerRunConfig) -> None:

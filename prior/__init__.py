@@ -1,7 +1,7 @@
 """Autoregressive prior over code indices."""
 
-from prior.cache import PriorCache
 from prior.config import PriorConfig, PriorNetworkConfig
+from prior.incremental_decoder import PriorCache
 from prior.ordering import CodeOrdering
 from prior.sampling import Sampler, sample, sample_generators
 from prior.transformer import Prior, PriorOutput

@@ -6,7 +6,7 @@ from pydantic import Field
 from pydantic import model_validator as validates
 
 from tokenizer.config import CodeMapConfig, Depth, ProperShare, Width
-from tokenizer.pretrained import StrictConfig
+from tokenizer.storage.configs import StrictConfig
 
 MAX_GUIDANCE = 1e3
 Order = Literal["coarse_to_fine", "cell"]

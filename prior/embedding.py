@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from prior.ordering import CodeOrdering
-from tokenizer.pretrained import InputError
+from tokenizer.storage.errors import InputError
 
 
 class CodeEmbedding(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from prior.config import Order
 from tokenizer.code_maps import check_indices
 from tokenizer.config import CodeMapConfig
-from tokenizer.pretrained import InputError
+from tokenizer.storage.errors import InputError
 
 MAX_SLOTS = 1024
 MAX_CODES = 2**16

@@ -7,9 +7,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from prior.cache import PriorCache
 from prior.config import MAX_GUIDANCE
-from prior.drawing import (
+from prior.cuda_graphs import Recording
+from prior.incremental_decoder import PriorCache
+from prior.logits_filter import (
     FloatPerLayer,
     OptionalFloatPerLayer,
     OptionalIntPerLayer,
@@ -17,9 +18,8 @@ from prior.drawing import (
     filter_logits,
     settings_per_layer,
 )
-from prior.recording import Recording
 from prior.transformer import Prior
-from tokenizer.pretrained import InputError
+from tokenizer.storage.errors import InputError
 
 
 def sample_generators(seed: int, sample_indices: Sequence[int]) -> list[torch.Generator]:

@@ -12,7 +12,8 @@ from prior.config import PriorConfig
 from prior.embedding import CodeEmbedding
 from prior.layers import predecessor_matrix, rotary_angles, transformer
 from prior.ordering import CodeOrdering
-from tokenizer.pretrained import InputError, PretrainedModule
+from tokenizer.storage.errors import InputError
+from tokenizer.storage.pretrained import PretrainedModule
 
 EMBEDDING_STD = 0.5
 # CUDA's attention kernels fail beyond this many sequences (pytorch/pytorch issue 142228).

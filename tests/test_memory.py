@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.faults import memory
 from pipelines.command import TRAINING_MEMORY
 from pipelines.config import DataConfig
-from pipelines.data import load_images
+from pipelines.data.sources import load_images
 from tests import workers
+from tests.faults import memory
 from tests.tiny_runs import assert_same_run
 
 Limited = Callable[..., tuple[int, str]]

@@ -7,9 +7,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from benchmarks.faults import numbers
-from pipelines.checkpoints import TrainingState
-from pipelines.divergence import DivergenceError, NonFiniteWatch
+from pipelines.run.checkpoints import TrainingState
+from pipelines.training.divergence import DivergenceError, NonFiniteWatch
+from tests.faults import numbers
 
 
 def test_poisoned_runs_stop_and_seeds_fix_images(tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ from safetensors.torch import load_file
 
 from pipelines.command import load_run
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
-from pipelines.data import trained_images
+from pipelines.data.sources import trained_images
 from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
-from pipelines.prior_stage import PriorStage
-from pipelines.tokenizer_stage import TokenizerStage
-from pipelines.training import Loss, make_accelerator, train
+from pipelines.training.loop import Loss, make_accelerator, train
+from pipelines.training.prior_stage import PriorStage
+from pipelines.training.tokenizer_stage import TokenizerStage
 
 RunConfigs = TokenizerRunConfig | PriorRunConfig
 

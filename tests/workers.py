@@ -13,16 +13,16 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
-from benchmarks.faults.memory import leave_room
-from pipelines.codes import extract_codes
 from pipelines.config import TokenizerRunConfig
-from pipelines.data import load_images
+from pipelines.data.codes import extract_codes
+from pipelines.data.sources import load_images
+from pipelines.evaluation.reconstruction import measure_reconstruction
 from pipelines.generate import GenerateConfig, generate
 from pipelines.processes import gather_shares, own_share, sum_over_processes
-from pipelines.reconstruction import measure_reconstruction
-from pipelines.tokenizer_stage import LoadedImages, TokenizerStage
 from pipelines.train_prior import train_prior
-from pipelines.training import Loss, make_accelerator, train
+from pipelines.training.loop import Loss, make_accelerator, train
+from pipelines.training.tokenizer_stage import LoadedImages, TokenizerStage
+from tests.faults.memory import leave_room
 from tests.tiny_runs import RunConfigs, train_with
 from tokenizer import Tokenizer
 

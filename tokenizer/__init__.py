@@ -4,7 +4,7 @@ from tokenizer.builders import hq_vae, rq_vae, rsq_vae, sq_vae, sq_vae_2, vq_vae
 from tokenizer.config import CodeMapConfig, TokenizerConfig
 from tokenizer.model import Tokenizer
 from tokenizer.objective import EvidenceLowerBound, TokenizerOutput
-from tokenizer.pretrained import InputError
+from tokenizer.storage.errors import InputError
 
 __all__ = [
     "CodeMapConfig",

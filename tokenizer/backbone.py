@@ -11,7 +11,7 @@ from timm.models.mobilenetv3 import MobileNetV3Features
 from torch import Tensor, nn
 
 from tokenizer.config import BackboneConfig
-from tokenizer.pretrained import InputError
+from tokenizer.storage.errors import InputError
 
 
 def _create(config: BackboneConfig, **options: Any) -> Any:

@@ -15,7 +15,8 @@ from tokenizer.config import (
     NetworkConfig,
     TokenizerConfig,
 )
-from tokenizer.pretrained import InputError, describe_validation_error
+from tokenizer.storage.configs import describe_validation_error
+from tokenizer.storage.errors import InputError
 
 DEFAULT_NETWORKS = NetworkConfig()
 

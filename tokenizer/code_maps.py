@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tokenizer.config import CodeMapConfig, GroupConfig, TokenizerConfig
-from tokenizer.pretrained import InputError
+from tokenizer.storage.errors import InputError
 
 
 def code_maps_of(

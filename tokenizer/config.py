@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic import model_validator as validates
 
-from tokenizer.pretrained import StrictConfig
+from tokenizer.storage.configs import StrictConfig
 
 Share = Annotated[float, Field(ge=0, le=1)]
 ProperShare = Annotated[float, Field(ge=0, lt=1)]

@@ -11,7 +11,6 @@ from torch import Tensor
 from tokenizer.backbone import TimmBottomUpPath
 from tokenizer.code_maps import check_images, check_indices, code_maps_of
 from tokenizer.config import CodeMapConfig, NearestQuantizerConfig, TokenizerConfig
-from tokenizer.nearest import Collective, NearestQuantizer
 from tokenizer.networks import BottomUpPath, UpwardPath, Widths
 from tokenizer.objective import (
     EvidenceLowerBound,
@@ -20,9 +19,11 @@ from tokenizer.objective import (
     gaussian_reconstruction,
     temperature_at,
 )
-from tokenizer.pretrained import InputError, PretrainedModule
-from tokenizer.quantization import Mode
-from tokenizer.quantizer import StochasticQuantizer
+from tokenizer.quantizers.base import Collective, Mode
+from tokenizer.quantizers.nearest import NearestQuantizer
+from tokenizer.quantizers.stochastic import StochasticQuantizer
+from tokenizer.storage.errors import InputError
+from tokenizer.storage.pretrained import PretrainedModule
 from tokenizer.topdown import TopDownOutput, TopDownPath
 
 Images = Float[Tensor, "batch channels height width"]

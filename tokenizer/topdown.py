@@ -8,10 +8,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tokenizer.config import NearestQuantizerConfig, TokenizerConfig
-from tokenizer.nearest import NearestQuantizer
 from tokenizer.networks import UpwardPath, Widths
-from tokenizer.quantization import Mode
-from tokenizer.quantizer import QuantizerOutput, StochasticQuantizer
+from tokenizer.quantizers.base import Mode, QuantizerOutput
+from tokenizer.quantizers.nearest import NearestQuantizer
+from tokenizer.quantizers.stochastic import StochasticQuantizer
 
 
 class TopDownGroup(nn.Module):

@@ -30,8 +30,8 @@ from benchmarks.quality.report import write_report
 from benchmarks.quality.run_cell import run_cell, run_extras
 from benchmarks.quality.store import Store, final_error
 from pipelines.config import DataConfig
-from pipelines.data import load_images
-from pipelines.features import ExtractorConfig
+from pipelines.data.sources import load_images
+from pipelines.evaluation.features import ExtractorConfig
 
 
 def main() -> None:

@@ -12,8 +12,9 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 from benchmarks.quality.run_cell import test_data
 from pipelines.config import TokenizerRunConfig
-from pipelines.data import ImageDataset, load_images, to_float, to_uint8
-from pipelines.plots import image_grid
+from pipelines.data.dataset import ImageDataset
+from pipelines.data.sources import load_images
+from pipelines.images import image_grid, to_float, to_uint8
 from tokenizer import Tokenizer
 
 mpl.use("agg")

@@ -9,9 +9,7 @@ from torch import Tensor, nn
 from vector_quantize_pytorch import FSQ, LFQ, ResidualVQ, SimVQ
 
 from tokenizer.config import GroupConfig
-from tokenizer.nearest import Collective
-from tokenizer.quantization import Mode
-from tokenizer.quantizer import QuantizerOutput
+from tokenizer.quantizers.base import Collective, Mode, QuantizerOutput
 
 Peer = Literal["ResidualVQ", "FSQ", "SimVQ", "LFQ"]
 
@@ -20,7 +18,7 @@ FSQ_LEVELS = {16: (4, 4), 64: (8, 8), 128: (8, 4, 4), 256: (8, 8, 4), 512: (8, 8
 
 
 class PeerQuantizer(nn.Module):
-    """One group quantized by a peer, with the interface of `tokenizer.nearest.NearestQuantizer`.
+    """One group quantized by a peer, with the interface of `NearestQuantizer`.
 
     Each peer has the setting that its documentation recommends (LFQ: that of its author's MAGVIT-2;
     without a commitment its gradient became infinite here). Its auxiliary loss is counted in

@@ -21,22 +21,32 @@ from benchmarks.quality.cells import ABLATIONS, FAIR, STOCHASTIC, Ablation, Cell
 from benchmarks.quality.peers import PeerQuantizer
 from benchmarks.quality.variants import VariantQuantizer
 from pipelines.config import DataConfig, PriorRunConfig, TokenizerRunConfig, TrainingConfig
-from pipelines.data import ImageDataset, chosen_items, load_images, to_float, to_uint8
-from pipelines.divergence import DivergenceError
-from pipelines.evaluation import EvaluationConfig, bound_bits_per_dim, extract_features
-from pipelines.features import ExtractorConfig, load_extractor
-from pipelines.metrics import frechet_distance, metric_name, reconstruction_metrics
-from pipelines.prior_stage import PriorStage
+from pipelines.data.dataset import ImageDataset, chosen_items
+from pipelines.data.sources import load_images
+from pipelines.evaluation.features import ExtractorConfig, load_extractor
+from pipelines.evaluation.measurements import (
+    EvaluationConfig,
+    bound_bits_per_dim,
+    extract_features,
+)
+from pipelines.evaluation.metrics import (
+    frechet_distance,
+    metric_name,
+    reconstruction_metrics,
+)
+from pipelines.evaluation.reconstruction import measure_reconstruction
+from pipelines.images import to_float, to_uint8
 from pipelines.processes import seed_everything
-from pipelines.reconstruction import measure_reconstruction
-from pipelines.run_folder import check_output_dir
-from pipelines.run_log import read_metrics
-from pipelines.tokenizer_stage import LoadedImages, TokenizerStage
-from pipelines.training import Loss, make_accelerator, train
+from pipelines.run.folder import check_output_dir
+from pipelines.run.log import read_metrics
+from pipelines.training.divergence import DivergenceError
+from pipelines.training.loop import Loss, make_accelerator, train
+from pipelines.training.prior_stage import PriorStage
+from pipelines.training.tokenizer_stage import LoadedImages, TokenizerStage
 from prior.config import PriorNetworkConfig
 from tokenizer import Tokenizer
 from tokenizer.config import StochasticQuantizerConfig
-from tokenizer.pretrained import replace_file
+from tokenizer.storage.files import replace_file
 
 NUM_MIXTURE_IMAGES = 2_000
 BATCH = 250

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from tokenizer.pretrained import replace_file
+from tokenizer.storage.files import replace_file
 
 Result = dict[str, Any]
 

@@ -7,14 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tokenizer.config import GroupConfig, StochasticQuantizerConfig
-from tokenizer.quantization import (
-    Mode,
-    at_least_float32,
-    full_precision,
-    proximity,
-    stochastic_quantization,
-)
-from tokenizer.quantizer import QuantizerOutput, StochasticQuantizer
+from tokenizer.quantizers.base import Mode, QuantizerOutput, at_least_float32, full_precision
+from tokenizer.quantizers.mixture import proximity, stochastic_quantization
+from tokenizer.quantizers.stochastic import StochasticQuantizer
 
 Variant = Literal["per-layer-terms", "expected-terms", "hard-phase", "no-noise"]
 

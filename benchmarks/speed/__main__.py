@@ -23,7 +23,7 @@ import torch
 from benchmarks.machine import commit, machine
 from benchmarks.speed.measure import Budget, Comparison, measure, peak_memory
 from benchmarks.speed.report import write_report
-from tokenizer.pretrained import replace_file
+from tokenizer.storage.files import replace_file
 
 PARTS = ("quantization", "training", "sampling")
 RESULTS = Path(__file__).parents[1] / "results"

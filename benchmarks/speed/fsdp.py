@@ -18,7 +18,7 @@ from x_transformers.x_transformers import Attention, FeedForward
 
 from benchmarks.speed.steps import new_prior, num_codes, random_codes
 from pipelines.config import TrainingConfig
-from pipelines.optimizer import make_optimizer
+from pipelines.training.optimizer import make_optimizer
 from prior.config import PriorNetworkConfig
 from tokenizer.config import CodeMapConfig
 

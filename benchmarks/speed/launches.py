@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.speed.measure import Budget
-from pipelines.run_log import read_metrics
+from pipelines.run.log import read_metrics
 
 STEPS = {"tiny": 4, "cpu": 60, "gpu": 200}
 ROUNDS = {"tiny": 1, "cpu": 3, "gpu": 1}

@@ -9,18 +9,17 @@ from torch import Tensor
 
 from benchmarks.speed.measure import Budget, Comparison
 from tokenizer.config import GroupConfig, StochasticQuantizerConfig
-from tokenizer.quantization import (
-    Draw,
+from tokenizer.quantizers.base import Draw, full_precision
+from tokenizer.quantizers.mixture import (
     blocked_mixture,
     draw_seed,
-    full_precision,
     gumbel_noise,
     nearest_codes,
     plain_mixture,
     proximity,
     stochastic_quantization,
 )
-from tokenizer.quantizer import StochasticQuantizer
+from tokenizer.quantizers.stochastic import StochasticQuantizer
 
 TEMPERATURE = 0.7
 Mixture = Callable[[Tensor, Tensor, Tensor], Draw]

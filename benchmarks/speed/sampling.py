@@ -11,7 +11,7 @@ from x_transformers import AutoregressiveWrapper, Decoder, TransformerWrapper
 from benchmarks.speed.library_cache import LibraryCache
 from benchmarks.speed.measure import Budget, Comparison
 from prior import Prior, PriorConfig, PriorNetworkConfig, sample_generators
-from prior.drawing import draw
+from prior.logits_filter import draw
 from prior.ordering import CodeOrdering
 from prior.sampling import Sampler
 from tokenizer.config import CodeMapConfig

@@ -12,12 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.quality.peers import Peer, PeerQuantizer
 from benchmarks.speed.measure import Budget
 from pipelines.config import TrainingConfig
-from pipelines.optimizer import make_optimizer
+from pipelines.training.optimizer import make_optimizer
 from prior import Prior, PriorConfig
 from prior.config import PriorNetworkConfig
 from tokenizer import Tokenizer
 from tokenizer.config import CodeMapConfig, TokenizerConfig
-from tokenizer.pretrained import PretrainedModule
+from tokenizer.storage.pretrained import PretrainedModule
 
 TOTAL_STEPS = 1_000
 PEAK_BF16 = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
@@ -153,7 +153,9 @@ def repeated(step: Callable[[], None], count: int, device: torch.device) -> Call
 
 def tokenizer_facts(config: TokenizerConfig, image_size: int, batch: int = 2) -> dict[str, float]:
     """Parameters, and FLOPs of a training step per image (matrix products and convolutions)."""
-    no_seed = patch("tokenizer.quantization.draw_seed", return_value=0)  # a number, not a shape
+    no_seed = patch(
+        "tokenizer.quantizers.mixture.draw_seed", return_value=0
+    )  # a number, not a shape
     with FakeTensorMode(), no_seed:  # shapes alone: neither memory nor work
         model = Tokenizer(config)
         model.total_steps = TOTAL_STEPS

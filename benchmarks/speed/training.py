@@ -29,11 +29,11 @@ from benchmarks.speed.steps import (
 )
 from pipelines.command import load_run
 from pipelines.config import PriorRunConfig, RunConfig, TokenizerRunConfig, TrainingConfig
-from pipelines.data import trained_images
+from pipelines.data.sources import trained_images
 from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
-from pipelines.prior_stage import PriorStage
-from pipelines.tokenizer_stage import TokenizerStage
-from pipelines.training import Loss, make_accelerator, train
+from pipelines.training.loop import Loss, make_accelerator, train
+from pipelines.training.prior_stage import PriorStage
+from pipelines.training.tokenizer_stage import TokenizerStage
 from prior.config import PriorNetworkConfig
 from tokenizer.builders import deterministic, rsq_vae, sq_vae
 from tokenizer.code_maps import code_maps_of

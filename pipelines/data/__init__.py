@@ -1,0 +1,1 @@
+"""Images: sources, decoding, the order of batches, codes."""

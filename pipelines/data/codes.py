@@ -1,0 +1,156 @@
+"""The codes of a data set, extracted once before stage two and read from a memory map."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from pipelines.data.dataset import ImageDataset
+from pipelines.images import to_float
+from pipelines.run.manifest import check_files, read_manifest, write_manifest
+from tokenizer import Tokenizer
+from tokenizer.storage.errors import InputError
+from tokenizer.storage.files import flush_to_disk, naming
+
+
+@dataclasses.dataclass(frozen=True)
+class CodeDataset:
+    """Code indices of N images; with flips, entry N + i is the mirror image of entry i."""
+
+    indices: list[np.ndarray]
+    """(entries, depth, h, w) per group, coarse to fine."""
+    latents: list[np.ndarray]
+    """(entries, dim, h, w) per group in float16; empty unless they were asked for."""
+    labels: np.ndarray
+    num_images: int
+
+    def indices_at(self, entries: np.ndarray) -> list[Tensor]:
+        """Indices (B, depth, h, w) in int64 per group."""
+        return [torch.from_numpy(own[entries].astype(np.int64)) for own in self.indices]
+
+    def latents_at(self, entries: np.ndarray) -> list[Tensor]:
+        """Latents (B, dim, h, w) in float32 per group."""
+        return [torch.from_numpy(own[entries].astype(np.float32)) for own in self.latents]
+
+    def labels_at(self, entries: np.ndarray) -> Tensor:
+        """Labels (B,) in int64."""
+        return torch.from_numpy(self.labels[entries % self.num_images])
+
+
+def extract_codes(
+    tokenizer: Tokenizer,
+    dataset: ImageDataset,
+    folder: Path,
+    accelerator: Accelerator,
+    *,
+    flips: bool,
+    keeps_latents: bool,
+    batch_size: int = 250,
+) -> CodeDataset:
+    """Encodes `dataset` into `folder/<key>/`, or opens what an earlier run has left there.
+
+    The key is a hash of tokenizer, data and options; `batch_size` changes memory and speed alone.
+    Each process encodes a share; a folder under its final name is complete, and its files are
+    compared with their hashes whenever it is opened.
+    """
+    facts: dict[str, Any] = {
+        "tokenizer": tokenizer.content_hash(),
+        "data": dataset.content_hash,
+        "flips": flips,
+        "latents": keeps_latents,
+    }
+    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    target = folder / key
+    num_entries = len(dataset) * (2 if flips else 1)
+    height, width = dataset.images.shape[1:3]
+    maps = tokenizer.code_maps(height, width)
+    if not (target / "facts.json").exists():
+        temporary = folder / f".{key}.tmp"
+        if accelerator.is_main_process:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            for number, code_map in enumerate(maps):
+                largest = max(code_map.codebook_sizes)
+                kind = np.uint16 if largest <= 2**16 else np.int32
+                shape = (num_entries, code_map.depth, code_map.height, code_map.width)
+                _create(temporary / f"indices_{number}.npy", kind, shape)
+                if keeps_latents:
+                    shape = (num_entries, code_map.code_dim, code_map.height, code_map.width)
+                    _create(temporary / f"latents_{number}.npy", np.float16, shape)
+        accelerator.wait_for_everyone()
+        _encode(tokenizer, dataset, temporary, accelerator, num_entries, keeps_latents, batch_size)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            with naming(target):
+                write_manifest(temporary / "facts.json", facts)
+            shutil.rmtree(target, ignore_errors=True)
+            temporary.rename(target)
+            flush_to_disk(folder)
+        accelerator.wait_for_everyone()
+    manifest = target / "facts.json"
+    try:
+        found = read_manifest(manifest)
+        check_files(manifest, found)
+        if {name: found.get(name) for name in facts} != facts:
+            raise InputError(f"{target} does not hold the codes of this tokenizer and data")
+    except InputError as error:
+        raise InputError(f"{error}; delete {target} and start again") from error
+    indices = [_open(target / f"indices_{number}.npy") for number in range(len(maps))]
+    latents = [
+        _open(target / f"latents_{number}.npy") for number in range(len(maps) * keeps_latents)
+    ]
+    return CodeDataset(indices, latents, dataset.labels, len(dataset))
+
+
+def _encode(
+    tokenizer: Tokenizer,
+    dataset: ImageDataset,
+    folder: Path,
+    accelerator: Accelerator,
+    num_entries: int,
+    keeps_latents: bool,
+    batch_size: int,
+) -> None:
+    groups = range(len(tokenizer.config.groups))
+    indices = [np.lib.format.open_memmap(folder / f"indices_{n}.npy", "r+") for n in groups]
+    latents = [
+        np.lib.format.open_memmap(folder / f"latents_{n}.npy", "r+")
+        for n in groups
+        if keeps_latents
+    ]
+    starts = range(
+        accelerator.process_index * batch_size, num_entries, accelerator.num_processes * batch_size
+    )
+    for start in tqdm(starts, "codes", disable=not accelerator.is_main_process, leave=False):
+        entries = np.arange(start, min(start + batch_size, num_entries))
+        images = to_float(dataset.images_at(entries % len(dataset)))
+        is_mirrored = torch.from_numpy(entries >= len(dataset)).view(-1, 1, 1, 1)
+        images = torch.where(is_mirrored, images.flip(-1), images)
+        encoding = tokenizer.encode_with_latents(images.to(accelerator.device))
+        for target, own_indices in zip(indices, encoding.indices, strict=True):
+            target[entries] = own_indices.cpu().numpy()
+        for target, own_latents in zip(latents, encoding.latents, strict=False):
+            target[entries] = own_latents.float().cpu().numpy()
+    for target in [*indices, *latents]:
+        target.flush()
+
+
+def _create(path: Path, kind: type, shape: tuple[int, ...]) -> None:
+    np.lib.format.open_memmap(path, "w+", dtype=kind, shape=shape).flush()
+    if hasattr(os, "posix_fallocate"):  # on a full disk, a write to a memory map kills the process
+        with naming(path), path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
+def _open(path: Path) -> np.ndarray:
+    array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    return array

@@ -1,0 +1,1 @@
+"""Measuring: distances, errors, rates, and the protocol of each number."""

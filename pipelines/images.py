@@ -1,0 +1,67 @@
+"""Pixels: bytes, numbers on [-1, 1], Pillow images, grids."""
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from tokenizer.storage.files import naming
+
+
+def to_float(
+    images: UInt8[Tensor, "batch channels height width"],
+) -> Float[Tensor, "batch channels height width"]:
+    """Bytes to [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def to_uint8(
+    images: Float[Tensor, "batch channels height width"],
+) -> UInt8[Tensor, "batch channels height width"]:
+    """[-1, 1] to the nearest byte; what lies outside is clipped. Inverts `to_float`."""
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+"""Pillow's name for images by their number of channels."""
+
+
+def to_pil(image: UInt8[Tensor, "channels height width"]) -> Image.Image:
+    """One image."""
+    channels, height, width = image.shape
+    values = image.movedim(0, -1).contiguous().numpy()
+    return Image.frombytes(MODES[channels], (width, height), values.tobytes())
+
+
+def save_png(image: Image.Image, path: Path) -> None:
+    """In one step, so that what is there is whole; not flushed to the disk, which takes long."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with naming(path):
+            image.save(temporary, "PNG")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def image_grid(
+    images: UInt8[Tensor, "batch channels height width"], columns: int, scale: int | None = None
+) -> Image.Image:
+    """Images row by row, small ones enlarged without smoothing."""
+    tiled = make_grid(images, columns, padding=2, pad_value=255)[: images.shape[1]]
+    picture = to_pil(tiled)
+    factor = scale or max(1, 64 // images.shape[-1])
+    return picture.resize(
+        (picture.width * factor, picture.height * factor), Image.Resampling.NEAREST
+    )
+
+
+def comparison(
+    originals: UInt8[Tensor, "batch channels height width"],
+    reconstructions: UInt8[Tensor, "batch channels height width"],
+) -> Image.Image:
+    """Pairs side by side, four to a row: an original, then its reconstruction."""
+    return image_grid(torch.stack([originals, reconstructions], 1).flatten(0, 1), 8)

@@ -1,0 +1,213 @@
+"""Everything a run needs to go on, in `state/`: weights, moving average, optimizer and step.
+
+Random numbers, data order and rates are functions of the step, so nothing else has to be kept.
+Only safetensors and JSON are written and read. `state.json` is the manifest.
+"""
+
+import contextlib
+import logging
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from pipelines.run.manifest import check_files, read_manifest, write_manifest
+from tokenizer.storage.errors import InputError
+from tokenizer.storage.files import flush_to_disk, load_safetensors, naming
+
+logger = logging.getLogger(__name__)
+
+OptimizerState = dict[int, dict[str, Tensor]]
+
+_NAME = re.compile(r"step_\d{8,}\Z", re.ASCII)
+
+
+class TrainingState(NamedTuple):
+    """A run between two steps."""
+
+    step: int
+    """Number of finished optimizer steps."""
+    model: dict[str, Tensor]
+    ema: dict[str, Tensor]
+    """Moving average of the weights; empty if the run keeps none."""
+    optimizer: OptimizerState
+    """Tensors of the optimizer by parameter number."""
+    sources: Mapping[str, str] = MappingProxyType({})
+    """Hashes of what the run learns from, by name."""
+    metrics: str = ""
+    """Hash of what metrics.jsonl holds up to this step."""
+
+
+def save_state(folder: Path, state: TrainingState) -> None:
+    """Writes `folder/step_NNNNNNNN`; of the others, only the one before it stays.
+
+    The files lie under a temporary name until all are on the disk, so that a run killed at any
+    moment finds the new state or the old one. What has this name already makes way by a rename.
+    """
+    target = folder / f"step_{state.step:08d}"
+    temporary = folder / f".{target.name}.tmp"
+    replaced = folder / f".{target.name}.replaced.tmp"
+    for abandoned in folder.glob(".step_*.tmp"):
+        shutil.rmtree(abandoned)
+    temporary.mkdir(parents=True)
+    try:
+        for name, tensors in (
+            ("model", state.model),
+            ("ema", state.ema),
+            ("optimizer", _flatten(state.optimizer)),
+        ):
+            path = temporary / f"{name}.safetensors"
+            contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
+            with naming(target):
+                safetensors.torch.save_file(contiguous, path)
+        facts = {"step": state.step, "sources": dict(state.sources), "metrics": state.metrics}
+        with naming(target):
+            write_manifest(temporary / "state.json", facts)
+        if target.exists():
+            target.rename(replaced)
+        temporary.rename(target)
+        flush_to_disk(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(replaced, ignore_errors=True)
+    states = _states(folder)
+    before = states[: states.index(target)][-1:]
+    for needless in states:
+        if needless not in (target, *before):
+            shutil.rmtree(needless)
+
+
+def load_state(folder: Path, fallback: str | None = None) -> TrainingState | None:
+    """The newest state, or None before the first.
+
+    Args:
+        folder: holds the states.
+        fallback: name of an older state, which is taken if the newest is damaged.
+
+    Raises:
+        InputError: the newest state is damaged, and so is the fallback or there is none.
+    """
+    states = _states(folder)
+    names = [own.name for own in states]
+    if fallback is not None and fallback not in names:
+        held = ", ".join(names) or "no checkpoint"
+        raise InputError(f"resume_from must name a checkpoint in {folder}, got {fallback}: {held}")
+    if not states:
+        return None
+    newest = states[-1]
+    anew = f"remove {folder.parent} to start anew"
+    try:
+        state = _read_state(newest)
+    except InputError as error:
+        if fallback in (None, newest.name):
+            way_out = (
+                f"give --resume-from {names[-2]} to go on from the checkpoint before it"
+                if len(names) > 1
+                else f"there is none before it: {anew}"
+            )
+            raise InputError(f"{error}; {way_out}") from error
+        logger.warning("%s; going on from %s", error, fallback)
+    else:
+        if fallback not in (None, newest.name):
+            logger.warning("%s is whole: going on from it, not from %s", newest, fallback)
+        return state
+    try:
+        return _read_state(folder / fallback)
+    except InputError as error:
+        raise InputError(f"{error}; {newest.name} is damaged, too: {anew}") from error
+
+
+def newest_sources(output_dir: Path) -> Mapping[str, str] | None:
+    """What the newest state was trained on; None if there is none, or it cannot be read."""
+    for newest in _states(output_dir / "state")[-1:]:
+        with contextlib.suppress(InputError):  # `load_state` will complain
+            sources: dict[str, str] = _read_manifest(newest)["sources"]
+            return sources
+    return None
+
+
+def check_sources(
+    output_dir: Path, saved: Mapping[str, str] | None, given: Mapping[str, str]
+) -> None:
+    """A run must not change over to other data in its course.
+
+    Raises:
+        InputError: it would; the message names what has changed.
+    """
+    if saved is None:
+        return
+    for name, content_hash in given.items():
+        if saved.get(name) != content_hash:
+            raise InputError(
+                f"run_dir: {output_dir} was trained with other {name}; bring them back to go on "
+                "with it, or give another run-dir"
+            )
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> OptimizerState:
+    """The optimizer's tensors by parameter number."""
+    state: OptimizerState = optimizer.state_dict()["state"]
+    return state
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: OptimizerState) -> None:
+    """Fills an optimizer that was built alike."""
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    # Files hold contiguous tensors; the fused kernel wants those of a weight laid out alike.
+    for weight, tensors in optimizer.state.items():
+        for name, tensor in tensors.items():
+            if tensor.shape == weight.shape:
+                tensors[name] = torch.empty_like(weight).copy_(tensor)
+
+
+def _states(folder: Path) -> list[Path]:
+    """Old to new; what else somebody has put there is left alone."""
+    states = [own for own in folder.glob("step_*") if _NAME.match(own.name) and own.is_dir()]
+    return sorted(states, key=lambda own: int(own.name.removeprefix("step_")))
+
+
+def _read_state(folder: Path) -> TrainingState:
+    manifest = _read_manifest(folder)
+    tensors = {}
+    check_files(folder / "state.json", manifest)
+    for name in ("model", "ema", "optimizer"):
+        tensors[name] = load_safetensors(folder / f"{name}.safetensors")
+    return TrainingState(
+        manifest["step"],
+        tensors["model"],
+        tensors["ema"],
+        _unflatten(tensors["optimizer"]),
+        manifest["sources"],
+        manifest.get("metrics", ""),
+    )
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / "state.json"
+    manifest = read_manifest(path)
+    if folder.name != f"step_{manifest['step']:08d}":
+        raise InputError(f"{path} is damaged: it is of step {manifest['step']}")
+    return manifest
+
+
+def _flatten(state: OptimizerState) -> dict[str, Tensor]:
+    return {
+        f"{number}.{name}": tensor
+        for number, tensors in state.items()
+        for name, tensor in tensors.items()
+    }
+
+
+def _unflatten(tensors: dict[str, Tensor]) -> OptimizerState:
+    state: OptimizerState = {}
+    for key, tensor in tensors.items():
+        number, name = key.split(".", 1)
+        state.setdefault(int(number), {})[name] = tensor
+    return state

@@ -1,0 +1,108 @@
+"""The folder of a stage belongs to one run: its `config.json` tells which."""
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipelines.config import RunConfig
+from tokenizer.storage.errors import InputError
+from tokenizer.storage.files import replace_file
+from tokenizer.storage.untrusted import read_json, shortened
+
+logger = logging.getLogger(__name__)
+
+
+def write_run_config(config: RunConfig) -> None:
+    """Writes `config.json` into the run's folder, and removes what a killed run has left there."""
+    (config.output_dir / "state").mkdir(parents=True, exist_ok=True)
+    for pattern in (".*tmp*", "model/.*tmp*"):  # of `replace_file` and of safetensors
+        for abandoned in config.output_dir.glob(pattern):
+            abandoned.unlink()
+    text = config.model_dump_json(indent=2) + "\n"
+    replace_file(config.output_dir / "config.json", lambda path: path.write_text(text))
+
+
+@contextlib.contextmanager
+def locked(output_dir: Path) -> Iterator[None]:
+    """Keeps other commands from training in the folder; the system unlocks it at any end.
+
+    Processes that outlive a killed launcher would otherwise write into it beside the next run.
+
+    Raises:
+        InputError: another process is at work there.
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with (output_dir / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"run_dir: another process is training in {output_dir}; wait for it, or end it"
+            ) from error
+        yield
+
+
+def check_output_dir(config: RunConfig) -> None:
+    """Compares the run with the one that `output_dir` holds, if any.
+
+    Raises:
+        InputError: it holds another one, or cannot be written.
+    """
+    # Not `Path.exists`, which fails in a folder that may not be entered.
+    folders = (config.output_dir, *config.output_dir.absolute().parents)
+    existing = next(own for own in folders if os.path.exists(own))
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"run_dir: {existing} cannot be written; make it so, or give another one")
+    model, state = config.output_dir / "model", config.output_dir / "state"
+    if model.exists() and not state.exists():
+        raise InputError(
+            f"run_dir: {state} is gone, so that {config.output_dir} cannot go on; "
+            f"move {model} away to train it anew, or give another run-dir"
+        )
+    path = config.output_dir / "config.json"
+    if not path.exists():
+        return
+    try:
+        saved = read_json(path)
+    except InputError as error:
+        raise InputError(f"{error}; remove it to go on with the options that you give") from error
+    given = json.loads(config.model_dump_json())
+    if isinstance(saved, dict):
+        saved["run_dir"] = given["run_dir"]  # a folder may be moved, or named in another way
+        _allow_other_accumulation(saved.get("training"), given["training"])
+    difference = first_difference(saved, given)
+    if difference:
+        raise InputError(
+            f"{config.output_dir} holds another run: {difference}; give the same options to "
+            "resume it, or another run-dir"
+        )
+
+
+def _allow_other_accumulation(saved: Any, given: dict[str, Any]) -> None:
+    """A run may go on with less memory: the gradients are the same but for rounding and noise."""
+    name = "gradient_accumulation_steps"
+    if isinstance(saved, dict) and name in saved and saved[name] != given[name]:
+        logger.warning("training.%s is %s from here on, it was %s", name, given[name], saved[name])
+        saved[name] = given[name]
+
+
+def first_difference(saved: Any, given: Any, field: str = "") -> str:
+    """In words, the first field in which two JSON values differ; nothing if they do not."""
+    if isinstance(saved, dict) and isinstance(given, dict):
+        for key in [*saved, *(key for key in given if key not in saved)]:
+            if key not in saved or key not in given:
+                return f"{shortened(field + key)} is in one of them only"
+            difference = first_difference(saved[key], given[key], f"{field}{key}.")
+            if difference:
+                return difference
+        return ""
+    return (
+        ""
+        if saved == given
+        else (f"its {field.rstrip('.')} is {shortened(repr(saved))}, got {given!r}")
+    )

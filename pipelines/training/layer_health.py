@@ -1,0 +1,61 @@
+"""Warns when a layer of the tokenizer stops carrying information."""
+
+import logging
+import math
+
+import torch
+
+from pipelines.config import TrainingConfig
+from pipelines.run.log import Metrics
+from tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+def relative_variances(tokenizer: Tokenizer) -> list[float]:
+    """s² of each layer over the variance per dimension of its code vectors.
+
+    That of its inputs, in effect, but known from the weights alone. Far above 1 the posterior is
+    the same for all inputs; far below it is a point. 1 for a single code, which has none; empty
+    for the baselines.
+    """
+    if tokenizer.config.quantizer.kind == "nearest":
+        return []
+    layers = [layer.double() for group in tokenizer.code_vectors() for layer in group]
+    spread = torch.stack([layer.var(0, correction=0).mean() for layer in layers])
+    ratios = (tokenizer.dequantization_variances().double() / spread.clamp_min(1e-30)).tolist()
+    return [own if len(layer) > 1 else 1.0 for own, layer in zip(ratios, layers, strict=True)]
+
+
+class LayerHealth:
+    """Compares usage, perplexity and variance of each layer with the limits of a run."""
+
+    def __init__(self, config: TrainingConfig) -> None:
+        self._config = config
+        self._told: set[tuple[str, int]] = set()
+
+    def check(
+        self, sizes: list[int], usage: list[float], perplexity: list[float], ratios: list[float]
+    ) -> Metrics:
+        """Per layer 1 where a limit is broken and 0 elsewhere, by the name of the limit.
+
+        Logs each layer once when it breaks a limit, and again only after it has kept it.
+        """
+        config = self._config
+        shares = [own / size for own, size in zip(perplexity, sizes, strict=True)]
+        flags: dict[str, list[float]] = {}
+        for name, option, values, (lowest, highest) in (
+            ("low_usage", "min-codebook-usage", usage, (config.min_codebook_usage, math.inf)),
+            ("low_perplexity", "min-perplexity", shares, (config.min_perplexity, math.inf)),
+            ("variance_out_of_band", "variance-band", ratios, config.variance_band),
+        ):
+            flags[name] = [0.0 if lowest <= own <= highest else 1.0 for own in values]
+            for layer, flag in enumerate(flags[name]):
+                if not flag:
+                    self._told.discard((name, layer))
+                elif (name, layer) not in self._told:
+                    self._told.add((name, layer))
+                    logger.warning(
+                        "layer %d: %s: %.3g, beyond training.%s", layer, name, values[layer], option
+                    )
+        return flags

@@ -1,0 +1,167 @@
+"""Stage one for the training loop: images, the tokenizer's objective, hard-code validation."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from PIL import Image
+from torch import Tensor, nn
+
+from pipelines.config import TokenizerRunConfig
+from pipelines.data.dataset import ImageDataset, chosen_items, image_hashes
+from pipelines.data.sources import load_images
+from pipelines.evaluation.metrics import SSIM_WINDOW, reconstruction_metrics
+from pipelines.evaluation.reconstruction import measure_reconstruction
+from pipelines.images import comparison, to_float, to_uint8
+from pipelines.processes import batch_size_without_gradient, seed_everything
+from pipelines.run.log import Metrics
+from pipelines.training.layer_health import LayerHealth, relative_variances
+from pipelines.training.loop import Loss
+from tokenizer import Tokenizer
+from tokenizer.backbone import TimmBottomUpPath, load_backbone
+from tokenizer.storage.errors import InputError
+from tokenizer.storage.files import load_safetensors
+
+NUM_PICTURED = 16
+NUM_START_IMAGES = 512
+"""Images whose encoder outputs start the codebooks."""
+
+
+class LoadedImages(NamedTuple):
+    """Images of one micro-batch, as they lie on the disk."""
+
+    images: Tensor
+    """uint8 (B, C, H, W)."""
+    is_flipped: Tensor
+    """(B,): which to mirror."""
+
+
+class TokenizerStage:
+    """What the loop has to know to train a tokenizer.
+
+    Raises:
+        InputError: the data or the backbone's weights do not fit the config.
+    """
+
+    def __init__(self, config: TokenizerRunConfig, accelerator: Accelerator) -> None:
+        if config.tokenizer.channels != config.data.channels:
+            raise InputError(
+                f"data.channels must equal tokenizer.channels {config.tokenizer.channels}, "
+                f"got {config.data.channels}"
+            )
+        if config.data.image_size < SSIM_WINDOW:
+            raise InputError(
+                f"data.image_size must be >= {SSIM_WINDOW} for the SSIM of validation, "
+                f"got {config.data.image_size}"
+            )
+        seed_everything(config.training.seed)
+        self.config = config
+        self.model = Tokenizer(config.tokenizer)
+        self.model.total_steps = config.training.total_steps
+        try:
+            self.model.code_maps(config.data.image_size, config.data.image_size)
+        except InputError as error:
+            raise InputError(f"data.image_size: {error}") from error
+        if config.backbone_weights is not None:
+            _load_backbone_weights(self.model, config.backbone_weights)
+        with accelerator.main_process_first():
+            self.train_images = load_images(config.data, "train")
+            self.validation_images = load_images(config.data, "validation")
+        self.num_items = len(self.train_images)
+        self.sources = image_hashes(self.train_images, self.validation_images)
+        self.device = accelerator.device
+        self.health = LayerHealth(config.training)
+        self.batch_size = batch_size_without_gradient(config.training, accelerator)
+        self.num_values = config.data.channels * config.data.image_size**2
+
+    def initialize(self) -> None:
+        """Starts codebooks and variances from the data: the same images on all processes."""
+        generator = torch.Generator().manual_seed(self.config.training.seed)
+        items = torch.randperm(self.num_items, generator=generator)[:NUM_START_IMAGES]
+        images = to_float(self.train_images.images_at(items.numpy()))
+        self.model.initialize_from_data(images, generator)
+
+    def load(self, items: np.ndarray, is_flipped: np.ndarray) -> LoadedImages:
+        """Images as bytes."""
+        return LoadedImages(self.train_images.images_at(items), torch.from_numpy(is_flipped))
+
+    def prepare(self, batch: LoadedImages) -> Tensor:
+        """Images (B, C, H, W) on [-1, 1], some of them mirrored."""
+        images = to_float(batch.images)
+        if self.config.training.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        if not self.config.data.horizontal_flip:
+            return images
+        return torch.where(batch.is_flipped.view(-1, 1, 1, 1), images.flip(-1), images)
+
+    def loss(self, model: nn.Module, batch: Tensor, step: int) -> Loss:
+        """The bound over D/2: its gradient is then of order one whatever the image size."""
+        output = model(batch, step)
+        terms = {
+            name: getattr(output, name)
+            for name in (
+                "loss",
+                "reconstruction",
+                "quantization_error",
+                "posterior_entropy",
+                "commitment",
+                "layer_entropy",
+            )
+        }
+        terms["rmse"] = (output.squared_error / self.num_values).sqrt() / 2
+        terms["temperature"] = torch.full((), self.model.temperature(step), device=self.device)
+        terms["dequantization_variance"] = self.model.dequantization_variances()
+        return Loss(output.loss * (2 / self.num_values), terms)
+
+    def after_step(self, accelerator: Accelerator) -> None:
+        """Moves the codebooks of a baseline."""
+        if accelerator.num_processes == 1:
+            self.model.update_codebooks()
+        else:
+            self.model.update_codebooks(
+                lambda tensor: accelerator.reduce(tensor, "sum"), lambda tensor: broadcast(tensor)
+            )
+
+    def validate(self, model: nn.Module, accelerator: Accelerator) -> Metrics:
+        """RMSE on [0, 1], PSNR, and per layer perplexity, usage, s² and warnings; hard codes."""
+        assert isinstance(model, Tokenizer)
+        dataset = self.validation_images
+        items = chosen_items(len(dataset), self.config.training.num_validation_images)
+        errors, usage = measure_reconstruction(model, dataset, items, accelerator, self.batch_size)
+        ratios = relative_variances(model)
+        return {
+            **reconstruction_metrics(errors),
+            "perplexity": usage.perplexity(),
+            "codebook_usage": usage.usage(),
+            "dequantization_variance": model.dequantization_variances().tolist(),
+            "relative_variance": ratios,
+            **self.health.check(model.codebook_sizes, usage.usage(), usage.perplexity(), ratios),
+        }
+
+    def picture(self, model: nn.Module) -> Image.Image:
+        """Validation images beside their reconstructions."""
+        assert isinstance(model, Tokenizer)
+        return reconstruction_picture(model, self.validation_images, self.device)
+
+
+def reconstruction_picture(
+    model: Tokenizer, dataset: ImageDataset, device: torch.device
+) -> Image.Image:
+    """Images of the data set beside their reconstructions, spread over all of it."""
+    items = np.linspace(0, len(dataset) - 1, min(NUM_PICTURED, len(dataset))).astype(np.int64)
+    images = dataset.images_at(items)
+    decoded = to_uint8(model.reconstruct(to_float(images).to(device))).cpu()
+    return comparison(images, decoded)
+
+
+def _load_backbone_weights(model: Tokenizer, source: Path | str) -> None:
+    path = model.bottom_up
+    if not isinstance(path, TimmBottomUpPath):
+        raise InputError("backbone_weights must be None without tokenizer.backbone")
+    if isinstance(source, Path):
+        load_backbone(path, load_safetensors(source), str(source))
+    else:
+        path.load_pretrained()

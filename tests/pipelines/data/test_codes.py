@@ -1,0 +1,181 @@
+"""The code cache: whole, keyed by what it was made from, and made once."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from pipelines.data.codes import CodeDataset, extract_codes
+from pipelines.data.dataset import ImageDataset
+from pipelines.data.sources import load_images
+from pipelines.images import to_float
+from pipelines.presets import TOKENIZER_PRESETS
+from tests.tiny_runs import tokenizer_run
+from tokenizer import Tokenizer
+from tokenizer.storage.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_run: Path) -> Tokenizer:
+    return Tokenizer.from_pretrained(tiny_run / "tokenizer" / "model")
+
+
+@pytest.fixture(scope="module")
+def images(cache_dir: Path) -> ImageDataset:
+    return load_images(tokenizer_run(Path(), cache_dir).data, "train")
+
+
+def extract(
+    tokenizer: Tokenizer,
+    images: ImageDataset,
+    folder: Path,
+    flips: bool = False,
+    keeps_latents: bool = False,
+) -> CodeDataset:
+    return extract_codes(
+        tokenizer, images, folder, Accelerator(), flips=flips, keeps_latents=keeps_latents
+    )
+
+
+def stored(folder: Path) -> dict[str, int]:
+    """Time of the last change of each file."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path): path.stat().st_mtime_ns for path in files}
+
+
+def encoded(tokenizer: Tokenizer, images: ImageDataset, flipped: bool = False) -> list[np.ndarray]:
+    batch = to_float(images.images_at(np.arange(len(images))))
+    codes = tokenizer.encode(batch.flip(-1) if flipped else batch)
+    return [own.numpy() for own in codes]
+
+
+def test_the_cache_holds_the_codes_of_every_image(
+    tokenizer: Tokenizer, images: ImageDataset, tmp_path: Path
+) -> None:
+    codes = extract(tokenizer, images, tmp_path)
+    for ours, theirs in zip(codes.indices, encoded(tokenizer, images), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+        assert isinstance(ours, np.memmap)
+    entries = np.array([5, 0, 5])
+    batch = codes.indices_at(entries)
+    assert [own.dtype for own in batch] == [torch.int64] * 2
+    assert torch.equal(batch[0][0], batch[0][2])
+    assert codes.labels_at(entries).tolist() == images.labels[entries].tolist()
+    assert codes.latents == []
+
+
+def test_the_second_half_holds_the_codes_of_the_mirrored_images(
+    tokenizer: Tokenizer, images: ImageDataset, tmp_path: Path
+) -> None:
+    codes = extract(tokenizer, images, tmp_path, flips=True)
+    count = len(images)
+    for group, ours in enumerate(codes.indices):
+        np.testing.assert_array_equal(ours[:count], encoded(tokenizer, images)[group])
+        np.testing.assert_array_equal(ours[count:], encoded(tokenizer, images, True)[group])
+    entries = np.arange(count)
+    assert torch.equal(codes.labels_at(entries + count), codes.labels_at(entries))
+
+
+def test_kept_latents_give_the_posterior_of_the_tokenizer(
+    tokenizer: Tokenizer, images: ImageDataset, tmp_path: Path
+) -> None:
+    codes = extract(tokenizer, images, tmp_path, keeps_latents=True)
+    entries = np.arange(10)
+    batch = to_float(images.images_at(entries))
+    encoding = tokenizer.encode_with_latents(batch)
+    for ours, theirs in zip(codes.latents_at(entries), encoding.latents, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+    posteriors = tokenizer.log_posteriors(codes.latents_at(entries), codes.indices_at(entries))
+    for layers, own_indices in zip(posteriors, encoding.indices, strict=True):
+        agreements = [
+            (layer.argmax(-1) == own_indices[:, n]).float().mean() for n, layer in enumerate(layers)
+        ]
+        assert min(agreements) > 0.95
+
+
+def test_a_whole_cache_is_opened_and_not_made_again(
+    tokenizer: Tokenizer, images: ImageDataset, tmp_path: Path
+) -> None:
+    first = extract(tokenizer, images, tmp_path)
+    before = stored(tmp_path)
+    again = extract(tokenizer, images, tmp_path)
+    assert stored(tmp_path) == before
+    np.testing.assert_array_equal(again.indices[0], first.indices[0])
+
+
+def test_another_tokenizer_other_images_or_options_make_another_cache(
+    tokenizer: Tokenizer, images: ImageDataset, cache_dir: Path, tmp_path: Path
+) -> None:
+    other_tokenizer = Tokenizer(TOKENIZER_PRESETS["tiny"].tokenizer).eval()
+    other_images = load_images(tokenizer_run(Path(), cache_dir).data, "validation")
+    extract(tokenizer, images, tmp_path)
+    extract(other_tokenizer, images, tmp_path)
+    extract(tokenizer, other_images, tmp_path)
+    extract(tokenizer, images, tmp_path, flips=True)
+    extract(tokenizer, images, tmp_path, keeps_latents=True)
+    keys = sorted(path.name for path in tmp_path.iterdir())
+    assert len(keys) == 5
+    facts = [json.loads((tmp_path / key / "facts.json").read_text()) for key in keys]
+    assert {own["tokenizer"] for own in facts} == {
+        tokenizer.content_hash(),
+        other_tokenizer.content_hash(),
+    }
+    assert {own["data"] for own in facts} == {images.content_hash, other_images.content_hash}
+
+
+class InterruptedImages(ImageDataset):
+    """Images of which the last ones cannot be read."""
+
+    def images_at(self, item_indices: np.ndarray) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+
+def test_an_interrupted_extraction_is_not_taken_for_whole(
+    tokenizer: Tokenizer, images: ImageDataset, tmp_path: Path
+) -> None:
+    interrupted = InterruptedImages(**vars(images))
+    with pytest.raises(KeyboardInterrupt):
+        extract(tokenizer, interrupted, tmp_path)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".tmp"]
+    codes = extract(tokenizer, images, tmp_path)
+    np.testing.assert_array_equal(codes.indices[1], encoded(tokenizer, images)[1])
+    assert [path.suffix for path in tmp_path.iterdir()] == [""]
+
+
+@pytest.mark.parametrize("name", ["indices_0.npy", "indices_1.npy", "latents_1.npy", "facts.json"])
+def test_a_damaged_cache_is_refused_by_name(
+    name: str, tokenizer: Tokenizer, images: ImageDataset, tmp_path: Path
+) -> None:
+    extract(tokenizer, images, tmp_path, keeps_latents=True)
+    (folder,) = tmp_path.iterdir()
+    path = folder / name
+    whole = path.read_bytes()
+    for damage in (flipped(whole, -20), flipped(whole, 100), whole[:-20]):
+        path.write_bytes(damage)
+        message = f"{path} is damaged: .*; delete {folder} and start again"
+        with pytest.raises(InputError, match=message):
+            extract(tokenizer, images, tmp_path, keeps_latents=True)
+
+
+def flipped(data: bytes, place: int) -> bytes:
+    """With one bit changed."""
+    changed = bytearray(data)
+    changed[place] ^= 1
+    return bytes(changed)
+
+
+def test_a_cache_of_other_codes_is_refused_by_name(
+    tokenizer: Tokenizer, images: ImageDataset, tmp_path: Path
+) -> None:
+    extract(tokenizer, images, tmp_path)
+    (folder,) = tmp_path.iterdir()
+    extract(tokenizer, images, tmp_path, flips=True)
+    (other,) = set(tmp_path.iterdir()) - {folder}
+    for path in folder.iterdir():
+        path.write_bytes((other / path.name).read_bytes())
+    message = f"does not hold the codes of this tokenizer and data; delete {folder} and start"
+    with pytest.raises(InputError, match=f"{folder} {message}"):
+        extract(tokenizer, images, tmp_path)

@@ -1,0 +1,65 @@
+"""Loading one ahead changes when a batch is made, not what it is."""
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from pipelines.prefetch import one_ahead
+from pipelines.training.loading import for_device, to_device
+
+
+def test_results_come_in_order_and_the_next_is_begun_before_one_is_used() -> None:
+    begun = [threading.Event() for _ in range(5)]
+
+    def task(number: int) -> Callable[[], int]:
+        def work() -> int:
+            begun[number].set()
+            return number
+
+        return work
+
+    found = []
+    for result in one_ahead(task(number) for number in range(5)):
+        assert result == 4 or begun[result + 1].wait(10)
+        found.append(result)
+    assert found == list(range(5))
+
+
+def test_an_error_is_raised_where_its_result_is_due() -> None:
+    def fail() -> int:
+        raise MemoryError("no room")
+
+    results = one_ahead([lambda: 1, fail])
+    assert next(results) == 1
+    with pytest.raises(MemoryError, match="no room"):
+        next(results)
+
+
+def test_leaving_early_starts_nothing_more() -> None:
+    done: list[int] = []
+    results = one_ahead((lambda n=n: done.append(n)) for n in range(9))  # type: ignore[misc]
+    next(results)
+    results.close()
+    assert done == [0, 1]
+    assert not any(own.name.startswith("ahead") for own in threading.enumerate())
+
+
+def test_a_batch_arrives_as_it_was_loaded() -> None:
+    batch = ([torch.arange(3)], None, torch.ones(2))
+    cpu = torch.device("cpu")
+    found = to_device(for_device(batch, cpu), cpu)
+    assert found[1] is None
+    assert torch.equal(found[0][0], batch[0][0])
+
+
+def test_a_task_under_way_is_told_to_end_when_it_is_left() -> None:
+    is_left = threading.Event()
+    tasks = [lambda: True, lambda: is_left.wait(60), lambda: True]
+    results = one_ahead(tasks, is_left.set)
+    assert next(results)
+    started = time.monotonic()
+    results.close()
+    assert time.monotonic() - started < 30

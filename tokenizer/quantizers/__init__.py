@@ -1,0 +1,1 @@
+"""Quantizers: latents to code indices and code vectors."""

@@ -1,0 +1,71 @@
+"""Files that are written atomically, and read strictly."""
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from tokenizer.storage.errors import InputError
+from tokenizer.storage.untrusted import read_header
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Lets `write` fill a temporary file, then moves it to `path` in one step.
+
+    Whatever was at `path` stays whole if writing fails: no space left, say.
+    """
+    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
+    try:
+        temporary.touch()  # with the permissions that new files get here
+        permissions = temporary.stat().st_mode
+        with naming(path):
+            write(temporary)
+        temporary.chmod(permissions)  # safetensors makes its files private
+        flush_to_disk(temporary)
+        temporary.replace(path)
+        flush_to_disk(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Names a file in errors of writing it, where the system does not: if the disk is full, say."""
+    try:
+        yield
+    except SafetensorError as error:  # of the system, in words
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def flush_to_disk(path: Path) -> None:
+    """Waits until a file, or the names in a folder, would outlast a power failure."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def load_safetensors(path: Path) -> dict[str, Tensor]:
+    """Reads a safetensors file onto the CPU.
+
+    Raises:
+        InputError: the file is absent or damaged.
+    """
+    read_header(path)
+    try:
+        return safetensors.torch.load_file(path)
+    except SafetensorError as error:
+        raise InputError(f"{path} is damaged or not a safetensors file: {error}") from error
