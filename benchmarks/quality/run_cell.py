@@ -6,6 +6,7 @@ import shlex
 import statistics
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,10 @@ from pipelines.images import to_float, to_uint8
 from pipelines.processes import seed_everything
 from pipelines.run.folder import check_output_dir
 from pipelines.run.log import read_metrics
+from pipelines.train_prior import prior_stage
 from pipelines.training.divergence import DivergenceError
-from pipelines.training.loop import Loss, make_accelerator, train
-from pipelines.training.prior_stage import PriorStage
+from pipelines.training.loop import make_accelerator, train
+from pipelines.training.stage import Loss
 from pipelines.training.tokenizer_stage import LoadedImages, TokenizerStage
 from prior.config import PriorNetworkConfig
 from tokenizer import Tokenizer
@@ -75,14 +77,14 @@ class CellStage(TokenizerStage):
         self.seconds = 0.0
         self._started = 0.0
 
-    def loss(self, model: nn.Module, batch: Tensor, step: int) -> Loss:
+    def loss(self, name: str, modules: Mapping[str, nn.Module], batch: Tensor, step: int) -> Loss:
         """The ordinary loss, changed as the ablation has it."""
         total_steps = self.config.training.total_steps
         for group in self.model.top_down:
             if isinstance(group.quantizer, VariantQuantizer):
                 is_late = step >= (1 - HARD_SHARE) * total_steps
                 group.quantizer.is_hard = self.ablation.variant == "hard-phase" and is_late
-        loss = super().loss(model, batch, step)
+        loss = super().loss(name, modules, batch, step)
         if not self.ablation.warms_up_latents:
             return loss
         latents = loss.terms["quantization_error"] - loss.terms["posterior_entropy"]
@@ -298,7 +300,6 @@ def prior_code_length(config: TokenizerRunConfig, test: DataConfig, steps: int) 
     )
     accelerator = make_accelerator(prior)
     images = load_images(test, "train"), load_images(test, "validation")
-    stage = PriorStage(prior, *images, accelerator)
-    train(stage, prior, accelerator)
+    train(prior_stage(prior, *images, accelerator), prior, accelerator)
     bits = read_metrics(prior.output_dir, "validation")["bits_per_image"][1][-1]
     return float(bits)

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.quality.peers import Peer, PeerQuantizer
 from benchmarks.speed.measure import Budget
 from pipelines.config import TrainingConfig
-from pipelines.training.optimizer import make_optimizer
+from pipelines.training.optimizer import Network, make_optimizer
 from prior import Prior, PriorConfig
 from prior.config import PriorNetworkConfig
 from tokenizer import Tokenizer
@@ -127,7 +127,7 @@ def _step(
 ) -> Callable[[], None]:
     if training.compile:
         model.compile()
-    optimizer = make_optimizer(model, training)
+    optimizer = make_optimizer(Network.from_config(model, training))
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):

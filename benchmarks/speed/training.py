@@ -4,7 +4,7 @@ And what the loop adds to forward and backward: measured within ordinary runs.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -31,8 +31,10 @@ from pipelines.command import load_run
 from pipelines.config import PriorRunConfig, RunConfig, TokenizerRunConfig, TrainingConfig
 from pipelines.data.sources import trained_images
 from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
-from pipelines.training.loop import Loss, make_accelerator, train
+from pipelines.train_prior import prior_stage
+from pipelines.training.loop import make_accelerator, train
 from pipelines.training.prior_stage import PriorStage
+from pipelines.training.stage import Loss
 from pipelines.training.tokenizer_stage import TokenizerStage
 from prior.config import PriorNetworkConfig
 from tokenizer.builders import deterministic, rsq_vae, sq_vae
@@ -228,7 +230,7 @@ class ProbingStage:
         self._accelerator = accelerator
         is_cpu = accelerator.device.type == "cpu"
         self._clock = time.process_time if is_cpu else time.perf_counter
-        self._latest: tuple[nn.Module, Any, int] | None = None
+        self._latest: tuple[str, Mapping[str, nn.Module], Any, int] | None = None
         self._num_steps = 0
         self._started = 0.0
         self.loop: list[float] = []
@@ -240,10 +242,10 @@ class ProbingStage:
         """All else is the stage's."""
         return getattr(self._stage, name)
 
-    def loss(self, model: nn.Module, batch: Any, step: int) -> Loss:
+    def loss(self, name: str, modules: Mapping[str, nn.Module], batch: Any, step: int) -> Loss:
         """The stage's, on a batch that is remembered."""
-        self._latest = model, batch, step
-        return self._stage.loss(model, batch, step)
+        self._latest = name, modules, batch, step
+        return self._stage.loss(*self._latest)
 
     def after_step(self, accelerator: Accelerator) -> None:
         """After some steps, a probe."""
@@ -276,7 +278,7 @@ def _measured_loop(config: RunConfig) -> dict[str, Any]:
         assert isinstance(config, PriorRunConfig)
         run = load_run(TokenizerRunConfig, config.tokenizer_dir / "config.json")
         images = trained_images(run, config.tokenizer_dir, accelerator)
-        stage = PriorStage(config, *images, accelerator)
+        stage = prior_stage(config, *images, accelerator)
         prior = stage.model.config
         facts = prior_facts(prior.network, prior.code_maps, prior.num_classes)
         codes = stage.num_codes

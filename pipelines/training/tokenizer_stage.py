@@ -1,5 +1,6 @@
 """Stage one for the training loop: images, the tokenizer's objective, hard-code validation."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +20,8 @@ from pipelines.images import comparison, to_float, to_uint8
 from pipelines.processes import batch_size_without_gradient, seed_everything
 from pipelines.run.log import Metrics
 from pipelines.training.layer_health import LayerHealth, relative_variances
-from pipelines.training.loop import Loss
+from pipelines.training.optimizer import Network
+from pipelines.training.stage import Loss, Stage
 from tokenizer import Tokenizer
 from tokenizer.backbone import TimmBottomUpPath, load_backbone
 from tokenizer.storage.errors import InputError
@@ -39,12 +41,14 @@ class LoadedImages(NamedTuple):
     """(B,): which to mirror."""
 
 
-class TokenizerStage:
+class TokenizerStage(Stage[LoadedImages, Tensor]):
     """What the loop has to know to train a tokenizer.
 
     Raises:
         InputError: the data or the backbone's weights do not fit the config.
     """
+
+    main_network = "tokenizer"
 
     def __init__(self, config: TokenizerRunConfig, accelerator: Accelerator) -> None:
         if config.tokenizer.channels != config.data.channels:
@@ -67,6 +71,8 @@ class TokenizerStage:
             raise InputError(f"data.image_size: {error}") from error
         if config.backbone_weights is not None:
             _load_backbone_weights(self.model, config.backbone_weights)
+        network = Network.from_config(self.model, config.training, self.model.rate_factors())
+        self.networks = {"tokenizer": network}
         with accelerator.main_process_first():
             self.train_images = load_images(config.data, "train")
             self.validation_images = load_images(config.data, "validation")
@@ -97,9 +103,9 @@ class TokenizerStage:
             return images
         return torch.where(batch.is_flipped.view(-1, 1, 1, 1), images.flip(-1), images)
 
-    def loss(self, model: nn.Module, batch: Tensor, step: int) -> Loss:
+    def loss(self, name: str, modules: Mapping[str, nn.Module], batch: Tensor, step: int) -> Loss:
         """The bound over D/2: its gradient is then of order one whatever the image size."""
-        output = model(batch, step)
+        output = modules[name](batch, step)
         terms = {
             name: getattr(output, name)
             for name in (

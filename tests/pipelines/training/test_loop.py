@@ -22,7 +22,9 @@ from pipelines.run.folder import locked
 from pipelines.train_prior import train_prior
 from pipelines.train_tokenizer import train_tokenizer
 from pipelines.training.divergence import DivergenceError
-from pipelines.training.loop import Loss, learning_rate, make_accelerator
+from pipelines.training.loop import make_accelerator
+from pipelines.training.optimizer import learning_rate
+from pipelines.training.stage import Loss
 from tests import workers
 from tests.tiny_runs import (
     CrashError,
