@@ -141,7 +141,7 @@ def _prior(name: str, tokenizer: TokenizerConfig) -> PriorRunConfig:
             width=1024, body_depth=24, head_depth=4, num_heads=16, positions="rotary"
         ),
         horizontal_flip=True,
-        targets="posterior" if tokenizer.quantizer.kind == "stochastic" else "indices",
+        targets="posterior" if tokenizer.has_posterior else "indices",
         training=IMAGES_TRAINING.model_copy(
             update={"learning_rate": 2e-4, "weight_decay": 0.05, "warmup_steps": 2_000}
         ),

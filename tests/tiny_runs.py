@@ -11,7 +11,8 @@ from pipelines.command import load_run
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
 from pipelines.data.sources import trained_images
 from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
-from pipelines.training.loop import Loss, make_accelerator, train
+from pipelines.training.loop import make_accelerator, train
+from pipelines.training.losses import Loss
 from pipelines.training.prior_stage import PriorStage
 from pipelines.training.tokenizer_stage import TokenizerStage
 

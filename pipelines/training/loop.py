@@ -40,19 +40,11 @@ from pipelines.run.folder import locked, write_run_config
 from pipelines.run.log import Metrics, RunLog
 from pipelines.training.divergence import NonFiniteWatch
 from pipelines.training.loading import loading, to_device
+from pipelines.training.losses.base import Loss
 from pipelines.training.optimizer import make_optimizer, set_learning_rate
 from pipelines.training.stopping import noted_signals
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.pretrained import PretrainedModule
-
-
-class Loss(NamedTuple):
-    """What a stage computes on one micro-batch."""
-
-    minimized: Tensor
-    """Scalar whose gradient is followed."""
-    terms: dict[str, Tensor]
-    """Scalars and vectors to log."""
 
 
 @runtime_checkable
@@ -82,6 +74,9 @@ class Stage(Protocol):
 
     def after_step(self, accelerator: Accelerator) -> None:
         """What has to follow an optimizer step: the baselines' codebooks."""
+
+    def rate_factors(self) -> dict[str, float]:
+        """By name, learning rates in units of the run's; 1 where a parameter is not named."""
 
     def validate(self, model: nn.Module, accelerator: Accelerator) -> Metrics:
         """Metrics with hard codes over the validation items, the work shared by all processes."""
@@ -157,7 +152,7 @@ def _train(stage: Stage, run_config: RunConfig, accelerator: Accelerator) -> Non
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
     ema = ModelEmaV3(model, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None
-    optimizer = make_optimizer(model, config)
+    optimizer = make_optimizer(model, config, stage.rate_factors())
     first_step = 0
     if state is not None:
         first_step = state.step

@@ -1,5 +1,7 @@
 """AdamW, with the weight decay and the relative learning rate that each parameter wants."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -10,9 +12,13 @@ from pipelines.config import TrainingConfig
 from tokenizer.storage.pretrained import PretrainedModule
 
 
-def make_optimizer(model: PretrainedModule[Any], config: TrainingConfig) -> torch.optim.Optimizer:
-    """Spares norms, biases and `no_weight_decay()`; rates are in units of the run's."""
-    spared, factors = model.no_weight_decay(), model.rate_factors()
+def make_optimizer(
+    model: PretrainedModule[Any],
+    config: TrainingConfig,
+    factors: Mapping[str, float] = MappingProxyType({}),
+) -> torch.optim.Optimizer:
+    """Spares norms, biases and `no_weight_decay()`; `factors` are rates in units of the run's."""
+    spared = model.no_weight_decay()
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

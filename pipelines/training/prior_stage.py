@@ -21,7 +21,7 @@ from pipelines.processes import (
 )
 from pipelines.run.checkpoints import check_sources, newest_sources
 from pipelines.run.log import Metrics
-from pipelines.training.loop import Loss
+from pipelines.training.losses.base import Loss
 from prior import Prior, PriorConfig, sample, sample_generators
 from tokenizer import Tokenizer
 from tokenizer.storage.errors import InputError
@@ -65,7 +65,7 @@ class PriorStage:
         self.batch_size = batch_size_without_gradient(config.training, accelerator)
         self.tokenizer = Tokenizer.from_pretrained(config.tokenizer_dir / "model").to(self.device)
         uses_posterior = config.targets == "posterior"
-        if uses_posterior and self.tokenizer.config.quantizer.kind == "nearest":
+        if uses_posterior and not self.tokenizer.has_posterior:
             raise InputError("targets must be 'indices' with a deterministic tokenizer")
         maps = self.tokenizer.code_maps(*train_images.images.shape[1:3])
         if config.is_class_conditional and not train_images.class_names:
@@ -142,6 +142,10 @@ class PriorStage:
 
     def after_step(self, accelerator: Accelerator) -> None:
         """Nothing."""
+
+    def rate_factors(self) -> dict[str, float]:
+        """All parameters learn at the run's rate."""
+        return {}
 
     def validate(self, model: nn.Module, accelerator: Accelerator) -> Metrics:
         """Exact likelihood of the validation set's hard codes."""

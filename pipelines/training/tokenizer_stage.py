@@ -19,11 +19,12 @@ from pipelines.images import comparison, to_float, to_uint8
 from pipelines.processes import batch_size_without_gradient, seed_everything
 from pipelines.run.log import Metrics
 from pipelines.training.layer_health import LayerHealth, relative_variances
-from pipelines.training.loop import Loss
+from pipelines.training.losses import Bound, Loss, TokenizerLoss
 from tokenizer import Tokenizer
 from tokenizer.backbone import TimmBottomUpPath, load_backbone
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.files import load_safetensors
+from tokenizer.topdown import BuildQuantizer
 
 NUM_PICTURED = 16
 NUM_START_IMAGES = 512
@@ -42,11 +43,23 @@ class LoadedImages(NamedTuple):
 class TokenizerStage:
     """What the loop has to know to train a tokenizer.
 
+    Args:
+        config: The run.
+        accelerator: Its processes.
+        quantizer: Builds quantizers from outside the package, see `Tokenizer`.
+        loss: Takes the place of the recipe's.
+
     Raises:
         InputError: the data or the backbone's weights do not fit the config.
     """
 
-    def __init__(self, config: TokenizerRunConfig, accelerator: Accelerator) -> None:
+    def __init__(
+        self,
+        config: TokenizerRunConfig,
+        accelerator: Accelerator,
+        quantizer: BuildQuantizer | None = None,
+        loss: TokenizerLoss | None = None,
+    ) -> None:
         if config.tokenizer.channels != config.data.channels:
             raise InputError(
                 f"data.channels must equal tokenizer.channels {config.tokenizer.channels}, "
@@ -59,8 +72,8 @@ class TokenizerStage:
             )
         seed_everything(config.training.seed)
         self.config = config
-        self.model = Tokenizer(config.tokenizer)
-        self.model.total_steps = config.training.total_steps
+        self.model = Tokenizer(config.tokenizer, quantizer)
+        self.objective = loss or Bound(config.recipe, self.model.has_posterior)
         try:
             self.model.code_maps(config.data.image_size, config.data.image_size)
         except InputError as error:
@@ -73,9 +86,8 @@ class TokenizerStage:
         self.num_items = len(self.train_images)
         self.sources = image_hashes(self.train_images, self.validation_images)
         self.device = accelerator.device
-        self.health = LayerHealth(config.training)
+        self.health = LayerHealth(config.recipe)
         self.batch_size = batch_size_without_gradient(config.training, accelerator)
-        self.num_values = config.data.channels * config.data.image_size**2
 
     def initialize(self) -> None:
         """Starts codebooks and variances from the data: the same images on all processes."""
@@ -98,32 +110,30 @@ class TokenizerStage:
         return torch.where(batch.is_flipped.view(-1, 1, 1, 1), images.flip(-1), images)
 
     def loss(self, model: nn.Module, batch: Tensor, step: int) -> Loss:
-        """The bound over D/2: its gradient is then of order one whatever the image size."""
-        output = model(batch, step)
-        terms = {
-            name: getattr(output, name)
-            for name in (
-                "loss",
-                "reconstruction",
-                "quantization_error",
-                "posterior_entropy",
-                "commitment",
-                "layer_entropy",
-            )
-        }
-        terms["rmse"] = (output.squared_error / self.num_values).sqrt() / 2
-        terms["temperature"] = torch.full((), self.model.temperature(step), device=self.device)
-        terms["dequantization_variance"] = self.model.dequantization_variances()
-        return Loss(output.loss * (2 / self.num_values), terms)
+        """The recipe's loss at the recipe's temperature."""
+        temperature = self.temperature(step)
+        loss = self.objective(batch, model(batch, temperature))
+        if self.model.has_posterior:
+            loss.terms["temperature"] = torch.full((), temperature, device=self.device)
+            loss.terms["dequantization_variance"] = self.model.dequantization_variances()
+        return loss
+
+    def temperature(self, step: int) -> float:
+        """Gumbel-softmax temperature of a step."""
+        return self.config.recipe.temperature(step, self.config.training.total_steps)
 
     def after_step(self, accelerator: Accelerator) -> None:
-        """Moves the codebooks of a baseline."""
+        """Moves EMA codebooks."""
         if accelerator.num_processes == 1:
-            self.model.update_codebooks()
+            self.model.after_step()
         else:
-            self.model.update_codebooks(
+            self.model.after_step(
                 lambda tensor: accelerator.reduce(tensor, "sum"), lambda tensor: broadcast(tensor)
             )
+
+    def rate_factors(self) -> dict[str, float]:
+        """By name, learning rates of codebooks and variances in units of the networks'."""
+        return self.config.recipe.rate_factors(self.model.learned_roles())
 
     def validate(self, model: nn.Module, accelerator: Accelerator) -> Metrics:
         """RMSE on [0, 1], PSNR, and per layer perplexity, usage, s² and warnings; hard codes."""

@@ -109,10 +109,6 @@ class PretrainedModule(nn.Module, Generic[ConfigT]):
         """Names of parameters that weight decay should spare (timm's convention)."""
         return set()
 
-    def rate_factors(self) -> dict[str, float]:
-        """By name, learning rates in units of the run's; 1 where a parameter is not named."""
-        return {}
-
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes `config.json` and `model.safetensors` into `folder`, each in one step.
 
