@@ -98,8 +98,7 @@ class QuantizerOutput(NamedTuple):
     latent_terms: Mapping[str, Float[Tensor, " batch"]]
     """What else the quantizer adds to the objective, per image, by the name to log it under.
 
-    With a posterior in nats; without one in units that half the number of the image's values
-    turns into nats of a decoder of unit variance, as for a mean squared distance.
+    With a posterior in nats; without one squared distances per value, as a commitment is.
     """
 
 
