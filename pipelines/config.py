@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 from pydantic import model_validator as validates
 
 from prior.config import MAX_GUIDANCE, PriorNetworkConfig
-from tokenizer.config import TokenizerConfig
+from tokenizer.config import TokenizerConfig, without_recipe
 from tokenizer.fields import Factor, PositiveFactor, ProperShare, Share, Temperature
 from tokenizer.storage.configs import StrictConfig
 
@@ -122,7 +122,7 @@ class TokenizerRecipe(StrictConfig):
     """Share of the steps before the temperature starts to fall."""
     likelihood: Literal["closed_form", "unit_variance"] | None = None
     """Variance of the decoder: the best for the batch, or 1. None: closed_form with a posterior."""
-    latent_weight: PositiveFactor | None = None
+    latent_weight: Factor | None = None
     """Weight of the quantizer's terms against the reconstruction; at 1 the loss is the bound.
     None: 0.3 with a posterior, 0.25 (the usual weight of a commitment) without."""
     codebook_rate: PositiveFactor = 10.0
@@ -189,6 +189,24 @@ class TokenizerRunConfig(RunConfig):
     recipe: TokenizerRecipe = TokenizerRecipe()
     backbone_weights: Path | Literal["pretrained"] | None = None
     """Initial weights of the backbone: a .safetensors file, or timm's own download."""
+
+    @classmethod
+    def upgrade_config(cls, fields: dict[str, Any], version: int) -> dict[str, Any]:
+        """Version 1 kept the recipe with the quantizer, and its warnings with the loop."""
+        tokenizer, training = fields.get("tokenizer"), fields.get("training")
+        if version > 1 or not isinstance(tokenizer, dict) or not isinstance(training, dict):
+            return fields
+        quantizer = tokenizer.get("quantizer")
+        old = {**training, **(quantizer if isinstance(quantizer, dict) else {})}
+        if "commitment_weight" in old:
+            old["latent_weight"] = old["commitment_weight"]
+        recipe = {name: old[name] for name in TokenizerRecipe.model_fields if name in old}
+        return {
+            **fields,
+            "tokenizer": without_recipe(tokenizer),
+            "training": {name: value for name, value in training.items() if name not in recipe},
+            "recipe": recipe,
+        }
 
     @property
     def output_dir(self) -> Path:

@@ -1,7 +1,7 @@
 """Parameters of the tokenizer."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from pydantic import model_validator as validates
@@ -123,3 +123,24 @@ class CodeMapConfig(StrictConfig):
     def depth(self) -> int:
         """Layers at this resolution."""
         return len(self.codebook_sizes)
+
+
+RECIPE_OF_VERSION_1 = {
+    "initial_temperature",
+    "final_temperature",
+    "temperature_hold",
+    "latent_weight",
+    "codebook_rate",
+    "variance_rate",
+    "commitment_weight",
+}
+"""Fields of the quantizer that the stage's recipe holds since."""
+
+
+def without_recipe(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a tokenizer saved in format 1, which kept the recipe with the quantizer."""
+    quantizer = fields.get("quantizer")
+    if not isinstance(quantizer, dict):
+        return fields
+    kept = {key: value for key, value in quantizer.items() if key not in RECIPE_OF_VERSION_1}
+    return {**fields, "quantizer": kept}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokenizer.backbone import TimmBottomUpPath
 from tokenizer.code_maps import check_images, check_indices, code_maps_of
-from tokenizer.config import CodeMapConfig, TokenizerConfig
+from tokenizer.config import CodeMapConfig, TokenizerConfig, without_recipe
 from tokenizer.networks import BottomUpPath, UpwardPath, Widths
 from tokenizer.objective import EvidenceLowerBound, TokenizerOutput, gaussian_code_length
 from tokenizer.quantizers import QUANTIZERS, CustomQuantizerConfig, Quantizer
@@ -68,6 +68,11 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
             patch_size,
             config.channels * patch_size**2,
         )
+
+    @classmethod
+    def upgrade_config(cls, fields: dict[str, Any], version: int) -> dict[str, Any]:
+        """Fields of an earlier format in today's; see `without_recipe`."""
+        return without_recipe(fields) if version == 1 else fields
 
     # Training
 
