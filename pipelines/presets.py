@@ -84,7 +84,7 @@ def _tokenizers() -> dict[str, tuple[TokenizerConfig, DataConfig, TrainingConfig
         "sqvae2": sq_vae_2((16, 8), 1024, networks=LARGE_NETWORKS),
         "rsqvae": rsq_vae(16, 4, 1024, networks=LARGE_NETWORKS),
         "hqvae": hq_vae((16, 8), (2, 1), 1024, networks=LARGE_NETWORKS),
-        "fsq": fsq_vae(8, (8, 8, 8, 2), networks=LARGE_NETWORKS),
+        "fsq": fsq_vae(16, (8, 8, 8, 2), depth=4, networks=LARGE_NETWORKS),
         "hqvae-mobilenetv2": hq_vae((16, 8), (2, 1), 1024, networks=LARGE_NETWORKS).model_copy(
             update={"backbone": BackboneConfig(name="mobilenetv2_100")}
         ),
@@ -93,7 +93,7 @@ def _tokenizers() -> dict[str, tuple[TokenizerConfig, DataConfig, TrainingConfig
         "sqvae2": sq_vae_2((16, 8), 1024, networks=LARGE_NETWORKS),
         "rsqvae": rsq_vae(32, 4, 2048, networks=LARGE_NETWORKS),
         "hqvae": hq_vae((32, 16), (4, 2), 2048, networks=LARGE_NETWORKS),
-        "fsq": fsq_vae(16, (8, 8, 8, 4), networks=LARGE_NETWORKS),
+        "fsq": fsq_vae(16, (8, 8, 8, 4), depth=2, networks=LARGE_NETWORKS),
     }
     tiny = {
         "tiny": hq_vae((8, 4), (2, 1), 8, 4, networks=TINY_NETWORKS),
