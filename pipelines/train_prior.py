@@ -1,5 +1,10 @@
 """Stage two: `python -m pipelines.train_prior PRESET`."""
 
+if __name__ == "__main__":
+    from pipelines import startup
+
+    startup.prepare()
+
 from accelerate import Accelerator
 
 from pipelines.command import TRAINING_MEMORY, announce, load_run, parse_run, run_command
@@ -67,12 +72,16 @@ def prior_stage(
     return PriorStage(config, model, tokenizer, codes, validation_codes, sources, accelerator)
 
 
-def main() -> None:
-    """Reads the command line."""
+def _run() -> None:
     config = parse_run(PRIOR_PRESETS, "pipelines.train_prior")
     train_prior(config)
     announce(f"step {config.training.total_steps} is done; {config.output_dir / 'model'}")
 
 
+def main() -> None:
+    """Runs the command line."""
+    run_command(_run, TRAINING_MEMORY)
+
+
 if __name__ == "__main__":
-    run_command(main, TRAINING_MEMORY)
+    main()

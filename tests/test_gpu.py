@@ -13,7 +13,7 @@ from pipelines.presets import TOKENIZER_PRESETS
 from pipelines.train_prior import train_prior
 from pipelines.train_tokenizer import train_tokenizer
 from pipelines.training.loop import make_accelerator, train
-from pipelines.training.stage import Loss
+from pipelines.training.losses import Loss
 from prior import Sampler, sample, sample_generators
 from tests.tiny_runs import RunConfigs, make_stage, prior_run, tokenizer_run
 from tokenizer import Tokenizer

@@ -13,8 +13,8 @@ from pipelines.data.sources import trained_images
 from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
 from pipelines.train_prior import prior_stage
 from pipelines.training.loop import make_accelerator, train
+from pipelines.training.losses import Loss
 from pipelines.training.prior_stage import PriorStage
-from pipelines.training.stage import Loss
 from pipelines.training.tokenizer_stage import TokenizerStage
 
 RunConfigs = TokenizerRunConfig | PriorRunConfig

@@ -33,13 +33,13 @@ from pipelines.data.sources import trained_images
 from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
 from pipelines.train_prior import prior_stage
 from pipelines.training.loop import make_accelerator, train
+from pipelines.training.losses import Loss
 from pipelines.training.prior_stage import PriorStage
-from pipelines.training.stage import Loss
 from pipelines.training.tokenizer_stage import TokenizerStage
 from prior.config import PriorNetworkConfig
 from tokenizer.builders import deterministic, rsq_vae, sq_vae
 from tokenizer.code_maps import code_maps_of
-from tokenizer.config import CodeMapConfig, NearestQuantizerConfig, NetworkConfig, TokenizerConfig
+from tokenizer.config import CodeMapConfig, NetworkConfig, TokenizerConfig
 
 PROBED_STEPS = 10
 """Steps from one probe of forward and backward to the next."""
@@ -85,15 +85,12 @@ def comparisons(budget: Budget) -> Iterator[Comparison]:
     ):
         config = _at(config, size.image_size)
         baseline = deterministic(config)
-        peer = baseline.model_copy(
-            update={"quantizer": NearestQuantizerConfig(commitment_weight=1)}
-        )
         yield Comparison(
             name=f"stage one, {name}",
             contenders={
                 ours: _tokenizer(config, size, device),
                 # ResidualVQ of one layer is VectorQuantize and a loop around it.
-                theirs: _tokenizer(peer, size, device, peer="ResidualVQ"),
+                theirs: _tokenizer(baseline, size, device, peer="ResidualVQ"),
                 f"{ours} made deterministic": _tokenizer(baseline, size, device),
             },
             unit="images",

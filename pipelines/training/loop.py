@@ -36,8 +36,9 @@ from pipelines.run.folder import locked, write_run_config
 from pipelines.run.log import Metrics, RunLog
 from pipelines.training.divergence import NonFiniteWatch
 from pipelines.training.loading import loading, to_device
+from pipelines.training.losses.base import Loss
 from pipelines.training.networks import TrainedNetwork, saved_networks, without_gradient
-from pipelines.training.stage import BatchT, LoadedT, Loss, Stage
+from pipelines.training.stage import BatchT, LoadedT, Stage
 from pipelines.training.stopping import noted_signals
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.pretrained import PretrainedModule

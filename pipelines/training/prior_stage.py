@@ -21,8 +21,9 @@ from pipelines.processes import (
     sum_over_processes,
 )
 from pipelines.run.log import Metrics
+from pipelines.training.losses.base import Loss
 from pipelines.training.optimizer import Network
-from pipelines.training.stage import Loss, Stage
+from pipelines.training.stage import Stage
 from prior import Prior, PriorConfig, sample, sample_generators
 from tokenizer import Tokenizer
 from tokenizer.storage.errors import InputError
@@ -53,7 +54,7 @@ def make_prior(config: PriorRunConfig, tokenizer: Tokenizer, images: ImageDatase
     Raises:
         InputError: it cannot be trained so on this tokenizer and these images.
     """
-    if config.targets == "posterior" and tokenizer.config.quantizer.kind == "nearest":
+    if config.targets == "posterior" and not tokenizer.has_posterior:
         raise InputError("targets must be 'indices' with a deterministic tokenizer")
     if config.is_class_conditional and not images.class_names:
         raise InputError("is_class_conditional must be False: the images are not in class folders")

@@ -1,27 +1,19 @@
 """What the training loop has to know: a stage names its networks and computes their losses."""
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from accelerate import Accelerator
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from pipelines.run.log import Metrics
+from pipelines.training.losses.base import Loss
 from pipelines.training.optimizer import Network
 
 LoadedT = TypeVar("LoadedT")
 BatchT = TypeVar("BatchT")
-
-
-class Loss(NamedTuple):
-    """What a stage computes on one micro-batch for one network."""
-
-    minimized: Tensor
-    """Scalar whose gradient is followed."""
-    terms: Mapping[str, Tensor]
-    """Scalars and vectors to log; `loss`, if it is not among them, is `minimized`."""
 
 
 @runtime_checkable

@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from pipelines.command import TRAINING_MEMORY, parse_run, run_command
 from pipelines.presets import TOKENIZER_PRESETS
 from pipelines.training.loop import make_accelerator, train
-from pipelines.training.stage import Loss
+from pipelines.training.losses import Loss
 from pipelines.training.tokenizer_stage import TokenizerStage
 from tests.faults.tally import Tally
 

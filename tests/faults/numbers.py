@@ -21,7 +21,7 @@ from pipelines.presets import TOKENIZER_PRESETS
 from pipelines.train_tokenizer import train_tokenizer
 from pipelines.training.divergence import DivergenceError
 from pipelines.training.loop import make_accelerator, train
-from pipelines.training.stage import Loss
+from pipelines.training.losses import Loss
 from pipelines.training.tokenizer_stage import TokenizerStage
 from tests.faults.configuration import small_pipeline
 from tests.faults.tally import Tally
