@@ -110,9 +110,9 @@ class PretrainedModule(nn.Module, Generic[ConfigT]):
         return set()
 
     @classmethod
-    def upgrade_name(cls, name: str, version: int) -> str:
-        """Today's name of a weight that format `version` calls `name`."""
-        return name
+    def upgrade_weights(cls, weights: dict[str, Tensor], version: int) -> dict[str, Tensor]:
+        """Weights under today's names from those that format `version` saved."""
+        return weights
 
     def parameter_order_of_version_1(self) -> list[str]:
         """Today's names of the parameters in the order in which format 1 numbered them."""
