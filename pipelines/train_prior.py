@@ -2,6 +2,7 @@
 
 from pipelines.command import TRAINING_MEMORY, announce, load_run, parse_run, run_command
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
+from pipelines.data.dataset import ImageDataset
 from pipelines.data.sources import trained_images
 from pipelines.presets import PRIOR_PRESETS
 from pipelines.run.folder import check_output_dir
@@ -10,8 +11,14 @@ from pipelines.training.prior_stage import PriorStage
 from tokenizer.storage.errors import InputError
 
 
-def train_prior(config: PriorRunConfig) -> None:
+def train_prior(
+    config: PriorRunConfig, images: tuple[ImageDataset, ImageDataset] | None = None
+) -> None:
     """Trains a prior in `config.output_dir` over the codes of the tokenizer beside it.
+
+    Args:
+        config: the run.
+        images: for training and validation, where the tokenizer was given its images, too.
 
     Raises:
         InputError: something in the config, the tokenizer's run or the folder is wrong.
@@ -23,7 +30,7 @@ def train_prior(config: PriorRunConfig) -> None:
     tokenizer_run = load_run(TokenizerRunConfig, tokenizer_config)
     check_output_dir(config)
     accelerator = make_accelerator(config)
-    images = trained_images(tokenizer_run, config.tokenizer_dir, accelerator)
+    images = trained_images(tokenizer_run, config.tokenizer_dir, accelerator, images)
     stage = PriorStage(config, *images, accelerator)
     train(stage, config, accelerator)
 

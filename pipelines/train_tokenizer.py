@@ -2,14 +2,21 @@
 
 from pipelines.command import TRAINING_MEMORY, announce, parse_run, run_command
 from pipelines.config import TokenizerRunConfig
+from pipelines.data.dataset import ImageDataset
 from pipelines.presets import TOKENIZER_PRESETS
 from pipelines.run.folder import check_output_dir
 from pipelines.training.loop import make_accelerator, train
 from pipelines.training.tokenizer_stage import TokenizerStage
 
 
-def train_tokenizer(config: TokenizerRunConfig) -> None:
+def train_tokenizer(
+    config: TokenizerRunConfig, images: tuple[ImageDataset, ImageDataset] | None = None
+) -> None:
     """Trains a tokenizer in `config.output_dir`, or goes on with it.
+
+    Args:
+        config: the run.
+        images: for training and validation; None opens those that `config.data` names.
 
     Raises:
         InputError: something in the config, the data or the folder is wrong.
@@ -17,7 +24,7 @@ def train_tokenizer(config: TokenizerRunConfig) -> None:
     """
     check_output_dir(config)
     accelerator = make_accelerator(config)
-    stage = TokenizerStage(config, accelerator)
+    stage = TokenizerStage(config, accelerator, images)
     train(stage, config, accelerator)
 
 

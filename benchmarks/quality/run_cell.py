@@ -21,7 +21,7 @@ from benchmarks.quality.cells import ABLATIONS, FAIR, STOCHASTIC, Ablation, Cell
 from benchmarks.quality.peers import PeerQuantizer
 from benchmarks.quality.variants import VariantQuantizer
 from pipelines.config import DataConfig, PriorRunConfig, TokenizerRunConfig, TrainingConfig
-from pipelines.data.dataset import ImageDataset, chosen_items
+from pipelines.data.dataset import ImageDataset, chosen_items, image_shape
 from pipelines.data.sources import load_images
 from pipelines.evaluation.features import ExtractorConfig, load_extractor
 from pipelines.evaluation.measurements import (
@@ -235,7 +235,7 @@ def mixture_error(tokenizer: Tokenizer, test: ImageDataset, accelerator: Acceler
         images = to_float(test.images_at(items[start : start + BATCH])).to(accelerator.device)
         total += tokenizer(images, last_step).squared_error.item() * len(images)
     tokenizer.eval()
-    return math.sqrt(total / len(items) / test.images[0].size) / 2
+    return math.sqrt(total / len(items) / math.prod(image_shape(test))) / 2
 
 
 def distance(

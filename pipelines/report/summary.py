@@ -1,6 +1,7 @@
 """One page about a run: `summary.html` with its pictures inside, and also beside it."""
 
 import functools
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 
 from pipelines.command import load_run
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
-from pipelines.data.dataset import chosen_items
+from pipelines.data.dataset import chosen_items, image_shape
 from pipelines.data.sources import trained_images
 from pipelines.evaluation.metrics import CodeUsage, reconstruction_metrics
 from pipelines.evaluation.reconstruction import measure_reconstruction
@@ -112,7 +113,7 @@ def write_summary(
 def _headline(run: SummarizedRun, usage: CodeUsage, psnr: float) -> str:
     values = {
         "PSNR": f"{psnr:.2f} dB",
-        "an image": f"{8 * run.validation.images[0].size:,} bits",
+        "an image": f"{8 * math.prod(image_shape(run.validation)):,} bits",
         "its codes": f"{sum(usage.nominal_bits()):,.0f} bits",
     }
     bits = read_metrics(run.run_dir / "prior", "validation").get("bits_per_image")
@@ -126,7 +127,7 @@ def _headline(run: SummarizedRun, usage: CodeUsage, psnr: float) -> str:
 
 
 def _reconstructions(run: SummarizedRun) -> list[str]:
-    size = run.validation.images.shape[1]
+    size = image_shape(run.validation)[-1]
     columns = min(_columns(size), len(run.validation))
     num_bands = min(2, len(run.validation) // columns)
     chosen = np.linspace(0, len(run.validation) - 1, num_bands * columns).astype(np.int64)
@@ -161,7 +162,7 @@ def _reconstructions(run: SummarizedRun) -> list[str]:
 
 
 def _samples(run: SummarizedRun) -> list[str]:
-    size = run.train.images.shape[1]
+    size = image_shape(run.train)[-1]
     columns = _columns(size)
     num_classes = run.pipeline.prior.config.num_classes
     names = run.train.class_names[: min(num_classes, MOST_CLASSES)]

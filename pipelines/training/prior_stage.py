@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pipelines.config import PriorRunConfig
 from pipelines.data.codes import extract_codes
-from pipelines.data.dataset import ImageDataset, chosen_items, image_hashes
+from pipelines.data.dataset import ImageDataset, chosen_items, image_hashes, image_shape
 from pipelines.images import image_grid, to_uint8
 from pipelines.processes import (
     batch_size_without_gradient,
@@ -67,7 +67,7 @@ class PriorStage:
         uses_posterior = config.targets == "posterior"
         if uses_posterior and self.tokenizer.config.quantizer.kind == "nearest":
             raise InputError("targets must be 'indices' with a deterministic tokenizer")
-        maps = self.tokenizer.code_maps(*train_images.images.shape[1:3])
+        maps = self.tokenizer.code_maps(*image_shape(train_images)[1:])
         if config.is_class_conditional and not train_images.class_names:
             raise InputError(
                 "is_class_conditional must be False: the images are not in class folders"

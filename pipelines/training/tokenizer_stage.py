@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pipelines.config import TokenizerRunConfig
-from pipelines.data.dataset import ImageDataset, chosen_items, image_hashes
-from pipelines.data.sources import load_images
+from pipelines.data.dataset import ImageDataset, chosen_items, image_hashes, image_shape
+from pipelines.data.sources import load_splits
 from pipelines.evaluation.metrics import SSIM_WINDOW, reconstruction_metrics
 from pipelines.evaluation.reconstruction import measure_reconstruction
 from pipelines.images import comparison, to_float, to_uint8
@@ -46,7 +46,12 @@ class TokenizerStage:
         InputError: the data or the backbone's weights do not fit the config.
     """
 
-    def __init__(self, config: TokenizerRunConfig, accelerator: Accelerator) -> None:
+    def __init__(
+        self,
+        config: TokenizerRunConfig,
+        accelerator: Accelerator,
+        images: tuple[ImageDataset, ImageDataset] | None = None,
+    ) -> None:
         if config.tokenizer.channels != config.data.channels:
             raise InputError(
                 f"data.channels must equal tokenizer.channels {config.tokenizer.channels}, "
@@ -67,9 +72,14 @@ class TokenizerStage:
             raise InputError(f"data.image_size: {error}") from error
         if config.backbone_weights is not None:
             _load_backbone_weights(self.model, config.backbone_weights)
-        with accelerator.main_process_first():
-            self.train_images = load_images(config.data, "train")
-            self.validation_images = load_images(config.data, "validation")
+        self.train_images, self.validation_images = images or load_splits(config.data, accelerator)
+        expected = (config.data.channels, config.data.image_size, config.data.image_size)
+        for dataset in (self.train_images, self.validation_images):
+            if image_shape(dataset) != expected:
+                raise InputError(
+                    f"data.channels and data.image_size must be those of {dataset.description}: "
+                    f"{image_shape(dataset)}, got {expected}"
+                )
         self.num_items = len(self.train_images)
         self.sources = image_hashes(self.train_images, self.validation_images)
         self.device = accelerator.device
