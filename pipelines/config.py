@@ -1,7 +1,7 @@
 """Run configurations: what a command needs to know, saved with the run."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 from pydantic import model_validator as validates
@@ -129,6 +129,15 @@ class RunConfig(StrictConfig):
     training: TrainingConfig = TrainingConfig()
     resume_from: Annotated[str | None, Field(pattern=r"^step_\d{8,}$", exclude=True)] = None
     """Older checkpoint in state/ to go on from if the newest is damaged: step_00001000, say."""
+
+    @classmethod
+    def upgrade_config(cls, fields: dict[str, Any], version: int) -> dict[str, Any]:
+        """Fields of today's config from those that format `version` saved.
+
+        They are not validated yet, and may be written by hand: leave alone what is not as that
+        version wrote it.
+        """
+        return fields
 
     @property
     def tokenizer_dir(self) -> Path:

@@ -1,10 +1,10 @@
 """Stage two: `python -m pipelines.train_prior PRESET`."""
 
-from pipelines.command import TRAINING_MEMORY, announce, load_run, parse_run, run_command
+from pipelines.command import TRAINING_MEMORY, announce, parse_run, run_command
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
 from pipelines.data.sources import trained_images
 from pipelines.presets import PRIOR_PRESETS
-from pipelines.run.folder import check_output_dir
+from pipelines.run.folder import check_output_dir, load_run
 from pipelines.training.loop import make_accelerator, train
 from pipelines.training.prior_stage import PriorStage
 from tokenizer.storage.errors import InputError

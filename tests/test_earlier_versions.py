@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from pipelines import ImageGenerationPipeline
-from pipelines.command import load_run
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
 from pipelines.generate import GenerateConfig, generate
+from pipelines.run.folder import load_run
 from pipelines.train_prior import train_prior
 from pipelines.train_tokenizer import train_tokenizer
 from tests.golden.runs import _hash, _weights_hash, machine

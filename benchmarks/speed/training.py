@@ -27,10 +27,10 @@ from benchmarks.speed.steps import (
     tokenizer_step,
     wait_for,
 )
-from pipelines.command import load_run
 from pipelines.config import PriorRunConfig, RunConfig, TokenizerRunConfig, TrainingConfig
 from pipelines.data.sources import trained_images
 from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
+from pipelines.run.folder import load_run
 from pipelines.training.loop import Loss, make_accelerator, train
 from pipelines.training.prior_stage import PriorStage
 from pipelines.training.tokenizer_stage import TokenizerStage

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipelines.command import load_run
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
 from pipelines.data.dataset import chosen_items
 from pipelines.data.sources import trained_images
@@ -26,6 +25,7 @@ from pipelines.report.tables import (
     shown,
     what_was_run,
 )
+from pipelines.run.folder import load_run
 from pipelines.run.log import read_metrics
 from tokenizer.storage.files import replace_file
 

@@ -78,19 +78,23 @@ class PriorStage:
                 "guidance_scale must be 1 without classes and prior.label_dropout, "
                 f"got {config.guidance_scale}"
             )
+        saved = newest_sources(config.output_dir)
+        tokenizer_hash = self.tokenizer.content_hash()
+        if saved is not None and self.tokenizer.has_hash(saved.get("tokenizer weights")):
+            tokenizer_hash = saved["tokenizer weights"]  # a run of version 0.1 keeps its hash
         self.sources = {
-            "tokenizer weights": self.tokenizer.content_hash(),
+            "tokenizer weights": tokenizer_hash,
             **image_hashes(train_images, validation_images),
         }
         # Now, not after the codes of all images have been extracted.
-        check_sources(config.output_dir, newest_sources(config.output_dir), self.sources)
+        check_sources(config.output_dir, saved, self.sources)
         seed_everything(config.training.seed)
         self.model = Prior(
             PriorConfig(
                 network=config.prior,
                 code_maps=maps,
                 num_classes=len(train_images.class_names) if config.is_class_conditional else 0,
-                tokenizer_hash=self.tokenizer.content_hash(),
+                tokenizer_hash=tokenizer_hash,
             )
         )
         self.model.load_code_vectors(self.tokenizer.code_vectors())
