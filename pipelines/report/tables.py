@@ -107,7 +107,9 @@ def what_was_run(run: SummarizedRun, durations: Mapping[str, float]) -> list[str
         f"{own.height}×{own.width} with {' + '.join(map(str, own.codebook_sizes))} codes"
         for own in run.pipeline.prior.config.code_maps
     ]
-    depths = f"{network.body_depth} + {network.head_depth} layers of width {network.width}"
+    depths = (
+        f"{network.num_spatial_layers} + {network.num_depth_layers} layers of width {network.width}"
+    )
     num_classes = run.pipeline.prior.config.num_classes
     versions = {
         "Python": platform.python_version(),

@@ -22,7 +22,7 @@ from pipelines.processes import (
 from pipelines.run.checkpoints import check_sources, newest_sources
 from pipelines.run.log import Metrics
 from pipelines.training.loop import Loss
-from prior import Prior, PriorConfig, sample, sample_generators
+from prior import Conditioner, Prior, PriorConfig, sample, sample_generators
 from tokenizer import Tokenizer
 from tokenizer.storage.errors import InputError
 
@@ -49,6 +49,8 @@ class CodeBatch(NamedTuple):
 class PriorStage:
     """What the loop has to know to train a prior on the codes of some images.
 
+    A `conditioner` gets the labels of the data set, whatever they are, instead of the classes.
+
     Raises:
         InputError: no trained tokenizer, or images without the classes that are asked for.
     """
@@ -59,8 +61,10 @@ class PriorStage:
         train_images: ImageDataset,
         validation_images: ImageDataset,
         accelerator: Accelerator,
+        conditioner: Conditioner | None = None,
     ) -> None:
         self.config = config
+        self.is_conditional = config.is_class_conditional or conditioner is not None
         self.device = accelerator.device
         self.batch_size = batch_size_without_gradient(config.training, accelerator)
         self.tokenizer = Tokenizer.from_pretrained(config.tokenizer_dir / "model").to(self.device)
@@ -72,8 +76,12 @@ class PriorStage:
             raise InputError(
                 "is_class_conditional must be False: the images are not in class folders"
             )
-        has_null_class = config.is_class_conditional and config.prior.label_dropout > 0
-        if config.guidance_scale != 1 and not has_null_class:
+        if config.is_class_conditional and conditioner is not None:
+            raise InputError("is_class_conditional must be False beside a conditioner")
+        has_null = config.is_class_conditional and config.prior.label_dropout > 0
+        if conditioner is not None:
+            has_null = conditioner.has_null
+        if config.guidance_scale != 1 and not has_null:
             raise InputError(
                 "guidance_scale must be 1 without classes and prior.label_dropout, "
                 f"got {config.guidance_scale}"
@@ -90,8 +98,10 @@ class PriorStage:
                 network=config.prior,
                 code_maps=maps,
                 num_classes=len(train_images.class_names) if config.is_class_conditional else 0,
+                has_custom_conditioner=conditioner is not None,
                 tokenizer_hash=self.tokenizer.content_hash(),
-            )
+            ),
+            conditioner,
         )
         self.model.load_code_vectors(self.tokenizer.code_vectors())
         self.num_codes = sum(own.depth * own.height * own.width for own in maps)
@@ -122,7 +132,7 @@ class PriorStage:
     def load(self, items: np.ndarray, is_flipped: np.ndarray) -> LoadedCodes:
         """Codes, labels and, if posteriors are asked for, the latents."""
         entries = items + self.num_items * is_flipped if self.config.horizontal_flip else items
-        labels = self.codes.labels_at(entries) if self.config.is_class_conditional else None
+        labels = self.codes.labels_at(entries) if self.is_conditional else None
         # Latents were kept if they are needed.
         return LoadedCodes(self.codes.indices_at(entries), labels, self.codes.latents_at(entries))
 
@@ -155,7 +165,7 @@ class PriorStage:
             entries = own_entries[start : start + self.batch_size]
             indices = [own.to(self.device) for own in self.validation_codes.indices_at(entries)]
             labels = None
-            if self.config.is_class_conditional:
+            if self.is_conditional:
                 labels = self.validation_codes.labels_at(entries).to(self.device)
             nats -= model.log_prob(indices, labels).double().sum().cpu()
         mean = sum_over_processes(accelerator, nats).item() / len(chosen)
@@ -165,10 +175,14 @@ class PriorStage:
         """Samples, the same seeds at each step; a column per class if there are classes."""
         assert isinstance(model, Prior)
         num_classes = model.config.num_classes
-        labels = torch.arange(NUM_PICTURED, device=self.device) % max(num_classes, 1)
+        labels = None
+        if num_classes:
+            labels = torch.arange(NUM_PICTURED) % num_classes
+        elif self.is_conditional:
+            labels = self.validation_codes.labels_at(np.arange(NUM_PICTURED))
         indices = sample(
             model,
-            labels if num_classes else None,
+            labels,
             sample_generators(0, range(NUM_PICTURED)),
             temperature=self.config.sampling_temperature,
             guidance_scale=self.config.guidance_scale,

@@ -105,6 +105,16 @@ class PretrainedModule(nn.Module, Generic[ConfigT]):
         super().__init__()
         self.config = config
 
+    @classmethod
+    def upgrade_config(cls, fields: dict[str, Any], version: int) -> dict[str, Any]:
+        """Fields of config.json in an earlier format, as they are called today."""
+        return fields
+
+    @classmethod
+    def upgrade_name(cls, name: str, version: int) -> str:
+        """The present name of a weight in an earlier format."""
+        return name
+
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that weight decay should spare (timm's convention)."""
         return set()
@@ -131,9 +141,10 @@ class PretrainedModule(nn.Module, Generic[ConfigT]):
         replace_file(folder / "config.json", lambda path: path.write_text(text))
 
     @classmethod
-    def from_pretrained(cls: type[ModuleT], folder: str | Path) -> ModuleT:
+    def from_pretrained(cls: type[ModuleT], folder: str | Path, **parts: Any) -> ModuleT:
         """Loads a checkpoint onto the CPU, in evaluation mode; it may be a stranger's.
 
+        `parts` are passed to the constructor beside the config, and filled like the rest.
         Its sizes are compared before memory is taken, so that it costs no more than its files.
 
         Raises:
@@ -150,18 +161,20 @@ class PretrainedModule(nn.Module, Generic[ConfigT]):
             raise InputError(
                 f"{path}: model must be {cls.__name__!r}, got {shortened(repr(found))}"
             )
+        fields = cls.upgrade_config(fields, 1)
         try:
             config = cls.config_class.model_validate_json(json.dumps(fields))
         except ValidationError as error:
             raise InputError(f"{path}: {describe_validation_error(error)}") from error
         weights_path = folder / "model.safetensors"
-        stored = read_header(weights_path)
+        stored = {cls.upgrade_name(n, 1): own for n, own in read_header(weights_path).items()}
         with torch.device("meta"), _few_parameters(2 * len(stored) + BUILD_ALLOWANCE, path):
-            expected = cls(config).state_dict()  # shapes without memory
+            expected = cls(config, **parts).state_dict()  # shapes without memory
         check_fit(expected, stored, str(weights_path))
-        module = cls(config)
+        module = cls(config, **parts)
         weights = load_safetensors(weights_path)
         _check_hashes(path, weights_path, weights)
+        weights = {cls.upgrade_name(name, 1): own for name, own in weights.items()}
         load_weights(module, weights, str(weights_path))
         for name, tensor in module.state_dict().items():
             if not bool(tensor.isfinite().all()):
