@@ -152,7 +152,7 @@ def test_a_config_of_a_larger_model_than_its_weights_is_refused_unbuilt(tmp_path
 
 def test_a_prior_over_too_many_codes_is_refused_unbuilt() -> None:
     code_map = CodeMapConfig(height=4096, width=4096, codebook_sizes=(8,), code_dim=4)
-    network = PriorNetworkConfig(width=8, body_depth=1, head_depth=1, num_heads=1)
+    network = PriorNetworkConfig(width=8, num_spatial_layers=1, num_depth_layers=1, num_heads=1)
     with pytest.raises(InputError, match="code_maps must give at most 1024 codes in a step"):
         Prior(PriorConfig(network=network, code_maps=(code_map,)))
 
