@@ -1,5 +1,10 @@
 """Checks a folder of images: `python -m pipelines.check_data FOLDER`."""
 
+if __name__ == "__main__":
+    from pipelines import startup
+
+    startup.prepare()
+
 import functools
 import json
 from pathlib import Path
@@ -99,7 +104,7 @@ def check_data(config: CheckDataConfig) -> Report:
         class_names = arrange(config.folder, scan.images, "folder").class_names
     except InputError as error:
         obstacle = str(error)
-    first = min((own for own in problems if own.treatment == "refused"), default=None)
+    first = min((each for each in problems if each.treatment == "refused"), default=None)
     if first is not None:
         obstacle = f"{printable(config.folder / first.file)} {first.reason}"
     elif not obstacle and not num_usable:
@@ -115,7 +120,8 @@ def describe(report: Report) -> str:
     order = ("refused", "converted", "used", "skipped")
     shown = sorted(report.problems, key=lambda problem: order.index(problem.treatment))
     lines += [
-        f"{own.treatment:>10}  {printable(own.file)} {own.reason}" for own in shown[:MOST_SHOWN]
+        f"{treatment:>10}  {printable(file)} {reason}"
+        for file, treatment, reason in shown[:MOST_SHOWN]
     ]
     if len(shown) > MOST_SHOWN:
         lines.append(f"            and {len(shown) - MOST_SHOWN} more in the report")
@@ -139,8 +145,7 @@ def write_report(report: Report, config: CheckDataConfig) -> None:
     replace_file(config.output, functools.partial(Path.write_text, data=text))
 
 
-def main() -> None:
-    """Reads the command line."""
+def _run() -> None:
     config = parse_options(CheckDataConfig, "pipelines.check_data")
     report = check_data(config)
     write_report(report, config)
@@ -150,5 +155,10 @@ def main() -> None:
         raise InputError(f"training would stop: {report.obstacle}")
 
 
+def main() -> None:
+    """Runs the command line."""
+    run_command(_run)
+
+
 if __name__ == "__main__":
-    run_command(main)
+    main()

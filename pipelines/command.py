@@ -56,12 +56,13 @@ def parse_run(
     given = list(sys.argv[1:] if arguments is None else arguments)
     config_class = type(next(iter(presets.values())))
     summary = (config_class.__doc__ or "").splitlines()[0]
-    usage = f"usage: python -m {command} PRESET [--option value ...]"
+    program = _program(command)
     names = "\n".join(f"  {name}" for name in presets)
     if not given or given[0] in {"-h", "--help"}:
         print(
-            f"{usage}\n\n{summary}\n\nPRESET, or the path of a saved config.json:\n{names}\n\n"
-            f"All options of a preset with its values: python -m {command} PRESET --help"
+            f"usage: {program} PRESET [--option value ...]\n\n{summary}\n\n"
+            f"PRESET, or the path of a saved config.json:\n{names}\n\n"
+            f"All options of a preset with its values: {program} PRESET --help"
         )
         raise SystemExit(0 if given else 2)
     name, *overrides = given
@@ -74,6 +75,13 @@ def parse_run(
             f"unknown preset {name!r}: give one of {', '.join(presets)}, or a .json file"
         )
     return parse_options(config_class, f"{command} {name}", overrides, base)
+
+
+def _program(command: str) -> str:
+    """How the user called the command: sub-command of `hqvae`, or module."""
+    _, *preset = command.split(" ", 1)
+    is_console = sys.argv[0].startswith("hqvae ")
+    return " ".join([sys.argv[0], *preset]) if is_console else f"python -m {command}"
 
 
 def load_run(config_class: type[ConfigT], path: Path) -> ConfigT:
@@ -109,7 +117,7 @@ def parse_options(
         try:
             config: ConfigT = tyro.cli(
                 config_class,
-                prog=f"python -m {command}",
+                prog=_program(command),
                 description=config_class.__doc__,
                 args=given,
                 config=(tyro.conf.AvoidSubcommands,),
@@ -175,7 +183,7 @@ def _section(
         return (
             any(word in got for word in options.get(name, [])),
             name in options,
-            any(own.startswith(section) for own in options),
+            any(option.startswith(section) for option in options),
         )
 
     return max(_places(default or config_class, class_name), key=fit, default="")

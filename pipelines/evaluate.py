@@ -1,5 +1,10 @@
 """Measures a run: `python -m pipelines.evaluate RUN`."""
 
+if __name__ == "__main__":
+    from pipelines import startup
+
+    startup.prepare()
+
 import functools
 import json
 import shlex
@@ -100,11 +105,15 @@ def table(results: dict[str, Results]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Reads the command line."""
+def _run() -> None:
     results = evaluate(parse_options(EvaluateConfig, "pipelines.evaluate"))
     announce(table(results))
 
 
+def main() -> None:
+    """Runs the command line."""
+    run_command(_run, "lower batch-size, or num-images if that does not help")
+
+
 if __name__ == "__main__":
-    run_command(main, "lower batch-size, or num-images if that does not help")
+    main()

@@ -1,5 +1,10 @@
 """Generates images: `python -m pipelines.generate RUN`."""
 
+if __name__ == "__main__":
+    from pipelines import startup
+
+    startup.prepare()
+
 import functools
 import json
 from pathlib import Path
@@ -104,12 +109,16 @@ def _contact_sheet(config: GenerateConfig, num_classes: int) -> None:
     save_png(image_grid(images.movedim(-1, 1), columns), config.output_dir / "contact_sheet.png")
 
 
-def main() -> None:
-    """Reads the command line."""
+def _run() -> None:
     config = parse_options(GenerateConfig, "pipelines.generate")
     generate(config)
     announce(f"{config.num_images} images are in {config.output_dir}")
 
 
+def main() -> None:
+    """Runs the command line."""
+    run_command(_run, "lower batch-size")
+
+
 if __name__ == "__main__":
-    run_command(main, "lower batch-size")
+    main()

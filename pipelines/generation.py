@@ -21,7 +21,7 @@ from prior import Prior, Sampler, sample_generators
 from prior.config import MAX_GUIDANCE
 from prior.sampling import check_guidance
 from tokenizer import Tokenizer
-from tokenizer.config import Temperature
+from tokenizer.fields import Temperature
 from tokenizer.storage.configs import StrictConfig, describe_validation_error
 from tokenizer.storage.errors import InputError
 

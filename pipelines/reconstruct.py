@@ -1,5 +1,10 @@
 """Encodes and decodes images: `python -m pipelines.reconstruct RUN IMAGES`."""
 
+if __name__ == "__main__":
+    from pipelines import startup
+
+    startup.prepare()
+
 from pathlib import Path
 from typing import Annotated
 
@@ -92,10 +97,14 @@ def _image_paths(images: Path) -> list[Path]:
     return [images]
 
 
-def main() -> None:
-    """Reads the command line."""
+def _run() -> None:
     reconstruct(parse_options(ReconstructConfig, "pipelines.reconstruct"))
 
 
+def main() -> None:
+    """Runs the command line."""
+    run_command(_run, "lower image-size, or give fewer images at a time")
+
+
 if __name__ == "__main__":
-    run_command(main, "lower image-size, or give fewer images at a time")
+    main()

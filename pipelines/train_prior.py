@@ -1,13 +1,24 @@
 """Stage two: `python -m pipelines.train_prior PRESET`."""
 
+if __name__ == "__main__":
+    from pipelines import startup
+
+    startup.prepare()
+
+from accelerate import Accelerator
+
 from pipelines.command import TRAINING_MEMORY, announce, load_run, parse_run, run_command
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
-from pipelines.data.dataset import ImageDataset
+from pipelines.data.codes import extract_codes
+from pipelines.data.dataset import ImageDataset, image_hashes
 from pipelines.data.sources import trained_images
 from pipelines.presets import PRIOR_PRESETS
+from pipelines.processes import batch_size_without_gradient
+from pipelines.run.checkpoints import check_sources, newest_sources
 from pipelines.run.folder import check_output_dir
 from pipelines.training.loop import make_accelerator, train
-from pipelines.training.prior_stage import PriorStage
+from pipelines.training.prior_stage import PriorStage, make_prior
+from tokenizer import Tokenizer
 from tokenizer.storage.errors import InputError
 
 
@@ -31,16 +42,52 @@ def train_prior(
     check_output_dir(config)
     accelerator = make_accelerator(config)
     images = trained_images(tokenizer_run, config.tokenizer_dir, accelerator, images)
-    stage = PriorStage(config, *images, accelerator)
-    train(stage, config, accelerator)
+    train(prior_stage(config, *images, accelerator), config, accelerator)
 
 
-def main() -> None:
-    """Reads the command line."""
+def prior_stage(
+    config: PriorRunConfig,
+    train_images: ImageDataset,
+    validation_images: ImageDataset,
+    accelerator: Accelerator,
+) -> PriorStage:
+    """Loads the tokenizer, checks that all fits, and extracts the codes of the images.
+
+    Raises:
+        InputError: no trained tokenizer, or a prior that cannot be trained so.
+    """
+    tokenizer = Tokenizer.from_pretrained(config.tokenizer_dir / "model").to(accelerator.device)
+    model = make_prior(config, tokenizer, train_images)
+    sources = {
+        "tokenizer weights": tokenizer.content_hash(),
+        **image_hashes(train_images, validation_images),
+    }
+    check_sources(config.output_dir, newest_sources(config.output_dir), sources)
+    codes, validation_codes = (
+        extract_codes(
+            tokenizer,
+            images,
+            config.output_dir / "codes",
+            accelerator,
+            flips=is_training and config.horizontal_flip,
+            keeps_latents=is_training and config.targets == "posterior",
+            batch_size=batch_size_without_gradient(config.training, accelerator),
+        )
+        for images, is_training in ((train_images, True), (validation_images, False))
+    )
+    return PriorStage(config, model, tokenizer, codes, validation_codes, sources, accelerator)
+
+
+def _run() -> None:
     config = parse_run(PRIOR_PRESETS, "pipelines.train_prior")
     train_prior(config)
     announce(f"step {config.training.total_steps} is done; {config.output_dir / 'model'}")
 
 
+def main() -> None:
+    """Runs the command line."""
+    run_command(_run, TRAINING_MEMORY)
+
+
 if __name__ == "__main__":
-    run_command(main, TRAINING_MEMORY)
+    main()

@@ -1,5 +1,10 @@
 """Stage one: `python -m pipelines.train_tokenizer PRESET`."""
 
+if __name__ == "__main__":
+    from pipelines import startup
+
+    startup.prepare()
+
 from pipelines.command import TRAINING_MEMORY, announce, parse_run, run_command
 from pipelines.config import TokenizerRunConfig
 from pipelines.data.dataset import ImageDataset
@@ -24,16 +29,20 @@ def train_tokenizer(
     """
     check_output_dir(config)
     accelerator = make_accelerator(config)
-    stage = TokenizerStage(config, accelerator, images)
+    stage = TokenizerStage(config, accelerator, images=images)
     train(stage, config, accelerator)
 
 
-def main() -> None:
-    """Reads the command line."""
+def _run() -> None:
     config = parse_run(TOKENIZER_PRESETS, "pipelines.train_tokenizer")
     train_tokenizer(config)
     announce(f"step {config.training.total_steps} is done; {config.output_dir / 'model'}")
 
 
+def main() -> None:
+    """Runs the command line."""
+    run_command(_run, TRAINING_MEMORY)
+
+
 if __name__ == "__main__":
-    run_command(main, TRAINING_MEMORY)
+    main()

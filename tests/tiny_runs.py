@@ -11,7 +11,9 @@ from pipelines.command import load_run
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
 from pipelines.data.sources import trained_images
 from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
-from pipelines.training.loop import Loss, make_accelerator, train
+from pipelines.train_prior import prior_stage
+from pipelines.training.loop import make_accelerator, train
+from pipelines.training.losses import Loss
 from pipelines.training.prior_stage import PriorStage
 from pipelines.training.tokenizer_stage import TokenizerStage
 
@@ -44,7 +46,7 @@ def make_stage(config: RunConfigs) -> TokenizerStage | PriorStage:
         return TokenizerStage(config, accelerator)
     run = load_run(TokenizerRunConfig, config.tokenizer_dir / "config.json")
     images = trained_images(run, config.tokenizer_dir, accelerator)
-    return PriorStage(config, *images, accelerator)
+    return prior_stage(config, *images, accelerator)
 
 
 class InterferingStage:
@@ -60,8 +62,8 @@ class InterferingStage:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stage, name)
 
-    def loss(self, model: Any, batch: Any, step: int) -> Loss:
-        loss = self._stage.loss(model, batch, step)
+    def loss(self, name: str, modules: Any, batch: Any, step: int) -> Loss:
+        loss = self._stage.loss(name, modules, batch, step)
         return self._change(loss) if step == self._step else loss
 
 
@@ -104,5 +106,5 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 def first_gradients(folder: Path) -> dict[str, Any]:
     """Gradients of a run of one step: AdamW's first moment is a tenth of them."""
-    (path,) = folder.glob("state/*/optimizer.safetensors")
+    (path,) = folder.glob("state/*/*_optimizer.safetensors")
     return {k: 10 * v for k, v in load_file(path).items() if k.endswith("exp_avg")}

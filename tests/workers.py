@@ -20,7 +20,8 @@ from pipelines.evaluation.reconstruction import measure_reconstruction
 from pipelines.generate import GenerateConfig, generate
 from pipelines.processes import gather_shares, own_share, sum_over_processes
 from pipelines.train_prior import train_prior
-from pipelines.training.loop import Loss, make_accelerator, train
+from pipelines.training.loop import make_accelerator, train
+from pipelines.training.losses import Loss
 from pipelines.training.tokenizer_stage import LoadedImages, TokenizerStage
 from tests.faults.memory import leave_room
 from tests.tiny_runs import RunConfigs, train_with

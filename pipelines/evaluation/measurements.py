@@ -97,7 +97,7 @@ def evaluate_reconstruction(
     values["codebook_usage"] = usage.usage()
     values["nominal_bits"] = sum(usage.nominal_bits())
     values["marginal_bits"] = sum(usage.marginal_bits())
-    if tokenizer.config.quantizer.kind == "stochastic":
+    if tokenizer.has_posterior:
         values["bound_bits_per_dim"] = bound_bits_per_dim(
             tokenizer, train, validation, config, accelerator
         )

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from pipelines.generation import SamplingConfig
 from pipelines.presets import TOKENIZER_PRESETS
 from pipelines.train_tokenizer import train_tokenizer
 from pipelines.training.divergence import DivergenceError
-from pipelines.training.loop import Loss, make_accelerator, train
+from pipelines.training.loop import make_accelerator, train
+from pipelines.training.losses import Loss
 from pipelines.training.tokenizer_stage import TokenizerStage
 from tests.faults.configuration import small_pipeline
 from tests.faults.tally import Tally
@@ -59,10 +61,10 @@ class PoisonedStage(TokenizerStage):
     """From 0."""
     step = 0
 
-    def loss(self, model: nn.Module, batch: Tensor, step: int) -> Loss:
+    def loss(self, name: str, modules: Mapping[str, nn.Module], batch: Tensor, step: int) -> Loss:
         """The loss, perhaps with a poisoned term, value or gradient."""
         self.step = step
-        loss = super().loss(model, batch, step)
+        loss = super().loss(name, modules, batch, step)
         if step != self.poisoned_step:
             return loss
         if self.poison == "term":

@@ -17,7 +17,7 @@ from pipelines.evaluate import EvaluateConfig
 from pipelines.generate import GenerateConfig
 from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
 from pipelines.training.divergence import DivergenceError
-from tokenizer.config import NearestQuantizerConfig
+from tokenizer.quantizers import NearestQuantizerConfig
 from tokenizer.storage.errors import InputError
 
 

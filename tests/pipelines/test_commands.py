@@ -437,11 +437,11 @@ def test_a_run_in_the_same_folder_with_other_options_is_refused(run: Run, copy: 
 
 
 def test_a_damaged_state_is_refused(run: Run, copy: Path) -> None:
-    path = sorted(copy.glob("prior/state/*/optimizer.safetensors"))[-1]
+    path = sorted(copy.glob("prior/state/*/prior_optimizer.safetensors"))[-1]
     path.write_bytes(b"damaged")
     config = copy / "prior" / "config.json"
     assert_refused(
-        run("train_prior", config, "--run-dir", copy), "optimizer.safetensors is damaged"
+        run("train_prior", config, "--run-dir", copy), "prior_optimizer.safetensors is damaged"
     )
 
 

@@ -7,7 +7,8 @@ from pipelines.evaluation.metrics import MIN_IMAGES, SSIM_WINDOW
 from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
 from prior.ordering import CodeOrdering
 from tokenizer.code_maps import code_maps_of
-from tokenizer.config import CodeMapConfig, NearestQuantizerConfig, StochasticQuantizerConfig
+from tokenizer.config import CodeMapConfig
+from tokenizer.quantizers import NearestQuantizerConfig, StochasticQuantizerConfig
 
 COUNTERPARTS = {
     "shapes32-vqvae2": "shapes32-sqvae2",

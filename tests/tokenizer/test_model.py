@@ -24,7 +24,8 @@ from tokenizer import (
     sq_vae_2,
 )
 from tokenizer.builders import deterministic
-from tokenizer.config import NearestQuantizerConfig, NetworkConfig
+from tokenizer.config import NetworkConfig
+from tokenizer.quantizers import NearestQuantizerConfig
 
 NETWORKS = NetworkConfig(width=8, max_width=8, num_blocks=1)
 HYBRID = hq_vae((8, 4), (2, 3), 6, 4, networks=NETWORKS)

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import Normal
 
-from tokenizer.config import StochasticQuantizerConfig
 from tokenizer.objective import gaussian_code_length, gaussian_reconstruction, temperature_at
+from tokenizer.quantizers import StochasticQuantizerConfig
 
 
 @settings(max_examples=25)

@@ -109,9 +109,14 @@ class PretrainedModule(nn.Module, Generic[ConfigT]):
         """Names of parameters that weight decay should spare (timm's convention)."""
         return set()
 
-    def rate_factors(self) -> dict[str, float]:
-        """By name, learning rates in units of the run's; 1 where a parameter is not named."""
-        return {}
+    @classmethod
+    def upgrade_name(cls, name: str, version: int) -> str:
+        """Today's name of a weight that format `version` calls `name`."""
+        return name
+
+    def parameter_order_of_version_1(self) -> list[str]:
+        """Today's names of the parameters in the order in which format 1 numbered them."""
+        return [name for name, _ in self.named_parameters()]
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes `config.json` and `model.safetensors` into `folder`, each in one step.

@@ -23,7 +23,6 @@ from PIL import Image
 
 from pipelines.config import DataConfig
 from pipelines.data.decoded_images import DecodedImages, ImageBlock, ImageSource, load_or_store
-
 from pipelines.data.shapes import CLASS_NAMES, draw_shapes
 from pipelines.data.sources import load_images
 from pipelines.images import to_float, to_uint8

@@ -22,7 +22,9 @@ from pipelines.run.folder import locked
 from pipelines.train_prior import train_prior
 from pipelines.train_tokenizer import train_tokenizer
 from pipelines.training.divergence import DivergenceError
-from pipelines.training.loop import Loss, learning_rate, make_accelerator
+from pipelines.training.loop import make_accelerator
+from pipelines.training.losses import Loss
+from pipelines.training.optimizer import learning_rate
 from tests import workers
 from tests.tiny_runs import (
     CrashError,
@@ -37,7 +39,7 @@ from tests.tiny_runs import (
     train_with,
     weight_files,
 )
-from tokenizer.config import StochasticQuantizerConfig
+from tokenizer.quantizers import StochasticQuantizerConfig
 from tokenizer.storage.errors import InputError
 
 ACCUMULATION = {"gradient_accumulation_steps": 2}

@@ -7,7 +7,8 @@ from pipelines.config import TrainingConfig
 from pipelines.training.optimizer import make_optimizer, set_learning_rate
 from tokenizer import Tokenizer
 from tokenizer.builders import deterministic, sq_vae_2
-from tokenizer.config import NetworkConfig, StochasticQuantizerConfig, TokenizerConfig
+from tokenizer.config import NetworkConfig, TokenizerConfig
+from tokenizer.quantizers import StochasticQuantizerConfig
 
 NETWORKS = NetworkConfig(patch_size=2, width=8, max_width=8, num_blocks=1)
 

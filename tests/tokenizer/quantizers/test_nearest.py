@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tokenizer.config import GroupConfig, NearestQuantizerConfig
+from tokenizer.quantizers import GroupConfig, NearestQuantizerConfig
 from tokenizer.quantizers.base import Collective
 from tokenizer.quantizers.nearest import NearestQuantizer
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tokenizer.config import GroupConfig, StochasticQuantizerConfig
+from tokenizer.quantizers import GroupConfig, StochasticQuantizerConfig
 from tokenizer.quantizers.base import Mode, QuantizerOutput, full_precision, random_rows
 from tokenizer.quantizers.mixture import stochastic_quantization
 from tokenizer.quantizers.stochastic import StochasticQuantizer

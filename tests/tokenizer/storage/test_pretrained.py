@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from tokenizer import InputError, Tokenizer, hq_vae
 from tokenizer.builders import deterministic
-from tokenizer.config import NearestQuantizerConfig, NetworkConfig
+from tokenizer.config import NetworkConfig
+from tokenizer.quantizers import NearestQuantizerConfig
 from tokenizer.storage.configs import StrictConfig, describe_validation_error
 from tokenizer.storage.files import load_safetensors, naming, replace_file
 from tokenizer.storage.pretrained import PretrainedModule, load_weights
