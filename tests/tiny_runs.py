@@ -7,10 +7,10 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from pipelines.command import load_run
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
 from pipelines.data.sources import trained_images
 from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
+from pipelines.run.folder import load_run
 from pipelines.train_prior import prior_stage
 from pipelines.training.loop import make_accelerator, train
 from pipelines.training.losses import Loss
@@ -52,9 +52,7 @@ def make_stage(config: RunConfigs) -> TokenizerStage | PriorStage:
 class InterferingStage:
     """A stage with something happening at the loss of one step."""
 
-    def __init__(
-        self, stage: TokenizerStage | PriorStage, step: int, change: Callable[[Loss], Loss]
-    ) -> None:
+    def __init__(self, stage: Any, step: int, change: Callable[[Loss], Loss]) -> None:
         self._stage = stage
         self._step = step
         self._change = change
@@ -106,5 +104,9 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 def first_gradients(folder: Path) -> dict[str, Any]:
     """Gradients of a run of one step: AdamW's first moment is a tenth of them."""
-    (path,) = folder.glob("state/*/*_optimizer.safetensors")
-    return {k: 10 * v for k, v in load_file(path).items() if k.endswith("exp_avg")}
+    return {
+        f"{path.stem}.{name}": 10 * tensor
+        for path in folder.glob("state/*/*_optimizer.safetensors")
+        for name, tensor in load_file(path).items()
+        if name.endswith("exp_avg")
+    }

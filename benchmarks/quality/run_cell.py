@@ -48,9 +48,8 @@ from pipelines.training.losses import Bound, Loss
 from pipelines.training.tokenizer_stage import LoadedImages, TokenizerStage
 from prior.config import PriorNetworkConfig
 from tokenizer import Tokenizer
-from tokenizer.quantizers import StochasticQuantizerConfig
+from tokenizer.quantizers import BuildQuantizer, StochasticQuantizerConfig
 from tokenizer.storage.files import replace_file
-from tokenizer.topdown import BuildQuantizer
 
 NUM_MIXTURE_IMAGES = 2_000
 BATCH = 250

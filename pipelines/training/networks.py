@@ -149,7 +149,5 @@ def _of_version_1(
     upgraded: dict[str, Tensors] = {f"{main}_optimizer": optimizer}
     for part, name in (("model", main), ("ema", f"{main}_ema")):
         if tensors[part]:  # without an EMA the file is empty
-            upgraded[name] = {
-                model.upgrade_name(old, 1): tensor for old, tensor in tensors[part].items()
-            }
+            upgraded[name] = model.upgrade_weights(dict(tensors[part]), 1)
     return upgraded

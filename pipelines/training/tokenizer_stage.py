@@ -25,9 +25,9 @@ from pipelines.training.optimizer import Network
 from pipelines.training.stage import Stage
 from tokenizer import Tokenizer
 from tokenizer.backbone import TimmBottomUpPath, load_backbone
+from tokenizer.quantizers import BuildQuantizer
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.files import load_safetensors
-from tokenizer.topdown import BuildQuantizer
 
 NUM_PICTURED = 16
 NUM_START_IMAGES = 512
@@ -49,9 +49,9 @@ class TokenizerStage(Stage[LoadedImages, Tensor]):
     Args:
         config: The run.
         accelerator: Its processes.
+        images: For training and validation; None opens those that `config.data` names.
         quantizer: Builds quantizers from outside the package, see `Tokenizer`.
         loss: Takes the place of the recipe's.
-        images: For training and validation; None opens those that `config.data` names.
 
     Raises:
         InputError: the data or the backbone's weights do not fit the config.
@@ -63,9 +63,10 @@ class TokenizerStage(Stage[LoadedImages, Tensor]):
         self,
         config: TokenizerRunConfig,
         accelerator: Accelerator,
+        images: tuple[ImageDataset, ImageDataset] | None = None,
+        *,
         quantizer: BuildQuantizer | None = None,
         loss: TokenizerLoss | None = None,
-        images: tuple[ImageDataset, ImageDataset] | None = None,
     ) -> None:
         if config.tokenizer.channels != config.data.channels:
             raise InputError(

@@ -68,7 +68,7 @@ class PoisonedStage(TokenizerStage):
         if step != self.poisoned_step:
             return loss
         if self.poison == "term":
-            return Loss(loss.minimized, {**loss.terms, "commitment": torch.tensor(self.value)})
+            return Loss(loss.minimized, {**loss.terms, "rmse": torch.tensor(self.value)})
         if self.poison == "loss":
             return Loss(loss.minimized * self.value, loss.terms)
         if self.poison == "gradient":
@@ -114,7 +114,7 @@ def poisoned_run(generator: np.random.Generator, folder: Path) -> str:
     stage = PoisonedStage(config, accelerator)
     stage.poison, stage.poisoned_step = poison, step
     stage.value = [math.nan, math.inf, -math.inf][int(generator.integers(3))]
-    told = {"term": "commitment", "loss": "minimized", "gradient": "gradient_norm"}
+    told = {"term": "rmse", "loss": "minimized", "gradient": "gradient_norm"}
     wanted = rf"step {step + 1}: .*{told.get(poison)} is "
     if poison == "weight":  # seen where it is saved, or in the next step's loss
         wanted = rf"step ({step + 1}: \S*decoder\S* is not finite|{step + 2}: .*loss is )"
