@@ -7,7 +7,7 @@ if __name__ == "__main__":
 
 from accelerate import Accelerator
 
-from pipelines.command import TRAINING_MEMORY, announce, load_run, parse_run, run_command
+from pipelines.command import TRAINING_MEMORY, announce, parse_run, run_command
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
 from pipelines.data.codes import extract_codes
 from pipelines.data.dataset import ImageDataset, image_hashes
@@ -15,15 +15,26 @@ from pipelines.data.sources import trained_images
 from pipelines.presets import PRIOR_PRESETS
 from pipelines.processes import batch_size_without_gradient
 from pipelines.run.checkpoints import check_sources, newest_sources
-from pipelines.run.folder import check_output_dir
+from pipelines.run.folder import check_output_dir, load_run
 from pipelines.training.loop import make_accelerator, train
 from pipelines.training.prior_stage import PriorStage, make_prior
 from tokenizer import Tokenizer
 from tokenizer.storage.errors import InputError
 
 
-def train_prior(config: PriorRunConfig) -> None:
+def train_prior(
+    config: PriorRunConfig,
+    images: tuple[ImageDataset, ImageDataset] | None = None,
+    *,
+    tokenizer: Tokenizer | None = None,
+) -> None:
     """Trains a prior in `config.output_dir` over the codes of the tokenizer beside it.
+
+    Args:
+        config: the run.
+        images: for training and validation, where the tokenizer was given its images, too.
+        tokenizer: of `config.tokenizer_dir`, where loading it needs a part from outside the
+            package; None loads it.
 
     Raises:
         InputError: something in the config, the tokenizer's run or the folder is wrong.
@@ -35,8 +46,8 @@ def train_prior(config: PriorRunConfig) -> None:
     tokenizer_run = load_run(TokenizerRunConfig, tokenizer_config)
     check_output_dir(config)
     accelerator = make_accelerator(config)
-    images = trained_images(tokenizer_run, config.tokenizer_dir, accelerator)
-    train(prior_stage(config, *images, accelerator), config, accelerator)
+    images = trained_images(tokenizer_run, config.tokenizer_dir, accelerator, images)
+    train(prior_stage(config, *images, accelerator, tokenizer), config, accelerator)
 
 
 def prior_stage(
@@ -44,19 +55,26 @@ def prior_stage(
     train_images: ImageDataset,
     validation_images: ImageDataset,
     accelerator: Accelerator,
+    tokenizer: Tokenizer | None = None,
 ) -> PriorStage:
-    """Loads the tokenizer, checks that all fits, and extracts the codes of the images.
+    """Loads the tokenizer if need be, checks that all fits, and extracts the codes of the images.
 
     Raises:
-        InputError: no trained tokenizer, or a prior that cannot be trained so.
+        InputError: no trained tokenizer, or a prior that cannot be trained like this.
     """
-    tokenizer = Tokenizer.from_pretrained(config.tokenizer_dir / "model").to(accelerator.device)
+    if tokenizer is None:
+        tokenizer = Tokenizer.from_pretrained(config.tokenizer_dir / "model")
+    tokenizer.to(accelerator.device).eval()
     model = make_prior(config, tokenizer, train_images)
+    saved = newest_sources(config.output_dir)
+    tokenizer_hash = tokenizer.content_hash()
+    if saved is not None and tokenizer.has_hash(saved.get("tokenizer weights", "")):
+        tokenizer_hash = saved["tokenizer weights"]  # version 0.1 called it by another hash
     sources = {
-        "tokenizer weights": tokenizer.content_hash(),
+        "tokenizer weights": tokenizer_hash,
         **image_hashes(train_images, validation_images),
     }
-    check_sources(config.output_dir, newest_sources(config.output_dir), sources)
+    check_sources(config.output_dir, saved, sources)
     codes, validation_codes = (
         extract_codes(
             tokenizer,
