@@ -391,11 +391,10 @@ def test_a_copy_is_equal_and_independent(config: TokenizerConfig) -> None:
         (torch.zeros(1, 3, 8, 12).double(), "image size .* downsampling 8, got 8 by 12"),
         (torch.zeros(1, 3, 0, 8).double(), "image size .* got 0 by 8"),
         (torch.zeros(1, 1, 8, 8).double(), "images must have 3 channels, got 1"),
-        (torch.zeros(1, 3, 8, 8).byte(), "images must be floating point"),
     ],
 )
 def test_images_that_do_not_fit_are_rejected(call: str, images: Tensor, message: str) -> None:
-    with pytest.raises((InputError, TypeError), match=f"{message}|Float"):  # or by jaxtyping
+    with pytest.raises(InputError, match=message):
         getattr(make_tokenizer(), call)(images)
 
 

@@ -127,10 +127,14 @@ class PretrainedModule(nn.Module, Generic[ConfigT]):
         replace_file(folder / "config.json", lambda path: path.write_text(text))
 
     @classmethod
-    def from_pretrained(cls: type[ModuleT], folder: str | Path) -> ModuleT:
+    def from_pretrained(cls: type[ModuleT], folder: str | Path, **parts: Any) -> ModuleT:
         """Loads a checkpoint onto the CPU, in evaluation mode; it may be a stranger's.
 
         Its sizes are compared before memory is taken, so that it costs no more than its files.
+
+        Args:
+            folder: as `save_pretrained` left it.
+            parts: further arguments of the class: what a config cannot describe.
 
         Raises:
             InputError: `folder` holds no checkpoint, one of another class, an invalid config, or
@@ -153,9 +157,9 @@ class PretrainedModule(nn.Module, Generic[ConfigT]):
         weights_path = folder / "model.safetensors"
         stored = read_header(weights_path)
         with torch.device("meta"), _few_parameters(2 * len(stored) + BUILD_ALLOWANCE, path):
-            expected = cls(config).state_dict()  # shapes without memory
+            expected = cls(config, **parts).state_dict()  # shapes without memory
         check_fit(expected, stored, str(weights_path))
-        module = cls(config)
+        module = cls(config, **parts)
         weights = load_safetensors(weights_path)
         _check_hashes(path, weights_path, weights)
         load_weights(module, weights, str(weights_path))
