@@ -22,3 +22,7 @@ Temperature = Annotated[float, Field(ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)]
 CodebookSizes = Annotated[
     tuple[Annotated[int, Field(gt=0, le=2**20)], ...], Field(min_length=1, max_length=64)
 ]
+# From 1002 levels on, the widened tanh of finite scalar quantization would leave the grid.
+GridLevels = Annotated[
+    tuple[Annotated[int, Field(ge=2, le=512)], ...], Field(min_length=1, max_length=20)
+]

@@ -83,15 +83,13 @@ def printable(value: object) -> object:
     )
 
 
-def render(template: str, **values: Any) -> bytes:
-    """Fills a template of this folder; whatever text it is given is escaped."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        finalize=printable,
-        undefined=StrictUndefined,
-    )
-    return environment.get_template(template).render(values).encode()
+TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    finalize=printable,
+    undefined=StrictUndefined,
+)
+"""Whatever text they are given, they escape."""
 
 
 def write_summary(
@@ -132,8 +130,7 @@ def write_summary(
         run.pipeline.tokenizer, run.validation, items, accelerator
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    page = render(
-        "summary.html.jinja",
+    page = TEMPLATES.get_template("summary.html.jinja").render(
         title=title or run_dir.resolve().name,
         headline=_headline(run, usage, reconstruction_metrics(errors)["PSNR"]),
         reconstructions=_reconstructions(run, path.parent),
@@ -154,7 +151,7 @@ def write_summary(
         measurements=[measurements(name, results) for name, results in run.evaluation.items()],
         what_was_run=what_was_run(run, durations or {}),
     )
-    replace_file(path, functools.partial(Path.write_bytes, data=page))
+    replace_file(path, functools.partial(Path.write_bytes, data=page.encode()))
 
 
 def write_image(path: Path, image: Image.Image, alt: str, size: int) -> PngImage:
