@@ -16,6 +16,7 @@ import tyro
 
 from pipelines.command import announce, load_run, parse_options, run_command
 from pipelines.config import TokenizerRunConfig
+from pipelines.data.dataset import ImageDataset
 from pipelines.data.sources import trained_images
 from pipelines.evaluation.features import ExtractorConfig, load_extractor
 from pipelines.evaluation.measurements import (
@@ -44,8 +45,14 @@ class EvaluateConfig(EvaluationConfig):
     """Network for the distances; Inception gives FID."""
 
 
-def evaluate(config: EvaluateConfig) -> dict[str, Results]:
+def evaluate(
+    config: EvaluateConfig, images: tuple[ImageDataset, ImageDataset] | None = None
+) -> dict[str, Results]:
     """Results of "reconstruction" and "generation"; the main process writes them.
+
+    Args:
+        config: what is measured, and how.
+        images: for training and validation, where the tokenizer was given its images, too.
 
     Raises:
         InputError: a part of the run, the data or the extractor's weights is missing or wrong.
@@ -60,7 +67,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Results]:
         tokenizer = pipeline.tokenizer
     extractor = load_extractor(config.extractor).to(accelerator.device)
     tokenizer.to(accelerator.device)
-    train, validation = trained_images(run, config.run_dir / "tokenizer", accelerator)
+    train, validation = trained_images(run, config.run_dir / "tokenizer", accelerator, images)
     results: dict[str, Results] = {}
     if config.what != "generation":
         results["reconstruction"] = evaluate_reconstruction(

@@ -22,8 +22,19 @@ from tokenizer import Tokenizer
 from tokenizer.storage.errors import InputError
 
 
-def train_prior(config: PriorRunConfig) -> None:
+def train_prior(
+    config: PriorRunConfig,
+    images: tuple[ImageDataset, ImageDataset] | None = None,
+    *,
+    tokenizer: Tokenizer | None = None,
+) -> None:
     """Trains a prior in `config.output_dir` over the codes of the tokenizer beside it.
+
+    Args:
+        config: the run.
+        images: for training and validation, where the tokenizer was given its images, too.
+        tokenizer: of `config.tokenizer_dir`, where loading it needs a part from outside the
+            package; None loads it.
 
     Raises:
         InputError: something in the config, the tokenizer's run or the folder is wrong.
@@ -35,8 +46,8 @@ def train_prior(config: PriorRunConfig) -> None:
     tokenizer_run = load_run(TokenizerRunConfig, tokenizer_config)
     check_output_dir(config)
     accelerator = make_accelerator(config)
-    images = trained_images(tokenizer_run, config.tokenizer_dir, accelerator)
-    train(prior_stage(config, *images, accelerator), config, accelerator)
+    images = trained_images(tokenizer_run, config.tokenizer_dir, accelerator, images)
+    train(prior_stage(config, *images, accelerator, tokenizer), config, accelerator)
 
 
 def prior_stage(
@@ -44,13 +55,16 @@ def prior_stage(
     train_images: ImageDataset,
     validation_images: ImageDataset,
     accelerator: Accelerator,
+    tokenizer: Tokenizer | None = None,
 ) -> PriorStage:
-    """Loads the tokenizer, checks that all fits, and extracts the codes of the images.
+    """Loads the tokenizer if need be, checks that all fits, and extracts the codes of the images.
 
     Raises:
-        InputError: no trained tokenizer, or a prior that cannot be trained so.
+        InputError: no trained tokenizer, or a prior that cannot be trained like this.
     """
-    tokenizer = Tokenizer.from_pretrained(config.tokenizer_dir / "model").to(accelerator.device)
+    if tokenizer is None:
+        tokenizer = Tokenizer.from_pretrained(config.tokenizer_dir / "model")
+    tokenizer.to(accelerator.device).eval()
     model = make_prior(config, tokenizer, train_images)
     sources = {
         "tokenizer weights": tokenizer.content_hash(),

@@ -23,7 +23,7 @@ from benchmarks.quality.cells import ABLATIONS, FAIR, STOCHASTIC, Ablation, Cell
 from benchmarks.quality.peers import PeerQuantizer
 from benchmarks.quality.variants import VariantQuantizer
 from pipelines.config import DataConfig, PriorRunConfig, TokenizerRunConfig, TrainingConfig
-from pipelines.data.dataset import ImageDataset, chosen_items
+from pipelines.data.dataset import ImageDataset, chosen_items, image_shape
 from pipelines.data.sources import load_images
 from pipelines.evaluation.features import ExtractorConfig, load_extractor
 from pipelines.evaluation.measurements import (
@@ -48,9 +48,8 @@ from pipelines.training.losses import Bound, Loss
 from pipelines.training.tokenizer_stage import LoadedImages, TokenizerStage
 from prior.config import PriorNetworkConfig
 from tokenizer import Tokenizer
-from tokenizer.quantizers import StochasticQuantizerConfig
+from tokenizer.quantizers import BuildQuantizer, StochasticQuantizerConfig
 from tokenizer.storage.files import replace_file
-from tokenizer.topdown import BuildQuantizer
 
 NUM_MIXTURE_IMAGES = 2_000
 BATCH = 250
@@ -243,7 +242,7 @@ def mixture_error(
         reconstructions = tokenizer(images, temperature).reconstructions
         total += (images - reconstructions).square().sum().item()
     tokenizer.eval()
-    return math.sqrt(total / len(items) / test.images[0].size) / 2
+    return math.sqrt(total / len(items) / math.prod(image_shape(test))) / 2
 
 
 def distance(

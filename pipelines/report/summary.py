@@ -3,6 +3,7 @@
 import base64
 import functools
 import io
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from PIL import Image
 
 from pipelines.command import load_run
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
-from pipelines.data.dataset import chosen_items
+from pipelines.data.dataset import chosen_items, image_shape
 from pipelines.data.sources import trained_images
 from pipelines.evaluation.metrics import CodeUsage, reconstruction_metrics
 from pipelines.evaluation.reconstruction import measure_reconstruction
@@ -177,7 +178,7 @@ def _write(path: Path, buffer: io.BytesIO) -> str:
 def _headline(run: SummarizedRun, usage: CodeUsage, psnr: float) -> dict[str, str]:
     values = {
         "PSNR": f"{psnr:.2f} dB",
-        "an image": f"{8 * run.validation.images[0].size:,} bits",
+        "an image": f"{8 * math.prod(image_shape(run.validation)):,} bits",
         "its codes": f"{sum(usage.nominal_bits()):,.0f} bits",
     }
     bits = read_metrics(run.run_dir / "prior", "validation").get("bits_per_image")
@@ -192,7 +193,7 @@ def _headline(run: SummarizedRun, usage: CodeUsage, psnr: float) -> dict[str, st
 
 def _reconstructions(run: SummarizedRun, folder: Path) -> dict[str, Any]:
     """Originals above their reconstructions, and these from the first layers alone."""
-    size = run.validation.images.shape[1]
+    size = image_shape(run.validation)[-1]
     columns = min(_columns(size), len(run.validation))
     num_bands = min(2, len(run.validation) // columns)
     chosen = np.linspace(0, len(run.validation) - 1, num_bands * columns).astype(np.int64)
@@ -221,7 +222,7 @@ def _reconstructions(run: SummarizedRun, folder: Path) -> dict[str, Any]:
 
 
 def _samples(run: SummarizedRun, folder: Path) -> dict[str, Any]:
-    size = run.train.images.shape[1]
+    size = image_shape(run.train)[-1]
     columns = _columns(size)
     num_classes = run.pipeline.prior.config.num_classes
     names = run.train.class_names[: min(num_classes, MOST_CLASSES)]

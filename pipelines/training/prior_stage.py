@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pipelines.config import PriorRunConfig
 from pipelines.data.codes import CodeDataset
-from pipelines.data.dataset import ImageDataset, chosen_items
+from pipelines.data.dataset import ImageDataset, chosen_items, image_shape
 from pipelines.images import image_grid, to_uint8
 from pipelines.processes import (
     batch_size_without_gradient,
@@ -68,7 +68,7 @@ def make_prior(config: PriorRunConfig, tokenizer: Tokenizer, images: ImageDatase
     prior = Prior(
         PriorConfig(
             network=config.prior,
-            code_maps=tokenizer.code_maps(*images.images.shape[1:3]),
+            code_maps=tokenizer.code_maps(*image_shape(images)[1:]),
             num_classes=len(images.class_names) if config.is_class_conditional else 0,
             tokenizer_hash=tokenizer.content_hash(),
         )

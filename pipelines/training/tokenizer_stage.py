@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pipelines.config import TokenizerRunConfig
-from pipelines.data.dataset import ImageDataset, chosen_items, image_hashes
-from pipelines.data.sources import load_images
+from pipelines.data.dataset import ImageDataset, chosen_items, image_hashes, image_shape
+from pipelines.data.sources import load_splits
 from pipelines.evaluation.metrics import SSIM_WINDOW, reconstruction_metrics
 from pipelines.evaluation.reconstruction import measure_reconstruction
 from pipelines.images import comparison, to_float, to_uint8
@@ -25,9 +25,9 @@ from pipelines.training.optimizer import Network
 from pipelines.training.stage import Stage
 from tokenizer import Tokenizer
 from tokenizer.backbone import TimmBottomUpPath, load_backbone
+from tokenizer.quantizers import BuildQuantizer
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.files import load_safetensors
-from tokenizer.topdown import BuildQuantizer
 
 NUM_PICTURED = 16
 NUM_START_IMAGES = 512
@@ -49,6 +49,7 @@ class TokenizerStage(Stage[LoadedImages, Tensor]):
     Args:
         config: The run.
         accelerator: Its processes.
+        images: For training and validation; None opens those that `config.data` names.
         quantizer: Builds quantizers from outside the package, see `Tokenizer`.
         loss: Takes the place of the recipe's.
 
@@ -62,6 +63,8 @@ class TokenizerStage(Stage[LoadedImages, Tensor]):
         self,
         config: TokenizerRunConfig,
         accelerator: Accelerator,
+        images: tuple[ImageDataset, ImageDataset] | None = None,
+        *,
         quantizer: BuildQuantizer | None = None,
         loss: TokenizerLoss | None = None,
     ) -> None:
@@ -88,9 +91,14 @@ class TokenizerStage(Stage[LoadedImages, Tensor]):
         rate_factors = config.recipe.rate_factors(self.model.learned_roles())
         network = Network.from_config(self.model, config.training, rate_factors)
         self.networks = {"tokenizer": network}
-        with accelerator.main_process_first():
-            self.train_images = load_images(config.data, "train")
-            self.validation_images = load_images(config.data, "validation")
+        self.train_images, self.validation_images = images or load_splits(config.data, accelerator)
+        expected = (config.data.channels, config.data.image_size, config.data.image_size)
+        for dataset in (self.train_images, self.validation_images):
+            if image_shape(dataset) != expected:
+                raise InputError(
+                    f"data.channels and data.image_size must be those of {dataset.description}: "
+                    f"{image_shape(dataset)}, got {expected}"
+                )
         self.num_items = len(self.train_images)
         self.sources = image_hashes(self.train_images, self.validation_images)
         self.device = accelerator.device

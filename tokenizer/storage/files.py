@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 
     Whatever was at `path` stays whole if writing fails: no space left, say.
     """
-    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.tmp{uuid.uuid4().hex[:12]}")
     try:
         temporary.touch()  # with the permissions that new files get here
         permissions = temporary.stat().st_mode
