@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import io
-import json
 import logging
 import os
 import re
@@ -20,9 +19,9 @@ from accelerate import PartialState
 from pydantic import ValidationError
 
 from pipelines.processes import is_lost_partner
+from pipelines.run.folder import RunConfigT, load_run
 from tokenizer.storage.configs import StrictConfig, describe_validation_error
 from tokenizer.storage.errors import InputError
-from tokenizer.storage.untrusted import read_json
 
 ConfigT = TypeVar("ConfigT", bound=StrictConfig)
 
@@ -44,8 +43,8 @@ _NO_MEMORY = re.compile(
 
 
 def parse_run(
-    presets: Mapping[str, ConfigT], command: str, arguments: Sequence[str] | None = None
-) -> ConfigT:
+    presets: Mapping[str, RunConfigT], command: str, arguments: Sequence[str] | None = None
+) -> RunConfigT:
     """Reads `PRESET --section.option value ...`; PRESET may be the path of a saved config.json.
 
     Args:
@@ -82,19 +81,6 @@ def _program(command: str) -> str:
     _, *preset = command.split(" ", 1)
     is_console = sys.argv[0].startswith("hqvae ")
     return " ".join([sys.argv[0], *preset]) if is_console else f"python -m {command}"
-
-
-def load_run(config_class: type[ConfigT], path: Path) -> ConfigT:
-    """Reads a saved run configuration.
-
-    Raises:
-        InputError: there is no such file, or a field is wrong.
-    """
-    fields = read_json(path)
-    try:
-        return config_class.model_validate_json(json.dumps(fields))
-    except ValidationError as error:
-        raise InputError(f"{path}: {describe_validation_error(error)}") from error
 
 
 def parse_options(

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from pipelines.command import announce, load_run, parse_options, run_command
+from pipelines.command import announce, parse_options, run_command
 from pipelines.config import TokenizerRunConfig
 from pipelines.data.dataset import ImageDataset
 from pipelines.data.sources import trained_images
@@ -27,6 +27,7 @@ from pipelines.evaluation.measurements import (
 )
 from pipelines.generation import ImageGenerationPipeline, model_folder
 from pipelines.processes import new_accelerator
+from pipelines.run.folder import load_run
 from tokenizer import Tokenizer
 from tokenizer.storage.files import replace_file
 

@@ -12,12 +12,13 @@ import torch
 import tyro
 from pydantic import PositiveInt
 
-from pipelines.command import load_run, parse_options, run_command
+from pipelines.command import parse_options, run_command
 from pipelines.config import TokenizerRunConfig
 from pipelines.data.decoding import SUFFIXES, UnreadableImageError, decode_image
 from pipelines.generation import model_folder
 from pipelines.images import comparison, save_png, to_float, to_pil, to_uint8
 from pipelines.processes import new_accelerator
+from pipelines.run.folder import load_run
 from tokenizer import Tokenizer
 from tokenizer.storage.configs import StrictConfig
 from tokenizer.storage.errors import InputError

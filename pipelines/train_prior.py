@@ -7,7 +7,7 @@ if __name__ == "__main__":
 
 from accelerate import Accelerator
 
-from pipelines.command import TRAINING_MEMORY, announce, load_run, parse_run, run_command
+from pipelines.command import TRAINING_MEMORY, announce, parse_run, run_command
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
 from pipelines.data.codes import extract_codes
 from pipelines.data.dataset import ImageDataset, image_hashes
@@ -15,7 +15,7 @@ from pipelines.data.sources import trained_images
 from pipelines.presets import PRIOR_PRESETS
 from pipelines.processes import batch_size_without_gradient
 from pipelines.run.checkpoints import check_sources, newest_sources
-from pipelines.run.folder import check_output_dir
+from pipelines.run.folder import check_output_dir, load_run
 from pipelines.training.loop import make_accelerator, train
 from pipelines.training.prior_stage import PriorStage, make_prior
 from tokenizer import Tokenizer
@@ -66,11 +66,15 @@ def prior_stage(
         tokenizer = Tokenizer.from_pretrained(config.tokenizer_dir / "model")
     tokenizer.to(accelerator.device).eval()
     model = make_prior(config, tokenizer, train_images)
+    saved = newest_sources(config.output_dir)
+    tokenizer_hash = tokenizer.content_hash()
+    if saved is not None and tokenizer.has_hash(saved.get("tokenizer weights", "")):
+        tokenizer_hash = saved["tokenizer weights"]  # version 0.1 called it by another hash
     sources = {
-        "tokenizer weights": tokenizer.content_hash(),
+        "tokenizer weights": tokenizer_hash,
         **image_hashes(train_images, validation_images),
     }
-    check_sources(config.output_dir, newest_sources(config.output_dir), sources)
+    check_sources(config.output_dir, saved, sources)
     codes, validation_codes = (
         extract_codes(
             tokenizer,

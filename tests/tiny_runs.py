@@ -7,10 +7,10 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from pipelines.command import load_run
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
 from pipelines.data.sources import trained_images
 from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
+from pipelines.run.folder import load_run
 from pipelines.train_prior import prior_stage
 from pipelines.training.loop import make_accelerator, train
 from pipelines.training.losses import Loss

@@ -27,10 +27,10 @@ from benchmarks.speed.steps import (
     tokenizer_step,
     wait_for,
 )
-from pipelines.command import load_run
 from pipelines.config import PriorRunConfig, RunConfig, TokenizerRunConfig, TrainingConfig
 from pipelines.data.sources import trained_images
 from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
+from pipelines.run.folder import load_run
 from pipelines.train_prior import prior_stage
 from pipelines.training.loop import make_accelerator, train
 from pipelines.training.losses import Loss

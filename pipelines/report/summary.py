@@ -16,7 +16,6 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
 
-from pipelines.command import load_run
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
 from pipelines.data.dataset import chosen_items, image_shape
 from pipelines.data.sources import trained_images
@@ -33,6 +32,7 @@ from pipelines.report.tables import (
     shown,
     what_was_run,
 )
+from pipelines.run.folder import load_run
 from pipelines.run.log import read_metrics
 from tokenizer.storage.files import replace_file
 

@@ -128,10 +128,10 @@ def load_state(folder: Path, fallback: str | None = None) -> TrainingState | Non
 
 
 def newest_sources(output_dir: Path) -> Mapping[str, str] | None:
-    """What the newest state was trained on; None if there is none, or it cannot be read."""
-    for newest in _states(output_dir / "state")[-1:]:
+    """What the newest state that can be read was trained on; None if there is none."""
+    for state in reversed(_states(output_dir / "state")):
         with contextlib.suppress(InputError):  # `load_state` will complain
-            sources: dict[str, str] = _read_manifest(newest)["sources"]
+            sources: dict[str, str] = _read_manifest(state)["sources"]
             return sources
     return None
 

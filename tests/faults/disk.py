@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipelines.command import load_run
 from pipelines.config import TokenizerRunConfig
 from pipelines.data.codes import extract_codes
 from pipelines.data.sources import load_images
 from pipelines.processes import new_accelerator
 from pipelines.run.checkpoints import TrainingState, load_state
+from pipelines.run.folder import load_run
 from prior import Prior
 from tests.faults.jobs import NOBODY, Job, error_lines
 from tests.faults.runs import (

@@ -11,11 +11,12 @@ import torch
 from pydantic import ValidationError
 from torch.distributed import DistBackendError
 
-from pipelines.command import load_run, parse_options, parse_run, run_command
+from pipelines.command import parse_options, parse_run, run_command
 from pipelines.config import TokenizerRunConfig
 from pipelines.evaluate import EvaluateConfig
 from pipelines.generate import GenerateConfig
 from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
+from pipelines.run.folder import load_run
 from pipelines.training.divergence import DivergenceError
 from tokenizer.quantizers import NearestQuantizerConfig
 from tokenizer.storage.errors import InputError

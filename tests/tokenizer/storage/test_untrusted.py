@@ -93,65 +93,43 @@ def test_a_header_tells_types_and_shapes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("edit", "message"),
+    "edit",
     [
-        (lambda h: [1], "its header is no object"),
-        (lambda h: h.update(a=1), "'a' must have dtype, shape and data_offsets"),
-        (lambda h: h["a"].update(more=1), "'a' must have dtype, shape and data_offsets"),
-        (lambda h: h["a"].update(dtype="os.system"), "'a' has an unknown dtype 'os.system'"),
-        (lambda h: h["a"].update(shape=[-1]), "'a': shape must be up to 8 whole numbers, got"),
-        (lambda h: h["a"].update(shape=[True]), "'a': shape must be up to 8 whole numbers, got"),
-        (lambda h: h["a"].update(shape=[1] * 10**5), "'a': shape must be up to 8 whole numbers"),
-        (lambda h: h["a"].update(data_offsets=None), "'a': data_offsets must be up to 8 whole"),
-        (lambda h: h["a"].update(shape=[10**12]), "'a' has 4000000000000 bytes by its shape, got"),
-        (lambda h: h["a"].update(dtype="F64"), "'a' has 48 bytes by its shape, got offsets"),
-        (lambda h: h["b"].update(data_offsets=[0, 8]), "overlap or leave a gap at byte 0"),
-        (lambda h: h.__delitem__("a"), "overlap or leave a gap at byte 24"),
-        (lambda h: h.__delitem__("b"), "its tensors have 24 bytes, it has 32"),
+        lambda h: [1],
+        lambda h: h.update(a=1),
+        lambda h: h["a"].update(dtype="os.system"),
+        lambda h: h["a"].update(dtype="F8_E4M3", shape=[24]),  # sound, but no model has it
+        lambda h: h["a"].update(shape=[-1]),
+        lambda h: h["a"].update(shape=[2**31] * 8),
+        lambda h: h["a"].update(data_offsets=None),
+        lambda h: h["a"].update(shape=[10**12]),
+        lambda h: h["a"].update(dtype="F64"),
+        lambda h: h["b"].update(data_offsets=[0, 8]),
+        lambda h: h.__delitem__("a"),
+        lambda h: h.__delitem__("b"),
     ],
 )
 def test_a_header_that_does_not_cover_the_file_exactly_is_refused(
-    edit: Callable[[dict[str, Any]], object], message: str, tmp_path: Path
+    edit: Callable[[dict[str, Any]], object], tmp_path: Path
 ) -> None:
     path = tmp_path / "file"
     write_weights(path, lambda header: None)
     assert set(read_header(path)) == {"a", "b"}
     write_weights(path, edit)
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(InputError, match="file is damaged or not a safetensors file: "):
         read_header(path)
-    assert "is damaged or not a safetensors file: " in str(caught.value)
 
 
-@pytest.mark.parametrize("length", [0, 1, 10**6, 2**63, 2**64 - 1])
-def test_a_header_longer_than_its_file_is_refused(length: int, tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(length.to_bytes(8, "little") + b"{}" * 50)
-    with pytest.raises(InputError, match=f"it has 108 bytes and names a header of {length}"):
-        read_header(tmp_path / "file")
-
-
-def test_a_header_of_many_megabytes_is_refused(tmp_path: Path) -> None:
-    length = 5 * 2**20
-    (tmp_path / "file").write_bytes(length.to_bytes(8, "little") + b" " * length)
-    with pytest.raises(InputError, match=f"names a header of {length}"):
+@pytest.mark.parametrize("length", [0, 1, 10**6, 5 * 2**20, 2**63, 2**64 - 1])
+def test_a_header_that_is_too_long_or_none_is_refused(length: int, tmp_path: Path) -> None:
+    # Of 5 MB it could be sound.
+    content = b"{}" * 50 if length != 5 * 2**20 else b"{}".ljust(length)
+    (tmp_path / "file").write_bytes(length.to_bytes(8, "little") + content)
+    with pytest.raises(InputError, match="file is damaged or not a safetensors file: "):
         read_header(tmp_path / "file")
 
 
 # Models
-
-
-def test_weights_of_another_type_are_refused(tmp_path: Path) -> None:
-    Tokenizer(hq_vae((8, 4), (2, 1), 6, 4, networks=NETWORKS)).double().save_pretrained(tmp_path)
-    with pytest.raises(InputError, match=r"must be of type torch\.float32, got torch\.float64"):
-        Tokenizer.from_pretrained(tmp_path)
-
-
-def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
-    tokenizer = Tokenizer(hq_vae((8, 4), (2, 1), 6, 4, networks=NETWORKS))
-    with torch.no_grad():
-        tokenizer.decoder.layers[0].weight[0, 0] = torch.nan
-    tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(InputError, match=r"'decoder\.layers\.0\.weight' must be finite, got NaN"):
-        Tokenizer.from_pretrained(tmp_path)
 
 
 def test_a_config_of_a_larger_model_than_its_weights_is_refused_unbuilt(tmp_path: Path) -> None:
