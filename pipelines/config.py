@@ -1,13 +1,15 @@
 """Run configurations: what a command needs to know, saved with the run."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 from pydantic import model_validator as validates
 
-from prior.config import MAX_GUIDANCE, PriorNetworkConfig
-from tokenizer.config import Share, Temperature, TokenizerConfig
+from prior.config import MAX_GUIDANCE, PriorNetworkConfig, upgrade_network
+from tokenizer.config import TokenizerConfig, without_recipe
+from tokenizer.fields import Factor, PositiveFactor, ProperShare, Share, Temperature
 from tokenizer.storage.configs import StrictConfig
 
 # Bounds that no sound run reaches.
@@ -107,18 +109,60 @@ class TrainingConfig(StrictConfig):
     """Validation images used, at most."""
     checkpoint_interval: Count = 1_000
     """Steps between checkpoints."""
+
+
+class TokenizerRecipe(StrictConfig):
+    """How a tokenizer is trained: what its network and its codes do not depend on."""
+
+    initial_temperature: Temperature = 1.0
+    """Gumbel-softmax temperature at step 0."""
+    final_temperature: Temperature = 0.4
+    """Gumbel-softmax temperature at the last step, reached exponentially."""
+    temperature_hold: ProperShare = 0.7
+    """Share of the steps before the temperature starts to fall."""
+    likelihood: Literal["closed_form", "unit_variance"] | None = None
+    """Variance of the decoder: the best for the batch, or 1. None: closed_form with a posterior."""
+    latent_weight: Factor | None = None
+    """Weight of the quantizer's terms against the reconstruction; at 1 the loss is the bound.
+    None: 0.3 with a posterior, 0.25 (the usual weight of a commitment) without."""
+    codebook_rate: PositiveFactor = 10.0
+    """Learning rate of learned code vectors, in units of the networks'."""
+    variance_rate: Factor = 10.0
+    """Learning rate of log s², in units of the networks'; 0 keeps the initial variances."""
     min_codebook_usage: Share = 0.25
-    """Tokenizer: warn when a layer uses a smaller share of its codes on the validation images."""
+    """Warn when a layer uses a smaller share of its codes on the validation images."""
     min_perplexity: Share = 0.05
-    """Tokenizer: warn when a layer's perplexity is a smaller share of its number of codes."""
+    """Warn when a layer's perplexity is a smaller share of its number of codes."""
     variance_band: tuple[PositiveNumber, PositiveNumber] = (1e-3, 1e2)
-    """Tokenizer: warn when s² over the variance of a layer's code vectors leaves this band."""
+    """Warn when s² over the variance of a layer's code vectors leaves this band."""
 
     @validates(mode="after")
-    def _check(self) -> "TrainingConfig":
+    def _check(self) -> "TokenizerRecipe":
         if self.variance_band[0] >= self.variance_band[1]:
             raise ValueError(f"variance_band must go from low to high, got {self.variance_band}")
         return self
+
+    def rate_factors(
+        self, roles: Mapping[str, Literal["codebook", "variance"]]
+    ) -> dict[str, float]:
+        """By name, learning rates in units of the networks', given `Tokenizer.learned_roles`."""
+        rates = {"codebook": self.codebook_rate, "variance": self.variance_rate}
+        return {name: rates[role] for name, role in roles.items()}
+
+    def temperature(self, step: int, total_steps: int) -> float:
+        """Gumbel-softmax temperature τ of a step, which counts from 0.
+
+        A high one gives gradients of low variance; only the end has to resemble hard codes.
+        """
+        hold = self.temperature_hold
+        progress = step / max(total_steps - 1, 1)
+        fallen = min(max((progress - hold) / (1 - hold), 0.0), 1.0)
+        ratio = self.final_temperature / self.initial_temperature
+        return float(self.initial_temperature * ratio**fallen)
+
+
+WARNINGS = {"min_codebook_usage", "min_perplexity", "variance_band"}
+"""Fields that only stage one used, and both had in format 1."""
 
 
 class RunConfig(StrictConfig):
@@ -129,6 +173,19 @@ class RunConfig(StrictConfig):
     training: TrainingConfig = TrainingConfig()
     resume_from: Annotated[str | None, Field(pattern=r"^step_\d{8,}$", exclude=True)] = None
     """Older checkpoint in state/ to go on from if the newest is damaged: step_00001000, say."""
+
+    @classmethod
+    def upgrade_config(cls, fields: dict[str, Any], version: int) -> dict[str, Any]:
+        """Fields of today's config from those that format `version` saved.
+
+        Version 1 kept the recipe's warnings with the loop. Fields are not validated yet: what is
+        not as that version wrote it is left alone.
+        """
+        training = fields.get("training")
+        if version > 1 or not isinstance(training, dict):
+            return fields
+        kept = {key: value for key, value in training.items() if key not in WARNINGS}
+        return {**fields, "training": kept}
 
     @property
     def tokenizer_dir(self) -> Path:
@@ -146,8 +203,23 @@ class TokenizerRunConfig(RunConfig):
 
     data: DataConfig = DataConfig()
     tokenizer: TokenizerConfig
+    recipe: TokenizerRecipe = TokenizerRecipe()
     backbone_weights: Path | Literal["pretrained"] | None = None
     """Initial weights of the backbone: a .safetensors file, or timm's own download."""
+
+    @classmethod
+    def upgrade_config(cls, fields: dict[str, Any], version: int) -> dict[str, Any]:
+        """Version 1 kept the recipe with the quantizer, and its warnings with the loop."""
+        tokenizer, training = fields.get("tokenizer"), fields.get("training")
+        if version > 1 or not isinstance(tokenizer, dict) or not isinstance(training, dict):
+            return fields
+        quantizer = tokenizer.get("quantizer")
+        old = {**training, **(quantizer if isinstance(quantizer, dict) else {})}
+        if "commitment_weight" in old:
+            old["latent_weight"] = old["commitment_weight"]
+        recipe = {name: old[name] for name in TokenizerRecipe.model_fields if name in old}
+        fields = super().upgrade_config(fields, version)
+        return {**fields, "tokenizer": without_recipe(tokenizer), "recipe": recipe}
 
     @property
     def output_dir(self) -> Path:
@@ -169,6 +241,14 @@ class PriorRunConfig(RunConfig):
     """Temperature of the pictures drawn on the way."""
     guidance_scale: GuidanceScale = 1.0
     """Classifier-free guidance of the pictures drawn on the way; 1 = off."""
+
+    @classmethod
+    def upgrade_config(cls, fields: dict[str, Any], version: int) -> dict[str, Any]:
+        """Version 1 called the transformers of the prior body and head."""
+        fields = super().upgrade_config(fields, version)
+        if version > 1 or not isinstance(fields.get("prior"), dict):
+            return fields
+        return {**fields, "prior": upgrade_network(fields["prior"])}
 
     @property
     def output_dir(self) -> Path:

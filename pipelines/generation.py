@@ -20,7 +20,7 @@ from pipelines.prefetch import one_ahead
 from prior import Conditioner, Prior, Sampler, sample_generators
 from prior.config import MAX_GUIDANCE
 from tokenizer import Tokenizer
-from tokenizer.config import Temperature
+from tokenizer.fields import Temperature
 from tokenizer.storage.configs import StrictConfig, describe_validation_error
 from tokenizer.storage.errors import InputError
 
@@ -69,11 +69,14 @@ class ImageGenerationPipeline:
     """
 
     def __init__(self, tokenizer: Tokenizer, prior: Prior) -> None:
-        if prior.config.tokenizer_hash != tokenizer.content_hash():
+        content_hash = tokenizer.content_hash()
+        if not tokenizer.has_hash(prior.config.tokenizer_hash):
             raise InputError(
                 "prior does not belong to tokenizer: it was trained over the codes of one with "
-                f"hash {prior.config.tokenizer_hash[:12]}, not {tokenizer.content_hash()[:12]}"
+                f"hash {prior.config.tokenizer_hash[:12]}, not {content_hash[:12]}"
             )
+        # In place of an earlier version's hash, which would be lost when both are saved again.
+        prior.config = prior.config.model_copy(update={"tokenizer_hash": content_hash})
         self.tokenizer = tokenizer.eval()
         self.prior = prior.eval()
 

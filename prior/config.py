@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from pydantic import model_validator as validates
 
-from tokenizer.config import CodeMapConfig, Depth, ProperShare, Width
+from tokenizer.config import CodeMapConfig
+from tokenizer.fields import Depth, ProperShare, Width
 from tokenizer.storage.configs import StrictConfig
 
 MAX_GUIDANCE = 1e3

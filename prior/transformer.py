@@ -14,7 +14,7 @@ from prior.embedding import CodeEmbedding
 from prior.layers import predecessor_matrix, random_embedding, rotary_angles, transformer
 from prior.ordering import CodeOrdering
 from tokenizer.storage.errors import InputError
-from tokenizer.storage.pretrained import PretrainedModule
+from tokenizer.storage.pretrained import PretrainedModule, WeightT
 
 # CUDA's attention kernels fail beyond this many sequences (pytorch/pytorch issue 142228).
 MAX_SEQUENCES = 65_535
@@ -108,10 +108,15 @@ class Prior(PretrainedModule[PriorConfig]):
         return {**fields, "network": upgrade_network(fields["network"])}
 
     @classmethod
-    def upgrade_name(cls, name: str, version: int) -> str:
-        """The present name of a weight in an earlier format."""
-        first, dot, rest = name.partition(".")
-        return MODULES_OF_FORMAT_1.get(first, first) + dot + rest if version == 1 else name
+    def upgrade_weights(cls, weights: dict[str, WeightT], version: int) -> dict[str, WeightT]:
+        """Weights of an earlier format under today's names."""
+        if version > 1:
+            return weights
+        parts = {name: name.partition(".") for name in weights}
+        return {
+            MODULES_OF_FORMAT_1.get(first, first) + dot + rest: weights[name]
+            for name, (first, dot, rest) in parts.items()
+        }
 
     def load_code_vectors(self, code_vectors: Sequence[Sequence[Tensor]]) -> None:
         """Takes over the tokenizer's code vectors, (K, code_dim) per group and layer.

@@ -12,7 +12,8 @@ from pipelines.generation import ImageGenerationPipeline
 from pipelines.presets import TOKENIZER_PRESETS
 from pipelines.train_prior import train_prior
 from pipelines.train_tokenizer import train_tokenizer
-from pipelines.training.loop import Loss, make_accelerator, train
+from pipelines.training.loop import make_accelerator, train
+from pipelines.training.losses import Loss
 from prior import Sampler, sample, sample_generators
 from tests.tiny_runs import RunConfigs, make_stage, prior_run, tokenizer_run
 from tokenizer import Tokenizer
@@ -69,8 +70,8 @@ class WatchingStage:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stage, name)
 
-    def loss(self, model: Any, batch: Any, step: int) -> Loss:
-        loss: Loss = self._stage.loss(model, batch, step)
+    def loss(self, *arguments: Any) -> Loss:
+        loss: Loss = self._stage.loss(*arguments)
         torch.cuda.set_sync_debug_mode("error")
         return loss
 

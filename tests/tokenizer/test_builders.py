@@ -22,13 +22,8 @@ from tokenizer import (
     vq_vae_2,
 )
 from tokenizer.builders import deterministic
-from tokenizer.config import (
-    CodeMapConfig,
-    GroupConfig,
-    NearestQuantizerConfig,
-    NetworkConfig,
-    StochasticQuantizerConfig,
-)
+from tokenizer.config import CodeMapConfig, NetworkConfig
+from tokenizer.quantizers import GroupConfig, NearestQuantizerConfig, StochasticQuantizerConfig
 
 Builder = Callable[..., TokenizerConfig]
 COUNTERPARTS: list[tuple[Builder, Builder]] = [
