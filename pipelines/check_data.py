@@ -1,4 +1,4 @@
-"""Checks a folder of images: `python -m pipelines.check_data FOLDER`."""
+"""Checks a folder of images, and what is cached: `python -m pipelines.check_data FOLDER`."""
 
 if __name__ == "__main__":
     from pipelines import startup
@@ -14,6 +14,8 @@ import tyro
 from pydantic import Field
 
 from pipelines.command import announce, parse_options, run_command
+from pipelines.config import DataConfig
+from pipelines.data.cache import verify_cache
 from pipelines.data.decoding import UnreadableImageError
 from pipelines.data.folder import arrange, decode_files
 from pipelines.data.folder_scan import printable, scan_folder
@@ -32,9 +34,13 @@ class CheckDataConfig(StrictConfig):
     Files are used, converted (used, after more than resizing), skipped, or refused: training
     stops at the first of these. Prints a summary, writes all files that are not simply used to
     OUTPUT, and ends with exit status 2 where training would stop.
+
+    --verify, with FOLDER or alone, compares all that CACHE_DIR holds with its hashes, and ends with
+    exit status 2 where something is damaged. A run's codes are verified by --cache-dir
+    RUN/prior/codes.
     """
 
-    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+    folder: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")] = None
     """Folder of images, as data.root."""
     image_size: Annotated[int, Field(gt=0, le=4096)] = 32
     """As data.image_size."""
@@ -46,6 +52,10 @@ class CheckDataConfig(StrictConfig):
     """As data.follow_links: links out of the folder are used."""
     output: Path = Path("runs/data_report.json")
     """The report, replaced if it exists."""
+    verify: bool = False
+    """Read all of the cache, of which training compares sizes and modification times only."""
+    cache_dir: Path = DataConfig.model_fields["cache_dir"].default
+    """`verify`: as data.cache_dir, or the codes of a run."""
 
 
 class Problem(NamedTuple):
@@ -75,6 +85,8 @@ def check_data(config: CheckDataConfig) -> Report:
     Raises:
         InputError: there is no such folder.
     """
+    if config.folder is None:
+        raise InputError("folder must be given, unless --verify is")
     if not config.folder.is_dir():
         raise InputError(f"folder: there is no folder {printable(config.folder)}")
     scan = scan_folder(config.folder, config.follow_links)
@@ -147,12 +159,19 @@ def write_report(report: Report, config: CheckDataConfig) -> None:
 
 def _run() -> None:
     config = parse_options(CheckDataConfig, "pipelines.check_data")
-    report = check_data(config)
-    write_report(report, config)
-    announce(describe(report))
-    announce(f"the report is in {config.output}")
-    if report.obstacle:
-        raise InputError(f"training would stop: {report.obstacle}")
+    obstacles = []
+    if config.folder is not None or not config.verify:
+        report = check_data(config)
+        write_report(report, config)
+        announce(describe(report))
+        announce(f"the report is in {config.output}")
+        obstacles += [f"training would stop: {report.obstacle}"] if report.obstacle else []
+    if config.verify:
+        for entry, damage in verify_cache(config.cache_dir):
+            announce(f"{'damaged' if damage else 'whole':>10}  {printable(entry)}")
+            obstacles += [damage] if damage else []
+    if obstacles:
+        raise InputError("; ".join(obstacles))
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ import torch
 from pipelines import ImageGenerationPipeline
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
 from pipelines.generate import GenerateConfig, generate
-from pipelines.run.folder import load_run
+from pipelines.run.folder import check_output_dir, load_run
 from pipelines.train_prior import train_prior
 from pipelines.train_tokenizer import train_tokenizer
 from tests.golden.runs import _hash, _weights_hash, assert_same_metrics, machine
@@ -54,7 +54,9 @@ def test_a_pipeline_generates_the_same_images_and_so_does_its_copy(
 
 
 def test_a_baseline_encodes_to_the_same_codes(images: torch.Tensor) -> None:
-    indices = Tokenizer.from_pretrained(V1 / "baseline").encode(images)
+    tokenizer = Tokenizer.from_pretrained(V1 / "baseline")
+    assert tokenizer.has_hash(EXPECTED["baseline"]["hash"])
+    indices = tokenizer.encode(images)
     assert [own.flatten(1).tolist() for own in indices] == EXPECTED["baseline"]["codes"]
 
 
@@ -79,9 +81,26 @@ def test_runs_of_both_stages_go_on_to_the_same_weights(
     train_prior(load_run(PriorRunConfig, prior_dir / "config.json"))
     assert_finished(prior_dir)
     assert len(list(prior_dir.glob("state/step_*"))) == 2  # it went on: the old one is kept
-    ImageGenerationPipeline.from_pretrained("run")
-    # Once more: what is written today is accepted as well.
+    # Once more: both stages save their models again, whose hashes are not those of 0.1.
+    Tokenizer.from_pretrained(tokenizer_dir / "model").save_pretrained(tokenizer_dir / "model")
     train_prior(load_run(PriorRunConfig, prior_dir / "config.json"))
+    ImageGenerationPipeline.from_pretrained("run")
+
+
+def test_a_run_goes_on_with_a_field_that_it_did_not_know_at_its_default(tmp_path: Path) -> None:
+    shutil.copytree(V1 / "tokenizer_run", tmp_path / "run")
+    path = tmp_path / "run" / "tokenizer" / "config.json"
+    fields = json.loads(path.read_text())
+    del fields["training"]["variance_band"]
+    path.write_text(json.dumps(fields))
+    config = load_run(TokenizerRunConfig, path).model_copy(update={"run_dir": tmp_path / "run"})
+    check_output_dir(config)
+    training = config.training.model_copy(update={"variance_band": (0.5, 1.0)})
+    with pytest.raises(InputError, match=r"its training\.variance_band is \[0.001, 100.0\], got"):
+        check_output_dir(config.model_copy(update={"training": training}))
+    path.write_text(json.dumps({**fields, "format": 3}))
+    with pytest.raises(InputError, match="format must be at most 2, got 3"):
+        check_output_dir(config)
 
 
 def test_a_series_of_images_goes_on(tmp_path: Path) -> None:
@@ -98,11 +117,3 @@ def test_a_series_of_images_goes_on(tmp_path: Path) -> None:
     (tmp_path / "settings.json").write_text(json.dumps(settings))
     with pytest.raises(InputError, match="other settings: its prior is"):
         generate(config)
-
-
-def test_a_later_format_is_refused(tmp_path: Path) -> None:
-    shutil.copytree(V1 / "baseline", tmp_path / "model")
-    path = tmp_path / "model" / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 3}))
-    with pytest.raises(InputError, match="format"):
-        Tokenizer.from_pretrained(tmp_path / "model")

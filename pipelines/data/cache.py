@@ -84,8 +84,8 @@ def delete_and_start_again(folder: Path) -> Iterator[None]:
         raise InputError(f"{error}; delete {folder} and start again") from error
 
 
-def verify_cache(cache_dir: Path) -> dict[Path, str]:
-    """Compares all files of all entries with their hashes; the damage by entry, "" where whole.
+def verify_cache(cache_dir: Path) -> Iterator[tuple[Path, str]]:
+    """Compares all files of all entries with their hashes; each entry with its damage, or "".
 
     Raises:
         InputError: there is no entry.
@@ -93,7 +93,8 @@ def verify_cache(cache_dir: Path) -> dict[Path, str]:
     entries = sorted({path.parent for path in cache_dir.glob("[!.]*/*") if _is_of_entry(path)})
     if not entries:
         raise InputError(f"cache_dir: {cache_dir} holds no decoded images and no codes")
-    return {folder: _damage(folder) for folder in entries}
+    for folder in entries:
+        yield folder, _damage(folder)
 
 
 def _is_of_entry(path: Path) -> bool:
@@ -103,7 +104,8 @@ def _is_of_entry(path: Path) -> bool:
 def _damage(folder: Path) -> str:
     path = folder / _MANIFEST
     try:
-        check_files(path, read_manifest(path))
+        with delete_and_start_again(folder):
+            check_files(path, read_manifest(path))
     except InputError as error:
         return str(error)
     return ""
