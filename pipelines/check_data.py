@@ -1,4 +1,9 @@
-"""Checks a folder of images: `python -m pipelines.check_data FOLDER`."""
+"""Checks a folder of images, and what is cached: `python -m pipelines.check_data FOLDER`."""
+
+if __name__ == "__main__":
+    from pipelines import startup
+
+    startup.prepare()
 
 import functools
 import json
@@ -9,6 +14,8 @@ import tyro
 from pydantic import Field
 
 from pipelines.command import announce, parse_options, run_command
+from pipelines.config import DataConfig
+from pipelines.data.cache import verify_cache
 from pipelines.data.decoding import UnreadableImageError
 from pipelines.data.folder import arrange, decode_files
 from pipelines.data.folder_scan import printable, scan_folder
@@ -27,9 +34,13 @@ class CheckDataConfig(StrictConfig):
     Files are used, converted (used, after more than resizing), skipped, or refused: training
     stops at the first of these. Prints a summary, writes all files that are not simply used to
     OUTPUT, and ends with exit status 2 where training would stop.
+
+    --verify, with FOLDER or alone, compares all that CACHE_DIR holds with its hashes, and ends with
+    exit status 2 where something is damaged. A run's codes are verified by --cache-dir
+    RUN/prior/codes.
     """
 
-    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+    folder: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")] = None
     """Folder of images, as data.root."""
     image_size: Annotated[int, Field(gt=0, le=4096)] = 32
     """As data.image_size."""
@@ -41,6 +52,10 @@ class CheckDataConfig(StrictConfig):
     """As data.follow_links: links out of the folder are used."""
     output: Path = Path("runs/data_report.json")
     """The report, replaced if it exists."""
+    verify: bool = False
+    """Read all of the cache, of which training compares sizes and modification times only."""
+    cache_dir: Path = DataConfig.model_fields["cache_dir"].default
+    """`verify`: as data.cache_dir, or the codes of a run."""
 
 
 class Problem(NamedTuple):
@@ -70,6 +85,8 @@ def check_data(config: CheckDataConfig) -> Report:
     Raises:
         InputError: there is no such folder.
     """
+    if config.folder is None:
+        raise InputError("folder must be given, unless --verify is")
     if not config.folder.is_dir():
         raise InputError(f"folder: there is no folder {printable(config.folder)}")
     scan = scan_folder(config.folder, config.follow_links)
@@ -99,7 +116,7 @@ def check_data(config: CheckDataConfig) -> Report:
         class_names = arrange(config.folder, scan.images, "folder").class_names
     except InputError as error:
         obstacle = str(error)
-    first = min((own for own in problems if own.treatment == "refused"), default=None)
+    first = min((each for each in problems if each.treatment == "refused"), default=None)
     if first is not None:
         obstacle = f"{printable(config.folder / first.file)} {first.reason}"
     elif not obstacle and not num_usable:
@@ -115,7 +132,8 @@ def describe(report: Report) -> str:
     order = ("refused", "converted", "used", "skipped")
     shown = sorted(report.problems, key=lambda problem: order.index(problem.treatment))
     lines += [
-        f"{own.treatment:>10}  {printable(own.file)} {own.reason}" for own in shown[:MOST_SHOWN]
+        f"{treatment:>10}  {printable(file)} {reason}"
+        for file, treatment, reason in shown[:MOST_SHOWN]
     ]
     if len(shown) > MOST_SHOWN:
         lines.append(f"            and {len(shown) - MOST_SHOWN} more in the report")
@@ -139,16 +157,27 @@ def write_report(report: Report, config: CheckDataConfig) -> None:
     replace_file(config.output, functools.partial(Path.write_text, data=text))
 
 
-def main() -> None:
-    """Reads the command line."""
+def _run() -> None:
     config = parse_options(CheckDataConfig, "pipelines.check_data")
-    report = check_data(config)
-    write_report(report, config)
-    announce(describe(report))
-    announce(f"the report is in {config.output}")
-    if report.obstacle:
-        raise InputError(f"training would stop: {report.obstacle}")
+    obstacles = []
+    if config.folder is not None or not config.verify:
+        report = check_data(config)
+        write_report(report, config)
+        announce(describe(report))
+        announce(f"the report is in {config.output}")
+        obstacles += [f"training would stop: {report.obstacle}"] if report.obstacle else []
+    if config.verify:
+        for entry, damage in verify_cache(config.cache_dir):
+            announce(f"{'damaged' if damage else 'whole':>10}  {printable(entry)}")
+            obstacles += [damage] if damage else []
+    if obstacles:
+        raise InputError("; ".join(obstacles))
+
+
+def main() -> None:
+    """Runs the command line."""
+    run_command(_run)
 
 
 if __name__ == "__main__":
-    run_command(main)
+    main()

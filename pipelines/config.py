@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 from pydantic import model_validator as validates
 
-from prior.config import MAX_GUIDANCE, PriorNetworkConfig
+from prior.config import MAX_GUIDANCE, PriorNetworkConfig, upgrade_network
 from tokenizer.config import TokenizerConfig, without_recipe
 from tokenizer.fields import Factor, PositiveFactor, ProperShare, Share, Temperature
 from tokenizer.storage.configs import StrictConfig
@@ -161,6 +161,10 @@ class TokenizerRecipe(StrictConfig):
         return float(self.initial_temperature * ratio**fallen)
 
 
+WARNINGS = {"min_codebook_usage", "min_perplexity", "variance_band"}
+"""Fields that only stage one used, and both had in format 1."""
+
+
 class RunConfig(StrictConfig):
     """What the two stages share."""
 
@@ -169,6 +173,19 @@ class RunConfig(StrictConfig):
     training: TrainingConfig = TrainingConfig()
     resume_from: Annotated[str | None, Field(pattern=r"^step_\d{8,}$", exclude=True)] = None
     """Older checkpoint in state/ to go on from if the newest is damaged: step_00001000, say."""
+
+    @classmethod
+    def upgrade_config(cls, fields: dict[str, Any], version: int) -> dict[str, Any]:
+        """Fields of today's config from those that format `version` saved.
+
+        Version 1 kept the recipe's warnings with the loop. Fields are not validated yet: what is
+        not as that version wrote it is left alone.
+        """
+        training = fields.get("training")
+        if version > 1 or not isinstance(training, dict):
+            return fields
+        kept = {key: value for key, value in training.items() if key not in WARNINGS}
+        return {**fields, "training": kept}
 
     @property
     def tokenizer_dir(self) -> Path:
@@ -201,12 +218,8 @@ class TokenizerRunConfig(RunConfig):
         if "commitment_weight" in old:
             old["latent_weight"] = old["commitment_weight"]
         recipe = {name: old[name] for name in TokenizerRecipe.model_fields if name in old}
-        return {
-            **fields,
-            "tokenizer": without_recipe(tokenizer),
-            "training": {name: value for name, value in training.items() if name not in recipe},
-            "recipe": recipe,
-        }
+        fields = super().upgrade_config(fields, version)
+        return {**fields, "tokenizer": without_recipe(tokenizer), "recipe": recipe}
 
     @property
     def output_dir(self) -> Path:
@@ -228,6 +241,14 @@ class PriorRunConfig(RunConfig):
     """Temperature of the pictures drawn on the way."""
     guidance_scale: GuidanceScale = 1.0
     """Classifier-free guidance of the pictures drawn on the way; 1 = off."""
+
+    @classmethod
+    def upgrade_config(cls, fields: dict[str, Any], version: int) -> dict[str, Any]:
+        """Version 1 called the transformers of the prior body and head."""
+        fields = super().upgrade_config(fields, version)
+        if version > 1 or not isinstance(fields.get("prior"), dict):
+            return fields
+        return {**fields, "prior": upgrade_network(fields["prior"])}
 
     @property
     def output_dir(self) -> Path:

@@ -1,5 +1,10 @@
 """The whole job in a few minutes, with nothing to download: `python -m pipelines.demo`."""
 
+if __name__ == "__main__":
+    from pipelines import startup
+
+    startup.prepare()
+
 import logging
 from pathlib import Path
 
@@ -82,8 +87,7 @@ def demo(
     return summary
 
 
-def main() -> None:
-    """Reads the command line."""
+def _run() -> None:
     run_dir = parse_options(DemoConfig, "pipelines.demo").run_dir
     name = "shapes32-sqvae2"
     demo(
@@ -92,5 +96,10 @@ def main() -> None:
     )
 
 
+def main() -> None:
+    """Runs the command line."""
+    run_command(_run)
+
+
 if __name__ == "__main__":
-    run_command(main)
+    main()

@@ -1,5 +1,10 @@
 """Measures a run: `python -m pipelines.evaluate RUN`."""
 
+if __name__ == "__main__":
+    from pipelines import startup
+
+    startup.prepare()
+
 import functools
 import json
 import shlex
@@ -9,8 +14,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from pipelines.command import announce, load_run, parse_options, run_command
+from pipelines.command import announce, parse_options, run_command
 from pipelines.config import TokenizerRunConfig
+from pipelines.data.dataset import ImageDataset
 from pipelines.data.sources import trained_images
 from pipelines.evaluation.features import ExtractorConfig, load_extractor
 from pipelines.evaluation.measurements import (
@@ -21,6 +27,7 @@ from pipelines.evaluation.measurements import (
 )
 from pipelines.generation import ImageGenerationPipeline, model_folder
 from pipelines.processes import new_accelerator
+from pipelines.run.folder import load_run
 from tokenizer import Tokenizer
 from tokenizer.storage.files import replace_file
 
@@ -39,8 +46,14 @@ class EvaluateConfig(EvaluationConfig):
     """Network for the distances; Inception gives FID."""
 
 
-def evaluate(config: EvaluateConfig) -> dict[str, Results]:
+def evaluate(
+    config: EvaluateConfig, images: tuple[ImageDataset, ImageDataset] | None = None
+) -> dict[str, Results]:
     """Results of "reconstruction" and "generation"; the main process writes them.
+
+    Args:
+        config: what is measured, and how.
+        images: for training and validation, where the tokenizer was given its images, too.
 
     Raises:
         InputError: a part of the run, the data or the extractor's weights is missing or wrong.
@@ -55,7 +68,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Results]:
         tokenizer = pipeline.tokenizer
     extractor = load_extractor(config.extractor).to(accelerator.device)
     tokenizer.to(accelerator.device)
-    train, validation = trained_images(run, config.run_dir / "tokenizer", accelerator)
+    train, validation = trained_images(run, config.run_dir / "tokenizer", accelerator, images)
     results: dict[str, Results] = {}
     if config.what != "generation":
         results["reconstruction"] = evaluate_reconstruction(
@@ -93,11 +106,15 @@ def table(results: dict[str, Results]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Reads the command line."""
+def _run() -> None:
     results = evaluate(parse_options(EvaluateConfig, "pipelines.evaluate"))
     announce(table(results))
 
 
+def main() -> None:
+    """Runs the command line."""
+    run_command(_run, "lower batch-size, or num-images if that does not help")
+
+
 if __name__ == "__main__":
-    run_command(main, "lower batch-size, or num-images if that does not help")
+    main()

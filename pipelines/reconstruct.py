@@ -1,5 +1,10 @@
 """Encodes and decodes images: `python -m pipelines.reconstruct RUN IMAGES`."""
 
+if __name__ == "__main__":
+    from pipelines import startup
+
+    startup.prepare()
+
 from pathlib import Path
 from typing import Annotated
 
@@ -7,12 +12,13 @@ import torch
 import tyro
 from pydantic import PositiveInt
 
-from pipelines.command import load_run, parse_options, run_command
+from pipelines.command import parse_options, run_command
 from pipelines.config import TokenizerRunConfig
 from pipelines.data.decoding import SUFFIXES, UnreadableImageError, decode_image
 from pipelines.generation import model_folder
 from pipelines.images import comparison, save_png, to_float, to_pil, to_uint8
 from pipelines.processes import new_accelerator
+from pipelines.run.folder import load_run
 from tokenizer import Tokenizer
 from tokenizer.storage.configs import StrictConfig
 from tokenizer.storage.errors import InputError
@@ -92,10 +98,14 @@ def _image_paths(images: Path) -> list[Path]:
     return [images]
 
 
-def main() -> None:
-    """Reads the command line."""
+def _run() -> None:
     reconstruct(parse_options(ReconstructConfig, "pipelines.reconstruct"))
 
 
+def main() -> None:
+    """Runs the command line."""
+    run_command(_run, "lower image-size, or give fewer images at a time")
+
+
 if __name__ == "__main__":
-    run_command(main, "lower image-size, or give fewer images at a time")
+    main()

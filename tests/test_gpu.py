@@ -70,8 +70,8 @@ class WatchingStage:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stage, name)
 
-    def loss(self, model: Any, batch: Any, step: int) -> Loss:
-        loss: Loss = self._stage.loss(model, batch, step)
+    def loss(self, *arguments: Any) -> Loss:
+        loss: Loss = self._stage.loss(*arguments)
         torch.cuda.set_sync_debug_mode("error")
         return loss
 

@@ -19,6 +19,7 @@ from pipelines.data.sources import load_images
 from pipelines.evaluation.reconstruction import measure_reconstruction
 from pipelines.generate import GenerateConfig, generate
 from pipelines.processes import gather_shares, own_share, sum_over_processes
+from pipelines.run.folder import load_run
 from pipelines.train_prior import train_prior
 from pipelines.training.loop import make_accelerator, train
 from pipelines.training.losses import Loss
@@ -143,9 +144,7 @@ def _share_the_work(
     rank = accelerator.process_index
     assert accelerator.num_processes == 2
     tokenizer = Tokenizer.from_pretrained(trained / "tokenizer" / "model")
-    config = TokenizerRunConfig.model_validate_json(
-        (trained / "tokenizer" / "config.json").read_text()
-    )
+    config = load_run(TokenizerRunConfig, trained / "tokenizer" / "config.json")
     validation = load_images(config.data, "validation")
     items = np.arange(len(validation) - 1)  # an odd number
     errors, usage = measure_reconstruction(tokenizer, validation, items, accelerator)

@@ -17,6 +17,8 @@ from tokenizer.fields import (
 )
 from tokenizer.quantizers import (
     QUANTIZERS,
+    BuildQuantizer,
+    CustomQuantizerConfig,
     GroupConfig,
     QuantizerConfig,
     StochasticQuantizerConfig,
@@ -100,6 +102,11 @@ class TokenizerConfig(StrictConfig):
         if self.backbone is not None and self.channels != 3:
             raise ValueError(f"channels must be 3 with a backbone, got {self.channels}")
         return self
+
+    def with_custom_quantizer(self, build: BuildQuantizer) -> "TokenizerConfig":
+        """The same, but that quantizers come from outside the package."""
+        name = getattr(build, "__qualname__", type(build).__qualname__)
+        return self.model_copy(update={"quantizer": CustomQuantizerConfig(name=name)})
 
     @property
     def has_posterior(self) -> bool:

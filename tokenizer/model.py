@@ -13,11 +13,11 @@ from tokenizer.code_maps import check_images, check_indices, code_maps_of
 from tokenizer.config import CodeMapConfig, TokenizerConfig, without_recipe
 from tokenizer.networks import BottomUpPath, UpwardPath, Widths
 from tokenizer.objective import EvidenceLowerBound, TokenizerOutput, gaussian_code_length
-from tokenizer.quantizers import QUANTIZERS, CustomQuantizerConfig, Quantizer
+from tokenizer.quantizers import QUANTIZERS, BuildQuantizer, CustomQuantizerConfig, Quantizer
 from tokenizer.quantizers.base import Collective, Mode
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.pretrained import PretrainedModule
-from tokenizer.topdown import BuildQuantizer, TopDownOutput, TopDownPath
+from tokenizer.topdown import TopDownOutput, TopDownPath
 
 Images = Float[Tensor, "batch channels height width"]
 Indices = list[Int[Tensor, "batch _ _ _"]]
@@ -47,8 +47,7 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
 
     def __init__(self, config: TokenizerConfig, quantizer: BuildQuantizer | None = None) -> None:
         if quantizer is not None:
-            name = getattr(quantizer, "__qualname__", type(quantizer).__qualname__)
-            config = config.model_copy(update={"quantizer": CustomQuantizerConfig(name=name)})
+            config = config.with_custom_quantizer(quantizer)
         super().__init__(config)
         downsamplings = [group.downsampling for group in config.groups]
         widths = Widths(config.networks, downsamplings[0])

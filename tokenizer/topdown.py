@@ -1,6 +1,6 @@
 """Top-down path: resolution groups of injected and residual layers (HQ-VAE, arXiv 2401.00365)."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -9,10 +9,8 @@ from torch import Tensor, nn
 
 from tokenizer.config import TokenizerConfig
 from tokenizer.networks import UpwardPath, Widths
-from tokenizer.quantizers import GroupConfig, Quantizer, QuantizerOutput
+from tokenizer.quantizers import BuildQuantizer, Quantizer, QuantizerOutput
 from tokenizer.quantizers.base import Mode
-
-BuildQuantizer = Callable[[GroupConfig], Quantizer]
 
 
 class TopDownGroup(nn.Module):

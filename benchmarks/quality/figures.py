@@ -15,6 +15,7 @@ from pipelines.config import TokenizerRunConfig
 from pipelines.data.dataset import ImageDataset
 from pipelines.data.sources import load_images
 from pipelines.images import image_grid, to_float, to_uint8
+from pipelines.run.folder import load_run
 from tokenizer import Tokenizer
 
 mpl.use("agg")
@@ -62,9 +63,7 @@ def write_figures(folder: Path, rows: Sequence[Any], budget: str) -> None:
     for family, cell in best.items():
         if not (folder / cell["cell"] / "tokenizer").exists():  # trained on another machine
             continue
-        run = TokenizerRunConfig.model_validate_json(
-            (folder / cell["cell"] / "tokenizer" / "config.json").read_text()
-        )
+        run = load_run(TokenizerRunConfig, folder / cell["cell"] / "tokenizer" / "config.json")
         tokenizer = Tokenizer.from_pretrained(folder / cell["cell"] / "tokenizer" / "model")
         pictures = {
             "progressive": progressive(tokenizer, load_images(test_data(run.data), "validation")),

@@ -7,6 +7,7 @@ import shlex
 import statistics
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from benchmarks.quality.cells import ABLATIONS, FAIR, STOCHASTIC, Ablation, Cell
 from benchmarks.quality.peers import PeerQuantizer
 from benchmarks.quality.variants import VariantQuantizer
 from pipelines.config import DataConfig, PriorRunConfig, TokenizerRunConfig, TrainingConfig
-from pipelines.data.dataset import ImageDataset, chosen_items
+from pipelines.data.dataset import ImageDataset, chosen_items, image_shape
 from pipelines.data.sources import load_images
 from pipelines.evaluation.features import ExtractorConfig, load_extractor
 from pipelines.evaluation.measurements import (
@@ -40,16 +41,15 @@ from pipelines.images import to_float, to_uint8
 from pipelines.processes import seed_everything
 from pipelines.run.folder import check_output_dir
 from pipelines.run.log import read_metrics
+from pipelines.train_prior import prior_stage
 from pipelines.training.divergence import DivergenceError
 from pipelines.training.loop import make_accelerator, train
 from pipelines.training.losses import Bound, Loss
-from pipelines.training.prior_stage import PriorStage
 from pipelines.training.tokenizer_stage import LoadedImages, TokenizerStage
 from prior.config import PriorNetworkConfig
 from tokenizer import Tokenizer
-from tokenizer.quantizers import StochasticQuantizerConfig
+from tokenizer.quantizers import BuildQuantizer, StochasticQuantizerConfig
 from tokenizer.storage.files import replace_file
-from tokenizer.topdown import BuildQuantizer
 
 NUM_MIXTURE_IMAGES = 2_000
 BATCH = 250
@@ -69,14 +69,14 @@ class CellStage(TokenizerStage):
         self.seconds = 0.0
         self._started = 0.0
 
-    def loss(self, model: nn.Module, batch: Tensor, step: int) -> Loss:
+    def loss(self, name: str, modules: Mapping[str, nn.Module], batch: Tensor, step: int) -> Loss:
         """The ordinary loss, changed as the ablation has it."""
         total_steps = self.config.training.total_steps
         for quantizer in self.model.quantizers:
             if isinstance(quantizer, VariantQuantizer):
                 is_late = step >= (1 - HARD_SHARE) * total_steps
                 quantizer.is_hard = self.ablation.variant == "hard-phase" and is_late
-        loss = super().loss(model, batch, step)
+        loss = super().loss(name, modules, batch, step)
         if not self.ablation.warms_up_latents:
             return loss
         latents = loss.terms["quantization_error"] - loss.terms["posterior_entropy"]
@@ -242,7 +242,7 @@ def mixture_error(
         reconstructions = tokenizer(images, temperature).reconstructions
         total += (images - reconstructions).square().sum().item()
     tokenizer.eval()
-    return math.sqrt(total / len(items) / test.images[0].size) / 2
+    return math.sqrt(total / len(items) / math.prod(image_shape(test))) / 2
 
 
 def distance(
@@ -292,7 +292,9 @@ def prior_code_length(config: TokenizerRunConfig, test: DataConfig, steps: int) 
     """Bits per test image under a small prior trained over the cell's codes."""
     prior = PriorRunConfig(
         run_dir=config.run_dir,
-        prior=PriorNetworkConfig(width=64, body_depth=2, head_depth=1, num_heads=2, dropout=0.0),
+        prior=PriorNetworkConfig(
+            width=64, num_spatial_layers=2, num_depth_layers=1, num_heads=2, dropout=0.0
+        ),
         training=TrainingConfig(
             total_steps=steps,
             batch_size=32,
@@ -305,7 +307,6 @@ def prior_code_length(config: TokenizerRunConfig, test: DataConfig, steps: int) 
     )
     accelerator = make_accelerator(prior)
     images = load_images(test, "train"), load_images(test, "validation")
-    stage = PriorStage(prior, *images, accelerator)
-    train(stage, prior, accelerator)
+    train(prior_stage(prior, *images, accelerator), prior, accelerator)
     bits = read_metrics(prior.output_dir, "validation")["bits_per_image"][1][-1]
     return float(bits)

@@ -15,7 +15,7 @@ from benchmarks.quality.peers import Peer, PeerQuantizer
 from benchmarks.speed.measure import Budget
 from pipelines.config import TokenizerRecipe, TrainingConfig
 from pipelines.training.losses import Bound
-from pipelines.training.optimizer import make_optimizer
+from pipelines.training.optimizer import Network, make_optimizer
 from prior import Prior, PriorConfig
 from prior.config import PriorNetworkConfig
 from tokenizer import Tokenizer
@@ -137,7 +137,7 @@ def _step(
 ) -> Callable[[], None]:
     if training.compile:
         model.compile()
-    optimizer = make_optimizer(model, training, rate_factors)
+    optimizer = make_optimizer(Network.from_config(model, training, rate_factors))
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):

@@ -4,7 +4,7 @@ And what the loop adds to forward and backward: measured within ordinary runs.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -27,10 +27,11 @@ from benchmarks.speed.steps import (
     tokenizer_step,
     wait_for,
 )
-from pipelines.command import load_run
 from pipelines.config import PriorRunConfig, RunConfig, TokenizerRunConfig, TrainingConfig
 from pipelines.data.sources import trained_images
 from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
+from pipelines.run.folder import load_run
+from pipelines.train_prior import prior_stage
 from pipelines.training.loop import make_accelerator, train
 from pipelines.training.losses import Loss
 from pipelines.training.prior_stage import PriorStage
@@ -70,7 +71,11 @@ SIZES: dict[Budget, Size] = {
     "gpu": Size(
         NetworkConfig(width=128, max_width=256, num_blocks=4),
         *(32, 256, 20, 5, "images128-rsqvae"),
-        *(PriorNetworkConfig(width=768, body_depth=12, head_depth=4, num_heads=12), 256, 120),
+        *(
+            PriorNetworkConfig(width=768, num_spatial_layers=12, num_depth_layers=4, num_heads=12),
+            256,
+            120,
+        ),
     ),
 }
 
@@ -226,7 +231,7 @@ class ProbingStage:
         self._accelerator = accelerator
         is_cpu = accelerator.device.type == "cpu"
         self._clock = time.process_time if is_cpu else time.perf_counter
-        self._latest: tuple[nn.Module, Any, int] | None = None
+        self._latest: tuple[str, Mapping[str, nn.Module], Any, int] | None = None
         self._num_steps = 0
         self._started = 0.0
         self.loop: list[float] = []
@@ -238,10 +243,10 @@ class ProbingStage:
         """All else is the stage's."""
         return getattr(self._stage, name)
 
-    def loss(self, model: nn.Module, batch: Any, step: int) -> Loss:
+    def loss(self, name: str, modules: Mapping[str, nn.Module], batch: Any, step: int) -> Loss:
         """The stage's, on a batch that is remembered."""
-        self._latest = model, batch, step
-        return self._stage.loss(model, batch, step)
+        self._latest = name, modules, batch, step
+        return self._stage.loss(*self._latest)
 
     def after_step(self, accelerator: Accelerator) -> None:
         """After some steps, a probe."""
@@ -274,7 +279,7 @@ def _measured_loop(config: RunConfig) -> dict[str, Any]:
         assert isinstance(config, PriorRunConfig)
         run = load_run(TokenizerRunConfig, config.tokenizer_dir / "config.json")
         images = trained_images(run, config.tokenizer_dir, accelerator)
-        stage = PriorStage(config, *images, accelerator)
+        stage = prior_stage(config, *images, accelerator)
         prior = stage.model.config
         facts = prior_facts(prior.network, prior.code_maps, prior.num_classes)
         codes = stage.num_codes

@@ -96,16 +96,16 @@ def decode_image(path: Path, image_size: int, channels: Channels) -> DecodedImag
 
 
 def _read_file(path: Path) -> bytes:
-    facts = path.stat()
+    status = path.stat()
     # Opening a pipe that nobody writes to would wait for ever.
-    if not stat.S_ISREG(facts.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise UnreadableImageError("not a regular file")
-    if facts.st_size == 0:
+    if status.st_size == 0:
         raise UnreadableImageError("empty")
-    if facts.st_size > MAX_BYTES:
-        raise UnreadableImageError(f"{facts.st_size:,} bytes are more than {MAX_BYTES:,}")
+    if status.st_size > MAX_BYTES:
+        raise UnreadableImageError(f"{status.st_size:,} bytes are more than {MAX_BYTES:,}")
     with path.open("rb") as file:
-        return file.read(facts.st_size)
+        return file.read(status.st_size)
 
 
 def _check_cost(image: Image.Image, content: bytes) -> None:

@@ -5,13 +5,14 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from pipelines.config import DataConfig
-from pipelines.data.cache import ImageBlock, ImageSource
+from pipelines.data.dataset import Split
+from pipelines.data.decoded_images import ImageBlock, ImageSource
 from pipelines.data.decoding import (
     VERSION,
     Channels,
@@ -118,7 +119,7 @@ def arrange(root: Path, names: list[str], field: str) -> FolderListing:
     return FolderListing(root, names, labels, class_names)
 
 
-def folder_source(config: DataConfig, split: Literal["train", "validation"]) -> ImageSource:
+def folder_source(config: DataConfig, split: Split) -> ImageSource:
     """The images of one split of `config.root`, or of `config.validation_root`.
 
     Without `validation_root`, a share of the files of `root` is held out: the first ones of a
@@ -168,15 +169,13 @@ def folder_source(config: DataConfig, split: Literal["train", "validation"]) -> 
 
 def _fingerprint(root: Path, name: str) -> tuple[str, int, int]:
     try:
-        facts = (root / name).stat()
+        status = (root / name).stat()
     except OSError:  # a dangling link, say; reading it gives the error that names it
         return name, -1, -1
-    return name, facts.st_size, facts.st_mtime_ns
+    return name, status.st_size, status.st_mtime_ns
 
 
-def _hold_out(
-    listing: FolderListing, config: DataConfig, split: Literal["train", "validation"]
-) -> FolderListing:
+def _hold_out(listing: FolderListing, config: DataConfig, split: Split) -> FolderListing:
     num_images = len(listing.names)
     num_held_out = round(config.validation_share * num_images)
     if not 0 < num_held_out < num_images:

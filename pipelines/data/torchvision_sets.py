@@ -4,12 +4,13 @@ import errno
 from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pipelines.config import DataConfig
-from pipelines.data.cache import ImageBlock, ImageSource
+from pipelines.data.dataset import Split
+from pipelines.data.decoded_images import ImageBlock, ImageSource
 from pipelines.data.decoding import VERSION, convert_image, describe_conversion
 from tokenizer.storage.errors import InputError
 
@@ -39,7 +40,7 @@ NAMED_SETS = {
 }
 
 
-def torchvision_source(config: DataConfig, split: Literal["train", "validation"]) -> ImageSource:
+def torchvision_source(config: DataConfig, split: Split) -> ImageSource:
     """One split of the set `config.dataset`; its test part is for validation.
 
     Flowers102 has a validation part of its own, which is taken instead.

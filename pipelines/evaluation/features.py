@@ -21,7 +21,7 @@ from torch.nn import functional as F  # noqa: N812
 from tokenizer.storage.configs import StrictConfig
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.files import load_safetensors, replace_file
-from tokenizer.storage.pretrained import load_weights
+from tokenizer.storage.pretrained import load_weights, weights_hash
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +162,7 @@ class TimmExtractor(FeatureExtractor):
         if config.weights is None:
             # There is no one file to hash: the tensors stand for it.
             source = f"timm/{entry['architecture']}.{entry.get('tag')} (hash over the tensors)"
-            sha256 = _tensors_sha256(network)
+            sha256 = weights_hash(network.state_dict())
         else:
             source, sha256 = config.weights.name, _file_sha256(config.weights)
         super().__init__(
@@ -280,14 +280,6 @@ def _load_timm(config: ExtractorConfig) -> Any:
 def _file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _tensors_sha256(module: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _one_line(error: Exception) -> str:

@@ -1,5 +1,6 @@
 """Reconstruction and generation, measured: each number with the protocol it was measured by."""
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 from tqdm import tqdm
 
-from pipelines.data.dataset import ImageDataset, chosen_items
+from pipelines.data.dataset import ImageDataset, chosen_items, image_shape
 from pipelines.evaluation.classifier import ClassifierExtractor
 from pipelines.evaluation.features import FeatureExtractor, FeatureOutput
 from pipelines.evaluation.metrics import (
@@ -124,7 +125,7 @@ def evaluate_reconstruction(
     values[f"{name} floor"] = frechet_distance(floor, original)
     protocol = Protocol(
         reference=validation.description,
-        reference_hash=validation.content_hash,
+        reference_hash=validation.fingerprint,
         num_reference_images=count,
         num_images=count,
         seed=config.seed,
@@ -133,7 +134,7 @@ def evaluate_reconstruction(
             "codes": "hard",
             "bound_images": NUM_BOUND_IMAGES,
             "floor": train.description,
-            "floor_hash": train.content_hash,
+            "floor_hash": train.fingerprint,
             "floor_images": len(floor_items),
         },
     )
@@ -159,9 +160,17 @@ def evaluate_generation(
     other_items = chosen_items(len(other), num_other, config.seed)
 
     sampler = pipeline.sampler(config.sampling)
+    labels = "classes in turn" if pipeline.prior.config.num_classes else "none"
+    if pipeline.prior.config.has_custom_conditioner:
+        labels = "those of the reference images"
 
     def generated(rows: np.ndarray) -> Tensor:
-        return torch.cat(list(pipeline.draw(rows.tolist(), None, config.seed, sampler, len(rows))))
+        condition = None
+        if pipeline.prior.config.has_custom_conditioner:
+            items = reference_items[rows % num_reference]
+            condition = torch.from_numpy(reference.labels[items])
+        settings = (config.seed, sampler, len(rows))
+        return torch.cat(list(pipeline.draw(rows.tolist(), None, *settings, condition=condition)))
 
     fake, real, floor = (
         extract_features(extractor, images_of, count, accelerator, title, config.batch_size)
@@ -181,7 +190,7 @@ def evaluate_generation(
         )
     protocol = Protocol(
         reference=reference.description,
-        reference_hash=reference.content_hash,
+        reference_hash=reference.fingerprint,
         num_reference_images=num_reference,
         num_images=config.num_images,
         seed=config.seed,
@@ -189,7 +198,7 @@ def evaluate_generation(
         sampling=config.sampling.model_dump(mode="json"),
         settings={
             **metric_settings(config.num_images, num_reference, config.seed),
-            "labels": "classes in turn" if pipeline.prior.config.num_classes else "none",
+            "labels": labels,
             "tokenizer_hash": pipeline.tokenizer.content_hash(),
             "prior_hash": pipeline.prior.content_hash(),
         },
@@ -200,7 +209,7 @@ def evaluate_generation(
             "sampling": {},
             "settings": {
                 "in_place_of_generated": other.description,
-                "their_hash": other.content_hash,
+                "their_hash": other.fingerprint,
             },
         }
     )
@@ -236,5 +245,5 @@ def bound_bits_per_dim(
             row_sums = torch.stack([bound.squared_errors.sum(), bound.bits_per_dim.sum()])
             sums += row_sums.double().cpu()
         squared_error, bits = (sum_over_processes(accelerator, sums) / count).tolist()
-        variance = squared_error / dataset.images[0].size
+        variance = squared_error / math.prod(image_shape(dataset))
     return float(bits)

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from pipelines.data.dataset import ImageDataset
+from pipelines.data.dataset import ImageDataset, image_shape
 from pipelines.evaluation.metrics import CodeUsage, ImageErrors, image_errors
 from pipelines.images import to_float, to_uint8
 from pipelines.processes import gather_shares, own_share, sum_over_processes
@@ -22,8 +22,8 @@ def measure_reconstruction(
 
     The work is shared by all processes; each gets the whole result.
     """
-    size = dataset.images.shape[1]
-    usage = CodeUsage(tokenizer.code_maps(size, size))
+    _, height, width = image_shape(dataset)
+    usage = CodeUsage(tokenizer.code_maps(height, width))
     own_items = items[own_share(accelerator, len(items))]
     columns = []
     for start in range(0, len(own_items), batch_size):

@@ -1,5 +1,6 @@
 """Stage one for the training loop: images, the tokenizer's objective, hard-code validation."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,8 +12,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pipelines.config import TokenizerRunConfig
-from pipelines.data.dataset import ImageDataset, chosen_items, image_hashes
-from pipelines.data.sources import load_images
+from pipelines.data.dataset import ImageDataset, chosen_items, image_hashes, image_shape
+from pipelines.data.sources import load_splits
 from pipelines.evaluation.metrics import SSIM_WINDOW, reconstruction_metrics
 from pipelines.evaluation.reconstruction import measure_reconstruction
 from pipelines.images import comparison, to_float, to_uint8
@@ -20,11 +21,13 @@ from pipelines.processes import batch_size_without_gradient, seed_everything
 from pipelines.run.log import Metrics
 from pipelines.training.layer_health import LayerHealth, relative_variances
 from pipelines.training.losses import Bound, Loss, TokenizerLoss
+from pipelines.training.optimizer import Network
+from pipelines.training.stage import Stage
 from tokenizer import Tokenizer
 from tokenizer.backbone import TimmBottomUpPath, load_backbone
+from tokenizer.quantizers import BuildQuantizer
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.files import load_safetensors
-from tokenizer.topdown import BuildQuantizer
 
 NUM_PICTURED = 16
 NUM_START_IMAGES = 512
@@ -40,12 +43,13 @@ class LoadedImages(NamedTuple):
     """(B,): which to mirror."""
 
 
-class TokenizerStage:
+class TokenizerStage(Stage[LoadedImages, Tensor]):
     """What the loop has to know to train a tokenizer.
 
     Args:
         config: The run.
         accelerator: Its processes.
+        images: For training and validation; None opens those that `config.data` names.
         quantizer: Builds quantizers from outside the package, see `Tokenizer`.
         loss: Takes the place of the recipe's.
 
@@ -53,10 +57,14 @@ class TokenizerStage:
         InputError: the data or the backbone's weights do not fit the config.
     """
 
+    main_network = "tokenizer"
+
     def __init__(
         self,
         config: TokenizerRunConfig,
         accelerator: Accelerator,
+        images: tuple[ImageDataset, ImageDataset] | None = None,
+        *,
         quantizer: BuildQuantizer | None = None,
         loss: TokenizerLoss | None = None,
     ) -> None:
@@ -80,9 +88,17 @@ class TokenizerStage:
             raise InputError(f"data.image_size: {error}") from error
         if config.backbone_weights is not None:
             _load_backbone_weights(self.model, config.backbone_weights)
-        with accelerator.main_process_first():
-            self.train_images = load_images(config.data, "train")
-            self.validation_images = load_images(config.data, "validation")
+        rate_factors = config.recipe.rate_factors(self.model.learned_roles())
+        network = Network.from_config(self.model, config.training, rate_factors)
+        self.networks = {"tokenizer": network}
+        self.train_images, self.validation_images = images or load_splits(config.data, accelerator)
+        expected = (config.data.channels, config.data.image_size, config.data.image_size)
+        for dataset in (self.train_images, self.validation_images):
+            if image_shape(dataset) != expected:
+                raise InputError(
+                    f"data.channels and data.image_size must be those of {dataset.description}: "
+                    f"{image_shape(dataset)}, got {expected}"
+                )
         self.num_items = len(self.train_images)
         self.sources = image_hashes(self.train_images, self.validation_images)
         self.device = accelerator.device
@@ -109,10 +125,10 @@ class TokenizerStage:
             return images
         return torch.where(batch.is_flipped.view(-1, 1, 1, 1), images.flip(-1), images)
 
-    def loss(self, model: nn.Module, batch: Tensor, step: int) -> Loss:
+    def loss(self, name: str, modules: Mapping[str, nn.Module], batch: Tensor, step: int) -> Loss:
         """The recipe's loss at the recipe's temperature."""
         temperature = self.temperature(step)
-        loss = self.objective(batch, model(batch, temperature))
+        loss = self.objective(batch, modules[name](batch, temperature))
         if self.model.has_posterior:
             loss.terms["temperature"] = torch.full((), temperature, device=self.device)
             loss.terms["dequantization_variance"] = self.model.dequantization_variances()
@@ -130,10 +146,6 @@ class TokenizerStage:
             self.model.after_step(
                 lambda tensor: accelerator.reduce(tensor, "sum"), lambda tensor: broadcast(tensor)
             )
-
-    def rate_factors(self) -> dict[str, float]:
-        """By name, learning rates of codebooks and variances in units of the networks'."""
-        return self.config.recipe.rate_factors(self.model.learned_roles())
 
     def validate(self, model: nn.Module, accelerator: Accelerator) -> Metrics:
         """RMSE on [0, 1], PSNR, and per layer perplexity, usage, s² and warnings; hard codes."""

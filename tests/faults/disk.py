@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipelines.command import load_run
 from pipelines.config import TokenizerRunConfig
 from pipelines.data.codes import extract_codes
 from pipelines.data.sources import load_images
 from pipelines.processes import new_accelerator
 from pipelines.run.checkpoints import TrainingState, load_state
+from pipelines.run.folder import load_run
 from prior import Prior
 from tests.faults.jobs import NOBODY, Job, error_lines
 from tests.faults.runs import (
@@ -40,7 +40,6 @@ from tokenizer.storage.errors import InputError
 NUM_TRIALS = 220
 TRIALS_PER_DISK = 11
 DAMAGES_PER_COMMAND = 20
-STATE_FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json")
 MODEL_FILES = ("config.json", "model.safetensors")
 PREVIOUS = f"step_{TOTAL_STEPS - CHECKPOINT_INTERVAL:08d}"
 
@@ -83,7 +82,7 @@ def run(folder: Path, num_trials: int, seed: int) -> Tally:
 
 def _damage(run: TinyRun, expected: TrainingState, generator: np.random.Generator) -> list[str]:
     model = run.output_dir / "model"
-    paths = [run.states()[-1] / name for name in STATE_FILES]
+    paths = sorted(run.states()[-1].iterdir())
     paths += [model / name for name in MODEL_FILES]
     cached = sorted(run.cache_dir.glob("*/*")) + sorted(run.output_dir.glob("codes/*/*"))
     paths += cached
@@ -167,7 +166,7 @@ def _naming_complaints(message: str, path: Path) -> list[str]:
 def _way_out_complaints(run: TinyRun, whole: TinyRun) -> list[str]:
     """From the command line: a damaged state is refused, then taken to the end as asked."""
     newest = run.states()[-1]
-    path = newest / "optimizer.safetensors"
+    path = newest / f"{run.stage}_optimizer.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     refused = Job(run.module, run.arguments, run.run_dir / "output")
     complaints = _refusal_complaints(refused, str(newest))
@@ -189,11 +188,11 @@ def _state_before(run: TinyRun, folder: Path) -> TrainingState:
 
 def _equal(one: TrainingState, other: TrainingState) -> bool:
     def flat(state: TrainingState) -> dict[str, torch.Tensor]:
-        named = {f"model.{name}": own for name, own in state.model.items()}
-        named |= {f"ema.{name}": own for name, own in state.ema.items()}
-        for number, tensors in state.optimizer.items():
-            named |= {f"{number}.{name}": own for name, own in tensors.items()}
-        return named
+        return {
+            f"{part}.{name}": tensor
+            for part, tensors in state.tensors.items()
+            for name, tensor in tensors.items()
+        }
 
     ours, theirs = flat(one), flat(other)
     return (

@@ -121,7 +121,7 @@ def stepping(
 
 def _saving(run: TinyRun, job: Job | RealJob, generator: np.random.Generator) -> bool:
     """While a checkpoint or the model is being written."""
-    patterns = ("state/.step_*.tmp", "model/.*tmp*", "state/.step_*.tmp/optimizer.safetensors")
+    patterns = ("state/.step_*.tmp", "model/.*tmp*", "state/.step_*.tmp/*_optimizer.safetensors")
     pattern = patterns[generator.integers(len(patterns))]
 
     def written() -> set[tuple[Path, int]]:

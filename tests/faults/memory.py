@@ -15,7 +15,7 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -271,13 +271,19 @@ class StarvedStage(TokenizerStage):
 
     starved_step = -1
 
-    def loss(self, model: torch.nn.Module, batch: torch.Tensor, step: int) -> Loss:
+    def loss(
+        self,
+        name: str,
+        modules: Mapping[str, torch.nn.Module],
+        batch: torch.Tensor,
+        step: int,
+    ) -> Loss:
         """As ever, but for that step."""
         if step == self.starved_step:
             leave_room(0)
             # What a larger network would ask for; what was freed before is used up first.
             self.taken = [torch.empty(2**22) for _ in range(2**10)]
-        return super().loss(model, batch, step)
+        return super().loss(name, modules, batch, step)
 
 
 def train_starved(arguments: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +61,14 @@ class PoisonedStage(TokenizerStage):
     """From 0."""
     step = 0
 
-    def loss(self, model: nn.Module, batch: Tensor, step: int) -> Loss:
+    def loss(self, name: str, modules: Mapping[str, nn.Module], batch: Tensor, step: int) -> Loss:
         """The loss, perhaps with a poisoned term, value or gradient."""
         self.step = step
-        loss = super().loss(model, batch, step)
+        loss = super().loss(name, modules, batch, step)
         if step != self.poisoned_step:
             return loss
         if self.poison == "term":
-            return Loss(loss.minimized, {**loss.terms, "commitment": torch.tensor(self.value)})
+            return Loss(loss.minimized, {**loss.terms, "rmse": torch.tensor(self.value)})
         if self.poison == "loss":
             return Loss(loss.minimized * self.value, loss.terms)
         if self.poison == "gradient":
@@ -113,7 +114,7 @@ def poisoned_run(generator: np.random.Generator, folder: Path) -> str:
     stage = PoisonedStage(config, accelerator)
     stage.poison, stage.poisoned_step = poison, step
     stage.value = [math.nan, math.inf, -math.inf][int(generator.integers(3))]
-    told = {"term": "commitment", "loss": "minimized", "gradient": "gradient_norm"}
+    told = {"term": "rmse", "loss": "minimized", "gradient": "gradient_norm"}
     wanted = rf"step {step + 1}: .*{told.get(poison)} is "
     if poison == "weight":  # seen where it is saved, or in the next step's loss
         wanted = rf"step ({step + 1}: \S*decoder\S* is not finite|{step + 2}: .*loss is )"

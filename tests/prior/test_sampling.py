@@ -40,7 +40,13 @@ def make_prior(
 ) -> Prior:
     """A small prior; with the default sharpness its outputs are far from uniform."""
     torch.manual_seed(0)
-    fields = {"width": 16, "body_depth": 2, "head_depth": 1, "num_heads": 2, **network}
+    fields = {
+        "width": 16,
+        "num_spatial_layers": 2,
+        "num_depth_layers": 1,
+        "num_heads": 2,
+        **network,
+    }
     config = PriorConfig(
         network=PriorNetworkConfig.model_validate({"order": order, **fields}),
         code_maps=code_maps,

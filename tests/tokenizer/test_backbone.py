@@ -156,9 +156,7 @@ def test_weights_that_lack_one_or_have_another_shape_change_nothing() -> None:
     weights = timm.create_model(NAME).state_dict()
     name = "blocks.1.0.conv_dw.weight"
     lacking = {key: value for key, value in weights.items() if key != name}
-    with pytest.raises(
-        InputError, match=rf"w\.safetensors lacks '{name}', which the backbone needs"
-    ):
+    with pytest.raises(InputError, match=rf"w\.safetensors lacks .* '{name}'"):
         load_backbone(path, lacking, "w.safetensors")
     with pytest.raises(InputError, match=rf"w\.safetensors: '{name}' must have shape"):
         load_backbone(path, {**weights, name: torch.zeros(1)}, "w.safetensors")

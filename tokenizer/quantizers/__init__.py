@@ -1,5 +1,6 @@
 """Quantizers: latents to code indices and code vectors."""
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -12,6 +13,7 @@ from tokenizer.storage.configs import StrictConfig
 
 __all__ = [
     "QUANTIZERS",
+    "BuildQuantizer",
     "CustomQuantizerConfig",
     "FiniteScalarQuantizer",
     "FiniteScalarQuantizerConfig",
@@ -41,6 +43,9 @@ QuantizerConfig = Annotated[
     | CustomQuantizerConfig,
     Field(discriminator="kind"),
 ]
+
+BuildQuantizer = Callable[[GroupConfig], Quantizer]
+"""What builds the quantizer of a group: a class from outside the package, say."""
 
 QUANTIZERS: dict[type[StrictConfig], Any] = {
     StochasticQuantizerConfig: StochasticQuantizer,

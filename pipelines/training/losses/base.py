@@ -9,12 +9,12 @@ from tokenizer import TokenizerOutput
 
 
 class Loss(NamedTuple):
-    """What a stage computes on one micro-batch."""
+    """What a stage computes on one micro-batch for one network."""
 
     minimized: Tensor
     """Scalar whose gradient is followed."""
     terms: dict[str, Tensor]
-    """Scalars and vectors to log."""
+    """Scalars and vectors to log; `loss`, if it is not among them, is `minimized`."""
 
 
 @runtime_checkable
@@ -24,4 +24,4 @@ class TokenizerLoss(Protocol):
     def __call__(
         self, images: Float[Tensor, "batch channels height width"], output: TokenizerOutput
     ) -> Loss:
-        """The loss of some images on [-1, 1]; its terms need a scalar "loss"."""
+        """The loss of some images on [-1, 1]."""

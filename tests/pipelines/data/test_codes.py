@@ -123,7 +123,7 @@ def test_another_tokenizer_other_images_or_options_make_another_cache(
         tokenizer.content_hash(),
         other_tokenizer.content_hash(),
     }
-    assert {own["data"] for own in facts} == {images.content_hash, other_images.content_hash}
+    assert {own["data"] for own in facts} == {images.fingerprint, other_images.fingerprint}
 
 
 class InterruptedImages(ImageDataset):

@@ -22,8 +22,7 @@ import torchvision
 from PIL import Image
 
 from pipelines.config import DataConfig
-from pipelines.data.cache import ImageBlock, ImageSource, load_or_store
-from pipelines.data.dataset import ImageDataset
+from pipelines.data.decoded_images import DecodedImages, ImageBlock, ImageSource, load_or_store
 from pipelines.data.shapes import CLASS_NAMES, draw_shapes
 from pipelines.data.sources import load_images
 from pipelines.images import to_float, to_uint8
@@ -54,7 +53,7 @@ def folder_config(tmp_path: Path, **fields: Any) -> DataConfig:
     return DataConfig(dataset="folder", **{"image_size": 8, **fields})
 
 
-def load_all(tmp_path: Path, **fields: Any) -> ImageDataset:
+def load_all(tmp_path: Path, **fields: Any) -> DecodedImages:
     """Every image of the folder: the validation images lie elsewhere."""
     save(tmp_path / "held_out" / "image.png", noise(8, 8, seed=9999))
     config = folder_config(tmp_path, validation_root=tmp_path / "held_out", **fields)
@@ -114,12 +113,12 @@ def test_the_images_on_disk_are_read_only(tmp_path: Path) -> None:
         dataset.images[0] = 0
 
 
-def test_the_content_hash_is_that_of_images_labels_and_class_names(tmp_path: Path) -> None:
+def test_the_fingerprint_is_that_of_images_labels_and_class_names(tmp_path: Path) -> None:
     dataset = load_images(DataConfig(num_images=3, image_size=4, cache_dir=tmp_path), "train")
     content = draw_shapes(0, "train", np.arange(3), 4, 3).tobytes()
     content += np.arange(3, dtype="<i8").tobytes()
     content += json.dumps([3, 4, 4, 3, *CLASS_NAMES]).encode()
-    assert dataset.content_hash == hashlib.sha256(content).hexdigest()
+    assert dataset.fingerprint == hashlib.sha256(content).hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -546,23 +545,23 @@ def test_images_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.delattr("pipelines.data.folder.decode_image")
     second = load_all(tmp_path)
     np.testing.assert_array_equal(first.images, second.images)
-    assert second.content_hash == first.content_hash
+    assert second.fingerprint == first.fingerprint
     assert second.description == first.description
 
 
 def test_another_file_time_size_or_setting_is_decoded_anew(tmp_path: Path) -> None:
     root = save_classes(tmp_path / "images", ["."])
-    hashes = [load_all(tmp_path).content_hash]
+    hashes = [load_all(tmp_path).fingerprint]
     facts = (root / "0.png").stat()
     save(root / "0.png", noise(8, 8, seed=50))
     os.utime(root / "0.png", ns=(facts.st_atime_ns, facts.st_mtime_ns + 1))
-    hashes.append(load_all(tmp_path).content_hash)
+    hashes.append(load_all(tmp_path).fingerprint)
     (root / "0.png").rename(root / "9.png")
-    hashes.append(load_all(tmp_path).content_hash)
+    hashes.append(load_all(tmp_path).fingerprint)
     (root / "9.png").unlink()
-    hashes.append(load_all(tmp_path).content_hash)
-    hashes.append(load_all(tmp_path, image_size=4).content_hash)
-    hashes.append(load_all(tmp_path, channels=1).content_hash)
+    hashes.append(load_all(tmp_path).fingerprint)
+    hashes.append(load_all(tmp_path, image_size=4).fingerprint)
+    hashes.append(load_all(tmp_path, channels=1).fingerprint)
     assert len(set(hashes)) == len(hashes)
 
 
@@ -571,7 +570,7 @@ def test_content_is_the_same_wherever_the_folder_lies(tmp_path: Path) -> None:
     first = load_all(tmp_path)
     (tmp_path / "images").rename(tmp_path / "moved")
     second = load_all(tmp_path, root=tmp_path / "moved")
-    assert first.content_hash == second.content_hash
+    assert first.fingerprint == second.fingerprint
 
 
 @pytest.mark.parametrize("name", ["images.npy", "labels.npy", "facts.json"])
@@ -633,7 +632,7 @@ def test_the_first_of_two_writers_wins_and_the_other_reads(
 ) -> None:
     caplog.set_level(logging.INFO)
     stored = load_or_store(tmp_path, source_that_is_overtaken(tmp_path), (4, 4, 1))
-    assert stored.facts.class_names == ("a", "b")
+    assert stored.class_names == ("a", "b")
     assert stored.labels.tolist() == [0, 1]
     assert len(list(tmp_path.iterdir())) == 1
     assert "was stored by another process meanwhile" in caplog.text

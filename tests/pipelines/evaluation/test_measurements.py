@@ -101,7 +101,7 @@ def test_each_number_carries_its_protocol(
 ) -> None:
     protocol = results["FD-test_resnet"]["protocol"]
     assert protocol["reference"] == splits[0].description
-    assert protocol["reference_hash"] == splits[0].content_hash
+    assert protocol["reference_hash"] == splits[0].fingerprint
     assert protocol["num_reference_images"] == protocol["num_images"] == 32
     assert protocol["seed"] == 5
     assert protocol["extractor"] == extractor.protocol
@@ -131,7 +131,7 @@ def test_the_floor_compares_the_other_split_at_the_same_number(
     entry = results["FD-test_resnet floor"]
     assert entry["protocol"]["num_images"] == 32
     assert entry["protocol"]["sampling"] == {}
-    assert entry["protocol"]["settings"]["their_hash"] == splits[1].content_hash
+    assert entry["protocol"]["settings"]["their_hash"] == splits[1].fingerprint
     one, other = (own.images_at(chosen_items(len(own), 32, 5)) for own in splits)
     floor = frechet_distance(extractor(other).features, extractor(one).features)
     assert entry["value"] == pytest.approx(floor, rel=1e-4)
@@ -148,7 +148,7 @@ def test_generations_may_be_compared_with_the_validation_images(
         pipeline, splits, extractor, num_images=20, reference="validation", sampling=sampling
     )
     protocol = results["FD-test_resnet"]["protocol"]
-    assert protocol["reference_hash"] == splits[1].content_hash
+    assert protocol["reference_hash"] == splits[1].fingerprint
     assert protocol["sampling"]["temperature"] == [1.0, 0.9, 0.8]
     assert protocol["sampling"]["top_k"] == [None, 4, 4]
 
@@ -182,7 +182,7 @@ def test_reconstructions_are_measured_on_the_validation_images(
     )
     assert results.keys() == RECONSTRUCTION
     protocol = results["RMSE"]["protocol"]
-    assert protocol["reference_hash"] == splits[1].content_hash
+    assert protocol["reference_hash"] == splits[1].fingerprint
     assert protocol["num_images"] == 32
     assert protocol["sampling"] == {}
     assert results["nominal_bits"]["value"] == 3 * (2 * 4 + 16)
@@ -229,7 +229,7 @@ def test_an_own_classifier_says_what_share_is_of_the_class_asked_for(
     assert 0 <= agreement <= 1
     assert of_real_images > 2 / 8  # twice what guessing gives
     protocol = results["FD-OwnClassifier"]["protocol"]
-    assert protocol["extractor"]["trained_on_hash"] == splits[0].content_hash
+    assert protocol["extractor"]["trained_on_hash"] == splits[0].fingerprint
     assert not any("FID" in name for name in results)
 
 

@@ -18,12 +18,13 @@ import pipelines.training.loop
 from pipelines.config import PriorRunConfig, TokenizerRunConfig, TrainingConfig
 from pipelines.presets import TOKENIZER_PRESETS
 from pipelines.run.checkpoints import load_state
-from pipelines.run.folder import locked
+from pipelines.run.folder import load_run, locked
 from pipelines.train_prior import train_prior
 from pipelines.train_tokenizer import train_tokenizer
 from pipelines.training.divergence import DivergenceError
-from pipelines.training.loop import learning_rate, make_accelerator
+from pipelines.training.loop import make_accelerator
 from pipelines.training.losses import Loss
+from pipelines.training.optimizer import learning_rate
 from tests import workers
 from tests.tiny_runs import (
     CrashError,
@@ -223,7 +224,7 @@ def test_a_run_may_go_on_with_smaller_micro_batches(
     train_tokenizer(smaller)
     assert "training.gradient_accumulation_steps is 2 from here on, it was 1" in caplog.text
     assert [line["step"] for line in logged(config.output_dir)][-1] == 4
-    saved = TokenizerRunConfig.model_validate_json((config.output_dir / "config.json").read_text())
+    saved = load_run(TokenizerRunConfig, config.output_dir / "config.json")
     assert saved == smaller
 
 
