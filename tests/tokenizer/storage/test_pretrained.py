@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from tokenizer import InputError, Tokenizer, hq_vae
 from tokenizer.builders import deterministic
-from tokenizer.config import NearestQuantizerConfig, NetworkConfig
+from tokenizer.config import NetworkConfig
+from tokenizer.quantizers import NearestQuantizerConfig
 from tokenizer.storage.configs import StrictConfig
 from tokenizer.storage.files import load_safetensors, replace_file
 from tokenizer.storage.pretrained import PretrainedModule, load_weights, weights_hash
