@@ -128,14 +128,6 @@ def test_evaluation_and_encoding_leave_no_trace_in_the_next_update() -> None:
         assert torch.equal(tensor, reference.state_dict()[name])
 
 
-def test_each_update_counts_a_batch_once() -> None:
-    quantizer = make_quantizer(decay=0.0, restart_threshold=0.0)
-    for batch in (1, 3):
-        quantizer(random_latents(batch=batch), "mixture")
-        quantizer.after_step(itself, itself)
-        assert quantizer.get_buffer("mean_count_0").sum() == 6 * batch
-
-
 def test_a_dead_code_restarts_as_an_input_and_a_living_one_does_not() -> None:
     quantizer = make_quantizer((4,))
     latents = random_latents()
