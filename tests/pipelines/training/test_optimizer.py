@@ -1,51 +1,97 @@
-"""Which parameters decay, and how fast each learns."""
+"""Which parameters decay, how fast each learns, and how an optimizer is saved."""
+
+import math
+from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from pipelines.config import TokenizerRecipe, TrainingConfig
-from pipelines.training.losses import Bound
-from pipelines.training.optimizer import make_optimizer, set_learning_rate
-from tests.tokenizer.tiny import BASELINE, HYBRID, random_images
+from pipelines.training.optimizer import (
+    Network,
+    learning_rate,
+    make_optimizer,
+    optimizer_tensors,
+    restore_optimizer,
+    set_learning_rate,
+)
 from tokenizer import Tokenizer
+from tokenizer.builders import deterministic, sq_vae_2
+from tokenizer.config import NetworkConfig
+
+CONFIG = sq_vae_2((8, 4), 4, 3, networks=NetworkConfig(patch_size=2, width=8, num_blocks=1))
 
 
-def optimizer_of(
-    tokenizer: Tokenizer, rate: float, weight_decay: float = 0.0, **recipe: float
-) -> torch.optim.Optimizer:
-    factors = TokenizerRecipe(**recipe).rate_factors(tokenizer.learned_roles())
-    optimizer = make_optimizer(tokenizer, TrainingConfig(weight_decay=weight_decay), factors)
-    set_learning_rate(optimizer, rate)
-    return optimizer
+@given(st.integers(1, 50), st.integers(1, 50))
+def test_the_rate_rises_to_its_peak_and_a_cosine_ends_at_zero(warmup: int, rest: int) -> None:
+    total = warmup + rest
+    config = TrainingConfig(total_steps=total, warmup_steps=warmup, learning_rate=0.3)
+    rates = [learning_rate(config, step) for step in range(total + 1)]
+    assert rates[:warmup] == pytest.approx([0.3 * (n + 1) / warmup for n in range(warmup)])
+    cosine = [0.15 + 0.15 * math.cos(math.pi * n / rest) for n in range(rest + 1)]
+    assert rates[warmup:] == pytest.approx(cosine, abs=1e-12)
+    constant = config.model_copy(update={"schedule": "constant"})
+    assert {learning_rate(constant, step) for step in range(warmup, total)} == {0.3}
 
 
-def by_name(tokenizer: Tokenizer, optimizer: torch.optim.Optimizer, key: str) -> dict[str, float]:
-    by_id = {id(p): group[key] for group in optimizer.param_groups for p in group["params"]}
-    return {name: by_id[id(parameter)] for name, parameter in tokenizer.named_parameters()}
+def options_by_name(tokenizer: Tokenizer) -> dict[str, tuple[float, float]]:
+    """Learning rate and weight decay, in units of 0.01 and 1, with a recipe of its own."""
+    factors = TokenizerRecipe(codebook_rate=7.0, variance_rate=3.0).rate_factors(
+        tokenizer.learned_roles()
+    )
+    network = Network.from_config(tokenizer, TrainingConfig(weight_decay=1.0), factors)
+    optimizer = make_optimizer(network)
+    set_learning_rate(optimizer, 0.01)
+    return {
+        name: (group["lr"] / 0.01, group["weight_decay"])
+        for group in optimizer.param_groups
+        for name in group["param_names"]
+    }
 
 
-def test_codebooks_and_variances_learn_at_their_own_rates() -> None:
-    tokenizer = Tokenizer(HYBRID)
-    optimizer = optimizer_of(tokenizer, 0.01, codebook_rate=7.0, variance_rate=3.0)
-    for name, rate in by_name(tokenizer, optimizer, "lr").items():
-        factor = 7.0 if ".codebooks." in name else 3.0 if name.endswith("log_variances") else 1.0
-        assert rate == pytest.approx(0.01 * factor), name
-    baseline = Tokenizer(BASELINE)
-    assert set(by_name(baseline, optimizer_of(baseline, 0.01), "lr").values()) == {0.01}
-
-
-def test_a_variance_rate_of_zero_keeps_the_variances() -> None:
-    tokenizer, images = Tokenizer(HYBRID), random_images().float()
-    before = tokenizer.dequantization_variances().clone()
-    optimizer = optimizer_of(tokenizer, 0.1, variance_rate=0.0)
-    Bound(TokenizerRecipe(), has_posterior=True)(images, tokenizer(images)).minimized.backward()
-    optimizer.step()
-    assert torch.equal(tokenizer.dequantization_variances(), before)
-
-
-def test_decay_spares_codebooks_variances_and_vectors() -> None:
-    tokenizer = Tokenizer(HYBRID)
-    decays = by_name(tokenizer, optimizer_of(tokenizer, 0.1, weight_decay=0.1), "weight_decay")
-    spared = tokenizer.no_weight_decay()
+def test_codebooks_and_variances_learn_at_rates_of_their_own_and_do_not_decay() -> None:
+    tokenizer = Tokenizer(CONFIG)
+    options = options_by_name(tokenizer)
     for name, parameter in tokenizer.named_parameters():
-        assert decays[name] == (0.1 if parameter.ndim > 1 and name not in spared else 0.0), name
+        factor = 7.0 if ".codebooks." in name else 3.0 if name.endswith("log_variances") else 1.0
+        decay = 1.0 if parameter.ndim > 1 and factor == 1 else 0.0
+        assert options[name] == (pytest.approx(factor), decay), name
+    baseline = options_by_name(Tokenizer(deterministic(CONFIG)))
+    assert {rate for rate, _ in baseline.values()} == {1.0}
+
+
+def test_a_restored_optimizer_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    """By name: the order of the parameters may change. Layouts are those of the weights."""
+
+    def make(*names: str) -> tuple[dict[str, torch.nn.Parameter], torch.optim.Optimizer]:
+        module = torch.nn.Module()
+        for name in names:
+            weight = torch.full((1, 2, 3, 3), float(len(name)))
+            weight = weight.contiguous(memory_format=torch.channels_last)
+            module.register_parameter(name, torch.nn.Parameter(weight))
+        rates = {"ab": 0.0}
+        return dict(module.named_parameters()), make_optimizer(
+            Network(module, lambda step: 0.1, rates)
+        )
+
+    def step(weights: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+        for name, weight in weights.items():
+            weight.grad = torch.arange(18.0).view_as(weight) * len(name) * weight.detach()
+        optimizer.step()
+
+    weights, optimizer = make("a", "ab", "abc")
+    step(weights, optimizer)
+    save_file(
+        {name: own.contiguous() for name, own in optimizer_tensors(optimizer).items()},
+        tmp_path / "optimizer.safetensors",
+    )
+    others, restored = make("abc", "ab", "a")
+    for name, weight in others.items():
+        weight.data.copy_(weights[name])
+    restore_optimizer(restored, load_file(tmp_path / "optimizer.safetensors"))
+    step(weights, optimizer)
+    step(others, restored)
+    assert all(torch.equal(others[name], weights[name]) for name in weights)
