@@ -110,7 +110,7 @@ def test_training_uses_as_many_files_as_check_data_says(
 @pytest.mark.parametrize(
     ("names", "obstacle"),
     [
-        ([], "holds no PNG, JPEG or WebP images"),
+        ([], "holds no PNG, JPEG, WebP, BMP or TIFF images"),
         (["a.png", "b/c.png"], "mixes 1 images with class folders"),
     ],
 )

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from pipelines.data import folder_scan
-from pipelines.data.folder_scan import Finding, FolderScan, printable, scan_folder
+from pipelines.data.folder_scan import (
+    OF_A_SYSTEM,
+    OTHER_SUFFIX,
+    Finding,
+    FolderScan,
+    folders_without_images,
+    printable,
+    scan_folder,
+)
 
 
 def touch(path: Path) -> Path:
@@ -17,26 +25,34 @@ def touch(path: Path) -> Path:
 
 
 def test_images_are_told_by_suffix_in_any_case_and_script(tmp_path: Path) -> None:
-    names = sorted(["a.png", "B.PNG", "c/d.jpeg", "c/e.WebP", "имя/名前.jpg", "नाम.png", "🙂.png"])
+    names = ["a.png", "B.PNG", "c/d.jpeg", "c/e.WebP", "имя/名前.jpg", "नाम.png", "🙂.png"]
+    names = sorted([*names, "f.JFIF", "g.jpe", "h.jif", "i.bmp", "j.tif", "c/k.TIFF"])
     for name in names:
         touch(tmp_path / name)
-    assert scan_folder(tmp_path, follow_links=False) == FolderScan(names, [], [], [])
+    found = scan_folder(tmp_path, follow_links=False)
+    assert found == FolderScan(names, [], [], [], ["c", "имя"])
 
 
 def test_hidden_entries_and_other_suffixes_are_left_out_each_with_its_reason(
     tmp_path: Path,
 ) -> None:
-    for name in ("a.gif", "b", ".c.png", ".d/e.png", "f/notes.txt"):
+    junk = ("@eaDir/a.JPG/THUMB.jpg", "f/._x.jpg", "f/Thumbs.db", "f/__MACOSX/b.png")
+    for name in ("a.gif", "b", ".c.png", ".d/e.png", "f/notes.txt", *junk):
         touch(tmp_path / name)
     scan = scan_folder(tmp_path, follow_links=False)
     assert scan.images == scan.refused == []
     assert scan.left_out == [
         (".c.png", "is hidden"),
         (".d", "is hidden"),
-        ("a.gif", "is not named .png, .jpg, .jpeg, .webp"),
-        ("b", "is not named .png, .jpg, .jpeg, .webp"),
-        ("f/notes.txt", "is not named .png, .jpg, .jpeg, .webp"),
+        ("@eaDir", OF_A_SYSTEM),
+        ("a.gif", "is a GIF, which is not read"),
+        ("b", OTHER_SUFFIX),
+        ("f/._x.jpg", "is hidden"),
+        ("f/Thumbs.db", OTHER_SUFFIX),
+        ("f/__MACOSX", OF_A_SYSTEM),
+        ("f/notes.txt", OTHER_SUFFIX),
     ]
+    assert folders_without_images(scan) == ["f"]
 
 
 @pytest.fixture
