@@ -110,8 +110,8 @@ class Prior(PretrainedModule[PriorConfig]):
         if version > 1:
             return weights
         return {
-            ".".join([MODULES_OF_FORMAT_1.get(first, first), *rest]): weight
-            for (first, *rest), weight in ((n.split("."), own) for n, own in weights.items())
+            ".".join([MODULES_OF_FORMAT_1.get(first, first), *rest]): weights[name]
+            for name, (first, *rest) in ((name, name.split(".")) for name in weights)
         }
 
     def load_code_vectors(self, code_vectors: Sequence[Sequence[Tensor]]) -> None:
