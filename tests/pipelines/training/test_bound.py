@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipelines.config import TokenizerRecipe
 from pipelines.training.losses import Bound, Loss
+from pipelines.training.losses.bound import mean_squared_error
 from tests.tokenizer.tiny import (
     FSQ,
     HYBRID,
@@ -249,3 +250,21 @@ def test_the_first_losses_are_the_golden_ones() -> None:
         losses.append(loss.terms["loss"].item())
     losses.append(bound(images, tokenizer.eval()(images)).terms["loss"].item())
     assert losses == pytest.approx(json.loads(GOLDEN.read_text())["losses"], rel=1e-6)
+
+
+@pytest.mark.parametrize("num_parts", [2, 4])
+def test_the_gradient_of_parts_is_that_of_the_whole_batch(num_parts: int) -> None:
+    images = random_images(batch=8)
+    images[4:] = images[4:] / 100 + 1  # nearly blank: the logarithm of a part is another one
+    tokenizer = make_tokenizer(deterministic(HYBRID))
+    bound = Bound(TokenizerRecipe(likelihood="closed_form"), has_posterior=False)
+    bound(images, tokenizer(images)).minimized.backward()
+    whole = [parameter.grad.clone() for parameter in tokenizer.parameters()]
+    tokenizer.zero_grad()
+    outputs = [(part, tokenizer(part)) for part in images.chunk(num_parts)]
+    error = torch.stack([mean_squared_error(*part) for part in outputs]).mean().detach()
+    for part in outputs:
+        loss = bound(*part, error)
+        (loss.minimized / num_parts).backward()
+    for parameter, expected in zip(tokenizer.parameters(), whole, strict=True):
+        torch.testing.assert_close(parameter.grad, expected)
