@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,6 +78,13 @@ for name in {names}:
     assert (sys.excepthook, threading.excepthook, list(warnings.filters)) == before, name
 """
     assert output_of(program) == []
+
+
+def test_what_is_installed_is_every_package() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    inits = [path for package in PACKAGES for path in (ROOT / package).rglob("__init__.py")]
+    found = {".".join(path.parent.relative_to(ROOT).parts) for path in inits}
+    assert set(settings["packages"]) == found
 
 
 def tree() -> str:

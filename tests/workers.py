@@ -1,8 +1,6 @@
 """What the tests run in processes of their own; each function is the whole of one process."""
 
 import os
-import resource
-import runpy
 import sys
 import threading
 from pathlib import Path
@@ -22,6 +20,7 @@ from pipelines.run.folder import load_run
 from pipelines.train_prior import train_prior
 from pipelines.training.loop import make_accelerator, train
 from pipelines.training.tokenizer_stage import LoadedImages, TokenizerStage
+from tests.faults.jobs import run_command
 from tests.faults.memory import leave_room
 from tests.tiny_runs import RunConfigs
 from tokenizer import Tokenizer
@@ -40,21 +39,9 @@ def command(
 
     No file may exceed `file_size` bytes; this process may take `room` bytes more than it has.
     """
-    torch.set_num_threads(1)
-    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    if file_size is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, resource.RLIM_INFINITY))
     if room is not None:
         leave_room(room)
-    sys.argv = [module, *arguments]
-    sys.modules.pop(module, None)  # it will be run, not imported
-    try:
-        runpy.run_module(module, run_name="__main__")
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+    run_command(module, arguments, output, file_size=file_size)
 
 
 class RecordingStage(TokenizerStage):

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from pydantic import ValidationError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from prior import Condition, Prior, PriorConfig, PriorNetworkConfig
@@ -82,54 +81,32 @@ def test_probabilities_of_all_code_combinations_sum_to_one(order: str) -> None:
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_log_prob_sums_the_log_softmax_of_the_codes(order: str) -> None:
+def test_losses_are_cross_entropies_with_the_codes_or_soft_targets(order: str) -> None:
     prior = make_prior(order=order)
     indices, labels = random_indices(prior, 3), torch.tensor([0, 2, 1])
-    expected = torch.zeros(3, dtype=torch.float64)
-    codes = prior.ordering.flatten(indices)
-    places = prior.ordering.mask.nonzero().tolist()
-    for (step, slot), logits in zip(places, every_logit(prior, indices, labels), strict=True):
-        log_probs = logits.double().log_softmax(-1)
-        expected += log_probs[torch.arange(3), codes[:, step, slot]]
-    log_prob = prior.log_prob(indices, labels)
-    torch.testing.assert_close(log_prob.double(), expected, rtol=1e-6, atol=1e-5)
-    output = prior(indices, labels)
-    torch.testing.assert_close(output.loss, -log_prob.mean())
-    torch.testing.assert_close(output.nats_per_layer.sum(), output.loss)
-    assert output.nats_per_layer.shape == (3,)
-    torch.testing.assert_close(prior.bits_per_image(indices, labels), -log_prob / math.log(2))
-
-
-def test_a_new_prior_starts_near_uniform() -> None:
-    prior = make_prior(sharpness=1.0)
-    uniform = 4 * math.log(5) + 4 * math.log(4) + 16 * math.log(6)
-    loss = prior(random_indices(prior, 8), torch.zeros(8, dtype=torch.int64)).loss
-    assert loss.item() == pytest.approx(uniform, rel=0.05)
-
-
-@CONDITIONS
-def test_images_of_a_batch_are_independent(condition: str) -> None:
-    prior = make_prior(condition=condition)
-    indices, labels = random_indices(prior, 4), [0, 2, 1, 0]
-    together = prior.log_prob(indices, inputs_of(prior, labels))
-    for image in range(4):
-        rows = slice(image, image + 1)
-        alone = prior.log_prob([group[rows] for group in indices], inputs_of(prior, labels[rows]))
-        torch.testing.assert_close(alone, together[rows])
-
-
-def test_soft_targets_weigh_the_log_probabilities() -> None:
-    prior = make_prior()
-    indices, labels = random_indices(prior, 2), torch.tensor([0, 2])
     logits = prior.logits(indices, labels)
-    targets = [[torch.rand_like(layer).softmax(-1) for layer in group] for group in logits]
-    expected = [
-        -(target * layer.log_softmax(-1)).sum((1, 2, 3)).mean()
-        for pair in zip(targets, logits, strict=True)
-        for target, layer in zip(*pair, strict=True)
+    hard = [
+        [
+            nn.functional.one_hot(*pair)
+            for pair in zip(codes.unbind(1), m.codebook_sizes, strict=True)
+        ]
+        for codes, m in zip(indices, prior.config.code_maps, strict=True)
     ]
-    output = prior(indices, labels, targets)
-    torch.testing.assert_close(output.nats_per_layer, torch.stack(expected))
+    soft = [[torch.rand_like(layer).softmax(-1) for layer in group] for group in logits]
+    for targets, given in ((hard, None), (soft, soft)):
+        nats = [
+            -(target * layer.log_softmax(-1)).sum((1, 2, 3))
+            for pair in zip(targets, logits, strict=True)
+            for target, layer in zip(*pair, strict=True)
+        ]
+        output = prior(indices, labels, given)
+        torch.testing.assert_close(output.nats_per_layer, torch.stack(nats).mean(1))
+        torch.testing.assert_close(output.loss, torch.stack(nats).sum(0).mean())
+        if given is None:
+            log_prob = -torch.stack(nats).sum(0)
+            torch.testing.assert_close(prior.log_prob(indices, labels), log_prob)
+            bits = prior.bits_per_image(indices, labels)
+            torch.testing.assert_close(bits, -log_prob / math.log(2))
 
 
 @pytest.mark.parametrize("code_maps", [PYRAMID, FLAT, SINGLE], ids=["pyramid", "flat", "single"])
@@ -243,31 +220,18 @@ def test_a_prior_of_format_1_loads_and_gives_the_same_likelihoods() -> None:
     ]
     log_prob = prior.log_prob(indices, torch.arange(4)).tolist()
     assert log_prob == pytest.approx(expected["log_prob"], rel=1e-5)
+    # States of its optimizers go by the numbers of the parameters.
+    names = ["start", "position_embedding", "slot_embedding", "conditioner.embedding"]
+    assert [name for name, _ in prior.named_parameters()][:4] == names
 
 
-def test_parameters_come_in_the_order_in_which_optimizers_of_format_1_number_them() -> None:
-    (path,) = (V1 / "prior_run").glob("prior/state/*/optimizer.safetensors")
-    saved = {
-        int("".join(filter(str.isdigit, name.removesuffix("exp_avg")))): tensor.shape
-        for name, tensor in load_file(path).items()
-        if name.endswith("exp_avg")
-    }
-    prior = Prior.from_pretrained(V1 / "prior_run" / "prior" / "model")
-    assert [saved[number] for number in sorted(saved)] == [own.shape for own in prior.parameters()]
-    first = [name for name, _ in prior.named_parameters()][:4]
-    assert first == ["start", "position_embedding", "slot_embedding", "conditioner.embedding"]
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
+def test_wrong_network_settings_are_rejected() -> None:
+    for fields, message in (
         ({"width": 30, "num_heads": 4}, "width must be a multiple of num_heads = 4, got 30"),
         ({"width": 12, "num_heads": 2, "positions": "rotary"}, "multiple of 4 for rotary"),
-    ],
-)
-def test_wrong_network_settings_are_rejected(fields: dict[str, object], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
-        PriorNetworkConfig.model_validate(fields)
+    ):
+        with pytest.raises(ValidationError, match=message):
+            PriorNetworkConfig.model_validate(fields)
 
 
 def test_a_conditioner_that_the_config_does_not_name_is_refused_and_the_other_way(

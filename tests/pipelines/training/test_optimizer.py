@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from pipelines.config import TokenizerRecipe, TrainingConfig
 from pipelines.training.optimizer import (
@@ -63,35 +64,28 @@ def test_codebooks_and_variances_learn_at_rates_of_their_own_and_do_not_decay() 
     assert {rate for rate, _ in baseline.values()} == {1.0}
 
 
+def make(*names: str) -> tuple[nn.ParameterDict, torch.optim.Optimizer]:
+    start = torch.ones(1, 2, 3, 3).contiguous(memory_format=torch.channels_last)
+    weights = nn.ParameterDict({name: nn.Parameter(start.clone()) for name in names})
+    return weights, make_optimizer(Network(weights, lambda step: 0.1, rate_factors={"b": 0.5}))
+
+
+def take_step(weights: nn.ParameterDict, optimizer: torch.optim.Optimizer, scale: int) -> None:
+    for number, name in enumerate("abc"):
+        gradient = torch.arange(18.0).view_as(weights[name])
+        weights[name].grad = torch.empty_like(weights[name]).copy_(gradient * (number + scale))
+    optimizer.step()
+
+
 def test_a_restored_optimizer_goes_on_bit_for_bit(tmp_path: Path) -> None:
     """By name: the order of the parameters may change. Layouts are those of the weights."""
-
-    def make(*names: str) -> tuple[dict[str, torch.nn.Parameter], torch.optim.Optimizer]:
-        module = torch.nn.Module()
-        for name in names:
-            weight = torch.full((1, 2, 3, 3), float(len(name)))
-            weight = weight.contiguous(memory_format=torch.channels_last)
-            module.register_parameter(name, torch.nn.Parameter(weight))
-        rates = {"ab": 0.0}
-        return dict(module.named_parameters()), make_optimizer(
-            Network(module, lambda step: 0.1, rates)
-        )
-
-    def step(weights: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-        for name, weight in weights.items():
-            weight.grad = torch.arange(18.0).view_as(weight) * len(name) * weight.detach()
-        optimizer.step()
-
-    weights, optimizer = make("a", "ab", "abc")
-    step(weights, optimizer)
-    save_file(
-        {name: own.contiguous() for name, own in optimizer_tensors(optimizer).items()},
-        tmp_path / "optimizer.safetensors",
-    )
-    others, restored = make("abc", "ab", "a")
-    for name, weight in others.items():
-        weight.data.copy_(weights[name])
+    weights, optimizer = make(*"abc")
+    take_step(weights, optimizer, 1)
+    tensors = {name: own.contiguous() for name, own in optimizer_tensors(optimizer).items()}
+    save_file(tensors, tmp_path / "optimizer.safetensors")
+    others, restored = make(*"cba")
+    others.load_state_dict(weights.state_dict())
     restore_optimizer(restored, load_file(tmp_path / "optimizer.safetensors"))
-    step(weights, optimizer)
-    step(others, restored)
+    for network in ((weights, optimizer), (others, restored)):
+        take_step(*network, -2)
     assert all(torch.equal(others[name], weights[name]) for name in weights)
