@@ -24,7 +24,7 @@ from tests.tokenizer.tiny import (
     random_images,
     seeded,
 )
-from tokenizer import Tokenizer, TokenizerConfig, hq_vae, rsq_vae, sq_vae, sq_vae_2
+from tokenizer import Tokenizer, TokenizerConfig, TokenizerOutput, hq_vae, rsq_vae, sq_vae, sq_vae_2
 from tokenizer.builders import deterministic
 from tokenizer.config import NetworkConfig
 
@@ -158,6 +158,28 @@ def test_the_squared_error_is_averaged_over_the_batch_before_the_logarithm() -> 
     )
     torch.testing.assert_close(together, num_values / 2 * squares.mean().log())
     assert abs(together - (num_values / 2 * squares.log()).mean()) > 1
+
+
+@pytest.mark.parametrize("likelihood", ["closed_form", "unit_variance"])
+def test_parts_of_a_batch_give_its_value_and_gradient_together(likelihood: Any) -> None:
+    images = random_images(batch=6)
+    reconstructions = (images + random_images(2, batch=6)).requires_grad_()
+    bound = Bound(TokenizerRecipe(likelihood=likelihood), has_posterior=True)
+
+    def output(rows: slice) -> TokenizerOutput:
+        decoded = reconstructions[rows]
+        terms = {"quantization_error": decoded.square().mean()}
+        return TokenizerOutput(decoded, [], torch.zeros(1).double(), terms)
+
+    everything = slice(0, 6)
+    error = mean_squared_error(images, output(everything)).detach()
+    whole = bound(images, output(everything))
+    parts = [bound(images[rows], output(rows), error) for rows in (slice(0, 3), slice(3, 6))]
+    minimized = torch.stack([part.minimized for part in parts]).mean()
+    torch.testing.assert_close(minimized, whole.minimized)
+    (expected,) = torch.autograd.grad(whole.minimized, reconstructions)
+    (found,) = torch.autograd.grad(minimized, reconstructions)
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize(
