@@ -54,7 +54,7 @@ def test_code_lengths_are_those_of_a_distribution_over_bytes(mean: float, varian
 def test_a_code_length_is_minus_the_logarithm_of_a_difference_of_normal_integrals(
     deviation: float,
 ) -> None:
-    normal = Normal(torch.tensor(0.1).double(), deviation)
+    normal = Normal(torch.tensor(0.1, dtype=torch.float64), deviation)
     near = (BYTES[1:-1] - 0.1).abs() < 5 * deviation
     inner = BYTES[1:-1][near]
     mass = normal.cdf(inner + 1 / 255) - normal.cdf(inner - 1 / 255)
