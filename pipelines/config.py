@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 from pydantic import model_validator as validates
 
-from prior.config import MAX_GUIDANCE, PriorNetworkConfig
+from prior.config import MAX_GUIDANCE, PriorNetworkConfig, upgrade_network
 from tokenizer.config import TokenizerConfig, without_recipe
 from tokenizer.fields import Factor, PositiveFactor, ProperShare, Share, Temperature
 from tokenizer.storage.configs import StrictConfig
@@ -241,6 +241,14 @@ class PriorRunConfig(RunConfig):
     """Temperature of the pictures drawn on the way."""
     guidance_scale: GuidanceScale = 1.0
     """Classifier-free guidance of the pictures drawn on the way; 1 = off."""
+
+    @classmethod
+    def upgrade_config(cls, fields: dict[str, Any], version: int) -> dict[str, Any]:
+        """Version 1 called the transformers of the prior body and head."""
+        fields = super().upgrade_config(fields, version)
+        if version > 1 or not isinstance(fields.get("prior"), dict):
+            return fields
+        return {**fields, "prior": upgrade_network(fields["prior"])}
 
     @property
     def output_dir(self) -> Path:

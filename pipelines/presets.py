@@ -119,14 +119,16 @@ def _prior(name: str, tokenizer: TokenizerConfig) -> PriorRunConfig:
     if name.startswith("tiny"):
         return PriorRunConfig(
             run_dir=run_dir,
-            prior=PriorNetworkConfig(width=16, body_depth=1, head_depth=1, num_heads=2),
+            prior=PriorNetworkConfig(
+                width=16, num_spatial_layers=1, num_depth_layers=1, num_heads=2
+            ),
             training=TINY_TRAINING,
         )
     if name.startswith("shapes32"):
         return PriorRunConfig(
             run_dir=run_dir,
             prior=PriorNetworkConfig(
-                width=64, body_depth=4, head_depth=2, num_heads=2, dropout=0.0
+                width=64, num_spatial_layers=4, num_depth_layers=2, num_heads=2, dropout=0.0
             ),
             training=SHAPES_TRAINING.model_copy(
                 update={"total_steps": 1_500, "batch_size": 32, "weight_decay": 0.05}
@@ -137,7 +139,7 @@ def _prior(name: str, tokenizer: TokenizerConfig) -> PriorRunConfig:
     if name.startswith("cifar10"):
         return PriorRunConfig(
             run_dir=run_dir,
-            prior=PriorNetworkConfig(width=512, body_depth=12, head_depth=4),
+            prior=PriorNetworkConfig(width=512, num_spatial_layers=12, num_depth_layers=4),
             horizontal_flip=True,
             training=CIFAR10_TRAINING.model_copy(
                 update={"learning_rate": 3e-4, "weight_decay": 0.05, "precision": "bf16"}
@@ -146,7 +148,7 @@ def _prior(name: str, tokenizer: TokenizerConfig) -> PriorRunConfig:
     return PriorRunConfig(
         run_dir=run_dir,
         prior=PriorNetworkConfig(
-            width=1024, body_depth=24, head_depth=4, num_heads=16, positions="rotary"
+            width=1024, num_spatial_layers=24, num_depth_layers=4, num_heads=16, positions="rotary"
         ),
         horizontal_flip=True,
         targets="posterior" if tokenizer.has_posterior else "indices",

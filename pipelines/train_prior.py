@@ -18,6 +18,7 @@ from pipelines.run.checkpoints import check_sources, newest_sources
 from pipelines.run.folder import check_output_dir, load_run
 from pipelines.training.loop import make_accelerator, train
 from pipelines.training.prior_stage import PriorStage, make_prior
+from prior import Conditioner
 from tokenizer import Tokenizer
 from tokenizer.storage.errors import InputError
 
@@ -27,6 +28,7 @@ def train_prior(
     images: tuple[ImageDataset, ImageDataset] | None = None,
     *,
     tokenizer: Tokenizer | None = None,
+    conditioner: Conditioner | None = None,
 ) -> None:
     """Trains a prior in `config.output_dir` over the codes of the tokenizer beside it.
 
@@ -35,6 +37,7 @@ def train_prior(
         images: for training and validation, where the tokenizer was given its images, too.
         tokenizer: of `config.tokenizer_dir`, where loading it needs a part from outside the
             package; None loads it.
+        conditioner: from outside the package; it gets the labels of the images, whatever they are.
 
     Raises:
         InputError: something in the config, the tokenizer's run or the folder is wrong.
@@ -47,7 +50,8 @@ def train_prior(
     check_output_dir(config)
     accelerator = make_accelerator(config)
     images = trained_images(tokenizer_run, config.tokenizer_dir, accelerator, images)
-    train(prior_stage(config, *images, accelerator, tokenizer), config, accelerator)
+    stage = prior_stage(config, *images, accelerator, tokenizer, conditioner)
+    train(stage, config, accelerator)
 
 
 def prior_stage(
@@ -56,6 +60,7 @@ def prior_stage(
     validation_images: ImageDataset,
     accelerator: Accelerator,
     tokenizer: Tokenizer | None = None,
+    conditioner: Conditioner | None = None,
 ) -> PriorStage:
     """Loads the tokenizer if need be, checks that all fits, and extracts the codes of the images.
 
@@ -65,7 +70,7 @@ def prior_stage(
     if tokenizer is None:
         tokenizer = Tokenizer.from_pretrained(config.tokenizer_dir / "model")
     tokenizer.to(accelerator.device).eval()
-    model = make_prior(config, tokenizer, train_images)
+    model = make_prior(config, tokenizer, train_images, conditioner)
     saved = newest_sources(config.output_dir)
     tokenizer_hash = tokenizer.content_hash()
     if saved is not None and tokenizer.has_hash(saved.get("tokenizer weights", "")):

@@ -1,6 +1,6 @@
 """Parameters of the prior."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from pydantic import model_validator as validates
@@ -14,14 +14,14 @@ Order = Literal["coarse_to_fine", "cell"]
 
 
 class PriorNetworkConfig(StrictConfig):
-    """Body and head transformers over code indices."""
+    """Spatial and depth transformers over code indices (RQ-Transformer, arXiv 2203.01941)."""
 
     width: Width = 256
-    """Channels of body and head."""
-    body_depth: Depth = 6
-    """Layers of the body, which walks the steps."""
-    head_depth: Depth = 2
-    """Layers of the head, which walks the codes within a step."""
+    """Channels of both transformers."""
+    num_spatial_layers: Depth = 6
+    """Layers of the spatial transformer, over the steps."""
+    num_depth_layers: Depth = 2
+    """Layers of the depth transformer, over the codes within a step."""
     num_heads: Width = 8
     """Attention heads; width must be a multiple of it."""
     order: Order = "cell"
@@ -47,6 +47,12 @@ class PriorNetworkConfig(StrictConfig):
         return self
 
 
+def upgrade_network(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a `PriorNetworkConfig` saved in format 1, as they are called today."""
+    names = {"body_depth": "num_spatial_layers", "head_depth": "num_depth_layers"}
+    return {names.get(name, name): value for name, value in fields.items()}
+
+
 class PriorConfig(StrictConfig):
     """A prior over the codes of one tokenizer at one image size."""
 
@@ -54,9 +60,19 @@ class PriorConfig(StrictConfig):
     code_maps: Annotated[tuple[CodeMapConfig, ...], Field(min_length=1, max_length=16)]
     """Shapes of the code indices, coarse to fine."""
     num_classes: Annotated[int, Field(ge=0, le=10**6)] = 0
-    """Number of classes; 0 = unconditional."""
+    """Number of classes; 0 = none."""
+    has_custom_conditioner: bool = False
+    """The prior is built with a `Conditioner` of the user's, which is needed to load it."""
     tokenizer_hash: Annotated[str, Field(pattern="^[0-9a-f]{0,64}$")] = ""
     """Content hash of the tokenizer whose codes are modelled."""
+
+    @validates(mode="after")
+    def _check(self) -> "PriorConfig":
+        if self.has_custom_conditioner and self.num_classes:
+            raise ValueError(
+                f"num_classes must be 0 with has_custom_conditioner, got {self.num_classes}"
+            )
+        return self
 
     @property
     def codebook_sizes(self) -> list[int]:

@@ -14,10 +14,10 @@ import torch
 from pipelines import ImageGenerationPipeline
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
 from pipelines.generate import GenerateConfig, generate
-from pipelines.run.folder import load_run
+from pipelines.run.folder import check_output_dir, load_run
 from pipelines.train_prior import train_prior
 from pipelines.train_tokenizer import train_tokenizer
-from tests.golden.runs import _hash, _weights_hash, assert_same_metrics, machine
+from tests.golden.runs import _hash, assert_same_metrics, machine
 from tests.tiny_runs import logged
 from tokenizer import InputError, Tokenizer
 
@@ -54,19 +54,19 @@ def test_a_pipeline_generates_the_same_images_and_so_does_its_copy(
 
 
 def test_a_baseline_encodes_to_the_same_codes(images: torch.Tensor) -> None:
-    indices = Tokenizer.from_pretrained(V1 / "baseline").encode(images)
+    tokenizer = Tokenizer.from_pretrained(V1 / "baseline")
+    assert tokenizer.has_hash(EXPECTED["baseline"]["hash"])
+    indices = tokenizer.encode(images)
     assert [own.flatten(1).tolist() for own in indices] == EXPECTED["baseline"]["codes"]
 
 
 def assert_finished(folder: Path) -> None:
-    """Weights and metrics are those of the uninterrupted run."""
+    """Metrics are those of the uninterrupted run, up to the rounding of later versions."""
     expected = EXPECTED["finished"][folder.name]
-    assert_same_metrics(logged(folder), expected["metrics"])
-    if IS_SAME_MACHINE:
-        assert _weights_hash(folder) == expected["weights"]
+    assert_same_metrics(logged(folder), expected["metrics"], is_exact=False)
 
 
-def test_runs_of_both_stages_go_on_to_the_same_weights(
+def test_runs_of_both_stages_go_on_to_the_same_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # run and cache are relative folders
@@ -84,6 +84,22 @@ def test_runs_of_both_stages_go_on_to_the_same_weights(
     train_prior(load_run(PriorRunConfig, prior_dir / "config.json"))
 
 
+def test_a_run_goes_on_with_a_field_that_it_did_not_know_at_its_default(tmp_path: Path) -> None:
+    shutil.copytree(V1 / "tokenizer_run", tmp_path / "run")
+    path = tmp_path / "run" / "tokenizer" / "config.json"
+    fields = json.loads(path.read_text())
+    del fields["training"]["beta2"]
+    path.write_text(json.dumps(fields))
+    config = load_run(TokenizerRunConfig, path).model_copy(update={"run_dir": tmp_path / "run"})
+    check_output_dir(config)
+    training = config.training.model_copy(update={"beta2": 0.5})
+    with pytest.raises(InputError, match=r"its training\.beta2 is 0\.99, got 0\.5"):
+        check_output_dir(config.model_copy(update={"training": training}))
+    path.write_text(json.dumps({**fields, "format": 3}))
+    with pytest.raises(InputError, match="format must be at most 2, got 3"):
+        check_output_dir(config)
+
+
 def test_a_series_of_images_goes_on(tmp_path: Path) -> None:
     # As 19c0523 wrote it.
     sampling = {"temperature": 1.0, "top_k": None, "top_p": None, "guidance_scale": 1.0}
@@ -98,11 +114,3 @@ def test_a_series_of_images_goes_on(tmp_path: Path) -> None:
     (tmp_path / "settings.json").write_text(json.dumps(settings))
     with pytest.raises(InputError, match="other settings: its prior is"):
         generate(config)
-
-
-def test_a_later_format_is_refused(tmp_path: Path) -> None:
-    shutil.copytree(V1 / "baseline", tmp_path / "model")
-    path = tmp_path / "model" / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 3}))
-    with pytest.raises(InputError, match="format"):
-        Tokenizer.from_pretrained(tmp_path / "model")

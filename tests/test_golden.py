@@ -1,7 +1,8 @@
 """Numbers that a change of structure must not move: losses, weights, codes, images.
 
-`golden/runs.json` was written by commit 19c0523. A change of these numbers changes what people
-get: it needs an entry in the change log.
+A change of these numbers changes what people get: it needs an entry in the change log. They were
+those of commit 19c0523, bit for bit, until distances were centred and the bound's gradient became
+that of the whole batch.
 """
 
 import json
@@ -18,7 +19,8 @@ CONFIGS = golden_runs()
 @pytest.mark.parametrize("name", GOLDEN["runs"])
 def test_a_run_gives_the_golden_numbers(name: str, tmp_path: Path) -> None:
     golden, found = GOLDEN["runs"][name], measure(tmp_path, *CONFIGS[name])
+    is_exact = machine() == GOLDEN["machine"]  # elsewhere the last bits of a sum differ
     for stage, lines in golden["metrics"].items():
-        assert_same_metrics(found["metrics"][stage], lines)
-    if machine() == GOLDEN["machine"]:
+        assert_same_metrics(found["metrics"][stage], lines, is_exact)
+    if is_exact:
         assert {**found, "metrics": None} == {**golden, "metrics": None}

@@ -1,9 +1,6 @@
 """What the tests run in processes of their own; each function is the whole of one process."""
 
 import os
-import resource
-import runpy
-import signal
 import sys
 import threading
 from pathlib import Path
@@ -22,10 +19,10 @@ from pipelines.processes import gather_shares, own_share, sum_over_processes
 from pipelines.run.folder import load_run
 from pipelines.train_prior import train_prior
 from pipelines.training.loop import make_accelerator, train
-from pipelines.training.losses import Loss
 from pipelines.training.tokenizer_stage import LoadedImages, TokenizerStage
+from tests.faults.jobs import run_command
 from tests.faults.memory import leave_room
-from tests.tiny_runs import RunConfigs, train_with
+from tests.tiny_runs import RunConfigs
 from tokenizer import Tokenizer
 
 PRELOADED = ["pipelines.train_tokenizer", "pipelines.train_prior", "pipelines.evaluate"]
@@ -42,35 +39,9 @@ def command(
 
     No file may exceed `file_size` bytes; this process may take `room` bytes more than it has.
     """
-    torch.set_num_threads(1)
-    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    if file_size is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, resource.RLIM_INFINITY))
     if room is not None:
         leave_room(room)
-    sys.argv = [module, *arguments]
-    sys.modules.pop(module, None)  # it will be run, not imported
-    try:
-        runpy.run_module(module, run_name="__main__")
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-
-
-def train_and_die(config: RunConfigs, step: int, output: Path) -> None:
-    """Trains until this process kills itself in the midst of `step`, which counts from 0."""
-    torch.set_num_threads(1)
-    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-
-    def die(loss: Loss) -> Loss:
-        os.kill(os.getpid(), signal.SIGKILL)
-        return loss
-
-    train_with(config, step, die)
+    run_command(module, arguments, output, file_size=file_size)
 
 
 class RecordingStage(TokenizerStage):

@@ -12,7 +12,13 @@ from tokenizer.backbone import TimmBottomUpPath
 from tokenizer.code_maps import check_images, check_indices, code_maps_of
 from tokenizer.config import CodeMapConfig, TokenizerConfig, without_recipe
 from tokenizer.networks import BottomUpPath, UpwardPath, Widths
-from tokenizer.objective import EvidenceLowerBound, TokenizerOutput, gaussian_code_length
+from tokenizer.objective import (
+    MIN_VARIANCE,
+    BoundCodes,
+    EvidenceLowerBound,
+    TokenizerOutput,
+    discretized_code_length,
+)
 from tokenizer.quantizers import QUANTIZERS, BuildQuantizer, CustomQuantizerConfig, Quantizer
 from tokenizer.quantizers.base import Collective, Mode
 from tokenizer.storage.errors import InputError
@@ -189,41 +195,46 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
         images: Images,
         decoder_variance: float | None = None,
         generator: torch.Generator | None = None,
+        codes: BoundCodes = "posterior",
     ) -> EvidenceLowerBound:
-        """The exact bound with one hard sample of the codes from the posterior.
+        """An exact upper bound of -log p(image), where p(codes) is uniform.
 
-        -log P(x | Z) + Σ_g ‖Ẑ^g - Σ_l Z_l‖² / (2 Σ_l s_l²) - Σ_l H(P_l) + Σ_l (positions) log K_l
+        -log P(x | Z) - Σ_l H(P_l) + Σ_l (positions) log K_l
+
+        The decoder sees codes alone, so the dequantized latents of the training objective are
+        integrated out. With "posterior" Z is one sample of it; with "nearest" the approximate
+        posterior is a point mass at the nearest codes, whose entropy is 0.
 
         Args:
-            images: on [-1, 1].
-            decoder_variance: σ² of the Gaussian around the reconstruction; None takes the best
-                one for these images, SSE / D, so that a whole set is to be given at once or σ²
-                to be fixed beforehand.
+            images: 8-bit images on [-1, 1].
+            decoder_variance: σ² of the Gaussian around the reconstruction; None takes SSE / D of
+                these images, so that a whole set is to be given at once or σ² to be fixed before.
             generator: of the posterior samples, on the images' device.
+            codes: which approximate posterior.
 
         Raises:
-            InputError: there is no posterior, hence no bound, or `decoder_variance` is not
+            InputError: "posterior" is asked for and there is none, or `decoder_variance` is not
                 positive.
         """
-        if not self.has_posterior:
+        if codes == "posterior" and not self.has_posterior:
             raise InputError(
                 "tokenizer.quantizer must have a posterior for this, such as stochastic"
             )
         if decoder_variance is not None and not decoder_variance > 0:
             raise InputError(f"decoder_variance must be > 0, got {decoder_variance}")
-        output = self._quantize(images, "sample", generator=generator)
+        mode: Mode = "sample" if codes == "posterior" else "nearest"
+        output = self._quantize(images, mode, generator=generator)
         reconstructions = self._to_images(output.state)
         squared_errors = (images - reconstructions).square().flatten(1).sum(1)
         num_values = images[0].numel()
         if decoder_variance is None:
-            decoder_variance = squared_errors.mean().item() / num_values
-        nats = gaussian_code_length(squared_errors, num_values, decoder_variance)
+            mean = squared_errors.double().mean().item() / num_values
+            decoder_variance = max(mean, MIN_VARIANCE)
+        nats = discretized_code_length(images, reconstructions, decoder_variance)
         for group, config in zip(output.groups, self.config.groups, strict=True):
             num_positions = group.indices[0, 0].numel()
             uniform = num_positions * sum(math.log(size) for size in config.codebook_sizes)
-            nats = (
-                nats + sum(group.latent_terms.values()) - group.posterior_entropy.sum(1) + uniform
-            )
+            nats = nats + uniform - group.posterior_entropy.double().sum(1)
         return EvidenceLowerBound(nats, nats / (num_values * math.log(2)), squared_errors)
 
     # Shapes and parameters

@@ -292,7 +292,9 @@ def prior_code_length(config: TokenizerRunConfig, test: DataConfig, steps: int) 
     """Bits per test image under a small prior trained over the cell's codes."""
     prior = PriorRunConfig(
         run_dir=config.run_dir,
-        prior=PriorNetworkConfig(width=64, body_depth=2, head_depth=1, num_heads=2, dropout=0.0),
+        prior=PriorNetworkConfig(
+            width=64, num_spatial_layers=2, num_depth_layers=1, num_heads=2, dropout=0.0
+        ),
         training=TrainingConfig(
             total_steps=steps,
             batch_size=32,

@@ -26,7 +26,7 @@ STEPS = 5
 BATCH = 8
 MAPS = (CodeMapConfig(height=4, width=4, codebook_sizes=(32, 32), code_dim=16),)
 NETWORK = PriorNetworkConfig(
-    width=64, body_depth=4, head_depth=2, num_heads=2, dropout=0.0, label_dropout=0.0
+    width=64, num_spatial_layers=4, num_depth_layers=2, num_heads=2, dropout=0.0, label_dropout=0.0
 )
 
 

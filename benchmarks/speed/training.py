@@ -71,7 +71,11 @@ SIZES: dict[Budget, Size] = {
     "gpu": Size(
         NetworkConfig(width=128, max_width=256, num_blocks=4),
         *(32, 256, 20, 5, "images128-rsqvae"),
-        *(PriorNetworkConfig(width=768, body_depth=12, head_depth=4, num_heads=12), 256, 120),
+        *(
+            PriorNetworkConfig(width=768, num_spatial_layers=12, num_depth_layers=4, num_heads=12),
+            256,
+            120,
+        ),
     ),
 }
 

@@ -160,9 +160,17 @@ def evaluate_generation(
     other_items = chosen_items(len(other), num_other, config.seed)
 
     sampler = pipeline.sampler(config.sampling)
+    labels = "classes in turn" if pipeline.prior.config.num_classes else "none"
+    if pipeline.prior.config.has_custom_conditioner:
+        labels = "those of the reference images"
 
     def generated(rows: np.ndarray) -> Tensor:
-        return torch.cat(list(pipeline.draw(rows.tolist(), None, config.seed, sampler, len(rows))))
+        condition = None
+        if pipeline.prior.config.has_custom_conditioner:
+            items = reference_items[rows % num_reference]
+            condition = torch.from_numpy(reference.labels[items])
+        settings = (config.seed, sampler, len(rows))
+        return torch.cat(list(pipeline.draw(rows.tolist(), None, *settings, condition=condition)))
 
     fake, real, floor = (
         extract_features(extractor, images_of, count, accelerator, title, config.batch_size)
@@ -190,7 +198,7 @@ def evaluate_generation(
         sampling=config.sampling.model_dump(mode="json"),
         settings={
             **metric_settings(config.num_images, num_reference, config.seed),
-            "labels": "classes in turn" if pipeline.prior.config.num_classes else "none",
+            "labels": labels,
             "tokenizer_hash": pipeline.tokenizer.content_hash(),
             "prior_hash": pipeline.prior.content_hash(),
         },

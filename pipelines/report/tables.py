@@ -109,7 +109,9 @@ def _models(run: SummarizedRun) -> dict[str, str]:
         f"{' + '.join(map(str, code_map.codebook_sizes))} codes"
         for code_map in prior.code_maps
     ]
-    depths = f"{network.body_depth} + {network.head_depth} layers of width {network.width}"
+    depths = (
+        f"{network.num_spatial_layers} + {network.num_depth_layers} layers of width {network.width}"
+    )
     classes = f"{prior.num_classes} classes" if prior.num_classes else "no classes"
     return {
         "tokenizer": f"{tokenizer.quantizer.kind} quantization, {', then '.join(maps)}",

@@ -206,8 +206,14 @@ class _Run(Generic[LoadedT, BatchT]):
         for network in self.networks:
             network.set_learning_rate(step)
         terms: dict[str, Tensor] = {}
-        for _ in range(self.config.gradient_accumulation_steps):
-            batch = self.stage.prepare(to_device(next(loaded), self.accelerator.device))
+        batches = [
+            self.stage.prepare(to_device(next(loaded), self.accelerator.device))
+            for _ in range(self.config.gradient_accumulation_steps)
+        ]
+        if len(batches) > 1:
+            modules = {network.name: network.prepared for network in self.networks}
+            self.stage.before_step(modules, batches, step)
+        for batch in batches:
             minimized: dict[str, Tensor] = {}
             with self.accelerator.accumulate(*(own.prepared for own in self.networks)):
                 for network in self.networks:

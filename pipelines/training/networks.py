@@ -19,7 +19,7 @@ from pipelines.training.optimizer import (
     set_learning_rate,
 )
 from tokenizer.storage.errors import InputError
-from tokenizer.storage.pretrained import PretrainedModule
+from tokenizer.storage.pretrained import PretrainedModule, load_weights
 
 
 class TrainedNetwork:
@@ -46,7 +46,7 @@ class TrainedNetwork:
         self.network = network
         self._accelerator = accelerator
         if saved is not None:
-            self.module.load_state_dict(saved[name])
+            load_weights(self.module, dict(saved[name]), f"run_dir: the checkpoint of {name}")
         self.module.to(accelerator.device)
         if config.channels_last:
             self.module.to(memory_format=torch.channels_last)

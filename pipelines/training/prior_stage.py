@@ -24,7 +24,7 @@ from pipelines.run.log import Metrics
 from pipelines.training.losses.base import Loss
 from pipelines.training.optimizer import Network
 from pipelines.training.stage import Stage
-from prior import Prior, PriorConfig, sample, sample_generators
+from prior import Conditioner, Prior, PriorConfig, sample, sample_generators
 from tokenizer import Tokenizer
 from tokenizer.storage.errors import InputError
 
@@ -48,18 +48,29 @@ class CodeBatch(NamedTuple):
     soft_targets: list[list[Tensor]] | None
 
 
-def make_prior(config: PriorRunConfig, tokenizer: Tokenizer, images: ImageDataset) -> Prior:
+def make_prior(
+    config: PriorRunConfig,
+    tokenizer: Tokenizer,
+    images: ImageDataset,
+    conditioner: Conditioner | None = None,
+) -> Prior:
     """The prior of a run with fresh weights, for the codes of these images.
 
+    A `conditioner` gets the labels of the data set, whatever they are, instead of the classes.
+
     Raises:
-        InputError: it cannot be trained so on this tokenizer and these images.
+        InputError: it cannot be trained with this tokenizer and these images.
     """
     if config.targets == "posterior" and not tokenizer.has_posterior:
         raise InputError("targets must be 'indices' with a deterministic tokenizer")
     if config.is_class_conditional and not images.class_names:
         raise InputError("is_class_conditional must be False: the images are not in class folders")
-    has_null_class = config.is_class_conditional and config.prior.label_dropout > 0
-    if config.guidance_scale != 1 and not has_null_class:
+    if config.is_class_conditional and conditioner is not None:
+        raise InputError("is_class_conditional must be False beside a conditioner")
+    has_null = config.is_class_conditional and config.prior.label_dropout > 0
+    if conditioner is not None:
+        has_null = conditioner.has_null
+    if config.guidance_scale != 1 and not has_null:
         raise InputError(
             "guidance_scale must be 1 without classes and prior.label_dropout, "
             f"got {config.guidance_scale}"
@@ -70,8 +81,10 @@ def make_prior(config: PriorRunConfig, tokenizer: Tokenizer, images: ImageDatase
             network=config.prior,
             code_maps=tokenizer.code_maps(*image_shape(images)[1:]),
             num_classes=len(images.class_names) if config.is_class_conditional else 0,
+            has_custom_conditioner=conditioner is not None,
             tokenizer_hash=tokenizer.content_hash(),
-        )
+        ),
+        conditioner,
     )
     prior.load_code_vectors(tokenizer.code_vectors())
     return prior
@@ -104,6 +117,7 @@ class PriorStage(Stage[LoadedCodes, CodeBatch]):
     ) -> None:
         self.config = config
         self.model = model
+        self.is_conditional = config.is_class_conditional or model.config.has_custom_conditioner
         self.networks = {"prior": Network.from_config(model, config.training)}
         self.tokenizer = tokenizer
         self.codes = codes
@@ -117,7 +131,7 @@ class PriorStage(Stage[LoadedCodes, CodeBatch]):
     def load(self, items: np.ndarray, is_flipped: np.ndarray) -> LoadedCodes:
         """Codes, labels and, if posteriors are asked for, the latents."""
         entries = items + self.num_items * is_flipped if self.config.horizontal_flip else items
-        labels = self.codes.labels_at(entries) if self.config.is_class_conditional else None
+        labels = self.codes.labels_at(entries) if self.is_conditional else None
         # Latents were kept if they are needed.
         return LoadedCodes(self.codes.indices_at(entries), labels, self.codes.latents_at(entries))
 
@@ -149,7 +163,7 @@ class PriorStage(Stage[LoadedCodes, CodeBatch]):
             entries = own_entries[start : start + self.batch_size]
             indices = [own.to(self.device) for own in self.validation_codes.indices_at(entries)]
             labels = None
-            if self.config.is_class_conditional:
+            if self.is_conditional:
                 labels = self.validation_codes.labels_at(entries).to(self.device)
             nats -= model.log_prob(indices, labels).double().sum().cpu()
         mean = sum_over_processes(accelerator, nats).item() / len(chosen)
@@ -159,10 +173,14 @@ class PriorStage(Stage[LoadedCodes, CodeBatch]):
         """Samples, the same seeds at each step; a column per class if there are classes."""
         assert isinstance(model, Prior)
         num_classes = model.config.num_classes
-        labels = torch.arange(NUM_PICTURED, device=self.device) % max(num_classes, 1)
+        labels = None
+        if num_classes:
+            labels = torch.arange(NUM_PICTURED) % num_classes
+        elif self.is_conditional:
+            labels = self.validation_codes.labels_at(np.arange(NUM_PICTURED))
         indices = sample(
             model,
-            labels if num_classes else None,
+            labels,
             sample_generators(0, range(NUM_PICTURED)),
             temperature=self.config.sampling_temperature,
             guidance_scale=self.config.guidance_scale,

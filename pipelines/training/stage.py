@@ -1,6 +1,6 @@
 """What the training loop has to know: a stage names its networks and computes their losses."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -20,7 +20,7 @@ BatchT = TypeVar("BatchT")
 class Stage(Protocol[LoadedT, BatchT]):
     """A training task, generic in what is loaded on the host and in the batch made of it.
 
-    A class that derives from it may leave out `initialize` and `after_step`.
+    A class that derives from it may leave out `initialize`, `before_step` and `after_step`.
     """
 
     num_items: int
@@ -41,6 +41,12 @@ class Stage(Protocol[LoadedT, BatchT]):
 
     def prepare(self, batch: LoadedT) -> BatchT:
         """The micro-batch, from what was loaded and has been copied to the device."""
+
+    def before_step(
+        self, modules: Mapping[str, nn.Module], batches: Sequence[BatchT], step: int
+    ) -> None:
+        """Sees all micro-batches of a step first; only called if there are several."""
+        return
 
     def loss(self, name: str, modules: Mapping[str, nn.Module], batch: BatchT, step: int) -> Loss:
         """The loss of network `name`; called for each network of a micro-batch, in their order.

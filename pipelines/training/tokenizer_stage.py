@@ -1,6 +1,7 @@
 """Stage one for the training loop: images, the tokenizer's objective, hard-code validation."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from pipelines.processes import batch_size_without_gradient, seed_everything
 from pipelines.run.log import Metrics
 from pipelines.training.layer_health import LayerHealth, relative_variances
 from pipelines.training.losses import Bound, Loss, TokenizerLoss
+from pipelines.training.losses.bound import mean_squared_error
 from pipelines.training.optimizer import Network
 from pipelines.training.stage import Stage
 from tokenizer import Tokenizer
@@ -102,6 +104,11 @@ class TokenizerStage(Stage[LoadedImages, Tensor]):
         self.num_items = len(self.train_images)
         self.sources = image_hashes(self.train_images, self.validation_images)
         self.device = accelerator.device
+        num_parts = accelerator.num_processes * config.training.gradient_accumulation_steps
+        is_closed_form = isinstance(self.objective, Bound) and self.objective.is_closed_form
+        self.shares_error = is_closed_form and num_parts > 1
+        self._mean = functools.partial(accelerator.reduce, reduction="mean")
+        self._batch_error: Tensor | None = None
         self.health = LayerHealth(config.recipe)
         self.batch_size = batch_size_without_gradient(config.training, accelerator)
 
@@ -125,10 +132,33 @@ class TokenizerStage(Stage[LoadedImages, Tensor]):
             return images
         return torch.where(batch.is_flipped.view(-1, 1, 1, 1), images.flip(-1), images)
 
+    def before_step(
+        self, modules: Mapping[str, nn.Module], batches: Sequence[Tensor], step: int
+    ) -> None:
+        """A first pass without gradient: the bound takes the logarithm of the whole batch's SSE."""
+        if not self.shares_error:
+            return
+        errors = []
+        devices = [self.device] if self.device.type == "cuda" else []
+        # The second pass has the same noise again.
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            for batch in batches:
+                output = modules["tokenizer"](batch, self.temperature(step))
+                errors.append(mean_squared_error(batch, output))
+        self._batch_error = self._mean(torch.stack(errors).mean())
+
     def loss(self, name: str, modules: Mapping[str, nn.Module], batch: Tensor, step: int) -> Loss:
         """The recipe's loss at the recipe's temperature."""
         temperature = self.temperature(step)
-        loss = self.objective(batch, modules[name](batch, temperature))
+        output = modules[name](batch, temperature)
+        if self.shares_error:
+            assert isinstance(self.objective, Bound)
+            batch_error = self._batch_error
+            if batch_error is None:  # one micro-batch for each process
+                batch_error = self._mean(mean_squared_error(batch, output).detach())
+            loss = self.objective(batch, output, batch_error)
+        else:
+            loss = self.objective(batch, output)
         if self.model.has_posterior:
             loss.terms["temperature"] = torch.full((), temperature, device=self.device)
             loss.terms["dequantization_variance"] = self.model.dequantization_variances()

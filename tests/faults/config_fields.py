@@ -103,8 +103,8 @@ def prior_fields(draw: st.DrawFn) -> dict[str, Any]:
     heads = draw(st.integers(1, 2))
     network = {
         "width": heads * 4 * draw(st.integers(1, 2)),
-        "body_depth": draw(st.integers(1, 2)),
-        "head_depth": draw(st.integers(1, 2)),
+        "num_spatial_layers": draw(st.integers(1, 2)),
+        "num_depth_layers": draw(st.integers(1, 2)),
         "num_heads": heads,
         "order": draw(st.sampled_from(["cell", "coarse_to_fine"])),
         "positions": draw(st.sampled_from(["learned", "rotary"])),

@@ -51,8 +51,8 @@ LARGEST = {
     ],
     "prior": [
         (("network", "width"), 2**14),
-        (("network", "body_depth"), 64),
-        (("network", "head_depth"), 64),
+        (("network", "num_spatial_layers"), 64),
+        (("network", "num_depth_layers"), 64),
         (("code_maps", 0, "codebook_sizes"), [2**20] * 64),
         (("code_maps", 1, "height"), 4096),
         (("code_maps", 1, "width"), 200),

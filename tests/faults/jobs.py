@@ -10,9 +10,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
@@ -65,7 +66,7 @@ class Job:
                     "MASTER_PORT": str(port),
                 }
             process = _context.Process(
-                target=_run_command,
+                target=run_command,
                 args=(module, [*arguments], output, environment, file_size, user),
             )
             process.start()
@@ -183,14 +184,15 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _run_command(
+def run_command(
     module: str,
     arguments: list[str],
     output: Path,
-    environment: dict[str, str],
-    file_size: int | None,
-    user: int | None,
+    environment: Mapping[str, str] = MappingProxyType({}),
+    file_size: int | None = None,
+    user: int | None = None,
 ) -> None:
+    """`python -m module arguments` in this process; the arguments are those of `Job`."""
     torch.set_num_threads(1)
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     os.dup2(descriptor, 1)

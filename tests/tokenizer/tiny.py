@@ -47,10 +47,6 @@ def seeded(seed: int = 7) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def squared_distance(first: list[float], second: list[float]) -> float:
-    return sum((a - b) ** 2 for a, b in zip(first, second, strict=True))
-
-
 def summed_codes(quantizer: Quantizer, indices: Tensor) -> Tensor:
     """Code vectors of all layers, (B, D, h, w), added in their order."""
     total = torch.zeros_like(quantizer.codebook(0)[indices[:, 0]])

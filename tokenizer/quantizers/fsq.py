@@ -65,7 +65,7 @@ class FiniteScalarQuantizer(Quantizer):
         """Quantizes `latents`, whatever `temperature` and `generator`."""
         batch, _, height, width = latents.shape
         with full_precision(latents.device):
-            residual = at_least_float32(latents).movedim(1, -1).flatten(0, 2)  # (N, D)
+            residual = at_least_float32(latents).movedim(1, -1).contiguous().flatten(0, 2)  # (N, D)
             quantized, indices = torch.zeros_like(residual), []
             for layer in range(self.num_layers):
                 bounded = self._bounded(self.project_in[layer](residual))

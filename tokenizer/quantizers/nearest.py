@@ -82,7 +82,8 @@ class NearestQuantizer(CodebookQuantizer):
                 residual = flat - quantized.flatten(0, 2)
                 codebook = self.codebook(layer)
                 chosen = nearest_codes(residual, codebook)
-                if self.training and mode == "mixture":  # not to encode a picture midway
+                # Not to encode a preview midway, nor in a first pass over the batch.
+                if self.training and mode == "mixture" and torch.is_grad_enabled():
                     self._pending.append((layer % self.num_codebooks, residual, chosen))
                 quantized = quantized + codebook[chosen].view_as(inputs)
                 commitment = commitment + (inputs - quantized).square().mean((1, 2, 3))

@@ -15,9 +15,11 @@ from tokenizer.quantizers.base import (
     full_precision,
 )
 from tokenizer.quantizers.codebooks import CodebookQuantizer
-from tokenizer.quantizers.mixture import proximity, stochastic_quantization
+from tokenizer.quantizers.mixture import centered, proximity, stochastic_quantization
 from tokenizer.storage.configs import StrictConfig
 from tokenizer.storage.errors import InputError
+
+SMALLEST_LOG_VARIANCE = -60.0
 
 
 class StochasticQuantizerConfig(StrictConfig):
@@ -52,8 +54,8 @@ class StochasticQuantizer(CodebookQuantizer):
         return codebook
 
     def variances(self) -> Float[Tensor, " layers"]:
-        """s² of each layer."""
-        return self.log_variances.exp()
+        """s² of each layer; log s² counts as at least -60, so that 1 / s² stays finite."""
+        return self.log_variances.clamp_min(SMALLEST_LOG_VARIANCE).exp()
 
     def learned_roles(self) -> dict[str, Literal["codebook", "variance"]]:
         """Codebooks, and the logarithms of the variances."""
@@ -101,7 +103,8 @@ class StochasticQuantizer(CodebookQuantizer):
             residual = at_least_float32(latents).movedim(1, -1)  # (B, H, W, D)
             log_posteriors = []
             for layer, variance in enumerate(self.variances()):
-                scores = proximity(residual.flatten(0, 2), self.codebook(layer), 1 / variance)
+                latents, codebook, _ = centered(residual.flatten(0, 2), self.codebook(layer))
+                scores = proximity(latents, codebook, 1 / variance)
                 log_posterior = scores.log_softmax(1)
                 log_posteriors.append(log_posterior.view(*residual.shape[:3], -1))
                 residual = residual - self.codebook(layer)[indices[:, layer]]

@@ -153,7 +153,7 @@ class PretrainedModule(nn.Module, Generic[ConfigT]):
 
         Args:
             folder: holds `config.json` and `model.safetensors`.
-            parts: further arguments of the class: what a config cannot describe.
+            parts: further arguments of the class: what a config cannot describe; filled alike.
 
         Raises:
             InputError: `folder` holds no checkpoint, one of another class, one of a later

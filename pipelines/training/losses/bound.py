@@ -15,8 +15,8 @@ class Bound:
     R = (D/2) log(SSE / D), the decoder's variance solved in closed form; at w = 1 L is the bound
     up to a constant. Or R = SSE / 2, a decoder of unit variance as in VQ-VAE (arXiv 1711.00937).
     Latent terms of quantizers without posterior are squared distances per value and count D/2
-    each. SSE is averaged over the batch before its logarithm: over micro-batches and processes the
-    gradients of several such terms are averaged.
+    each. SSE is averaged over the batch before its logarithm, also where micro-batches and
+    processes share it.
 
     Args:
         recipe: Likelihood and weight.
@@ -32,15 +32,26 @@ class Bound:
         self.latent_weight = usual_weight if weight is None else weight
 
     def __call__(
-        self, images: Float[Tensor, "batch channels height width"], output: TokenizerOutput
+        self,
+        images: Float[Tensor, "batch channels height width"],
+        output: TokenizerOutput,
+        batch_error: Float[Tensor, ""] | None = None,
     ) -> Loss:
-        """Minimizes L over D/2, whose gradient is of order one whatever the image size."""
+        """Minimizes L over D/2, whose gradient is of order one whatever the image size.
+
+        `batch_error` is the SSE of all micro-batches and processes, where these images are a part
+        of the batch: the mean of the parts' gradients is then that of the whole batch.
+        """
         num_values = images[0].numel()
-        squared_error = (images - output.reconstructions).square().sum() / len(images)
-        if self.is_closed_form:
-            reconstruction = gaussian_reconstruction(squared_error, num_values)
-        else:
+        squared_error = mean_squared_error(images, output)
+        if not self.is_closed_form:
             reconstruction = squared_error / 2
+        elif batch_error is None:
+            reconstruction = gaussian_reconstruction(squared_error, num_values)
+        else:  # the value of the whole batch, and this part's share of its gradient
+            share = num_values / 2 * (squared_error / batch_error)
+            reconstruction = gaussian_reconstruction(batch_error, num_values)
+            reconstruction = reconstruction + share - share.detach()
         entropy = output.layer_entropy.sum()
         latents, weight, terms = -entropy, self.latent_weight, output.latent_terms
         if not self.has_posterior:
@@ -58,3 +69,8 @@ class Bound:
             "rmse": (squared_error / num_values).sqrt() / 2,
         }
         return Loss(loss * (2 / num_values), logged)
+
+
+def mean_squared_error(images: Tensor, output: TokenizerOutput) -> Float[Tensor, ""]:
+    """SSE: mean over the images of ‖x - x̂‖²."""
+    return (images - output.reconstructions).square().sum() / len(images)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 from torch import Tensor
 
 from tests.tokenizer.tiny import NETWORKS, group_of, random_images, random_latents
@@ -138,12 +137,6 @@ def test_another_codebook_size_or_a_shared_codebook_is_refused_in_one_line(
     group = group_of(sizes, shares_codebook=shares_codebook)
     with pytest.raises(InputError, match=r"^codebook_sizes must all be 12, the product of levels"):
         FiniteScalarQuantizer(group, FiniteScalarQuantizerConfig(levels=(4, 3)))
-
-
-@pytest.mark.parametrize("levels", [(), (1, 8), (8, 513)])
-def test_levels_that_make_no_grid_are_refused(levels: tuple[int, ...]) -> None:
-    with pytest.raises(ValidationError, match="levels"):
-        FiniteScalarQuantizerConfig(levels=levels)
 
 
 def saved_tokenizer(levels: tuple[int, ...], folder: Path) -> Tokenizer:

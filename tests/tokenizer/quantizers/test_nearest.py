@@ -1,13 +1,12 @@
 """The deterministic baselines against slow literal references, and their laws."""
 
-import itertools
 from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.tokenizer.tiny import group_of, random_latents, seeded, squared_distance
+from tests.tokenizer.tiny import group_of, random_latents, seeded
 from tokenizer.quantizers import NearestQuantizer, NearestQuantizerConfig
 from tokenizer.quantizers.base import Collective
 
@@ -27,36 +26,41 @@ def itself(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def walk(
+def rows_of(images: Tensor) -> Tensor:
+    return images.movedim(1, -1).flatten(0, 2)  # (N, D)
+
+
+def literal_layers(
     quantizer: NearestQuantizer, latents: Tensor
-) -> Iterator[tuple[tuple[int, int, int], int, list[float], int, list[float]]]:
-    """(Position, layer, residual before the layer, index, partial sum), one by one."""
-    batch, dim, height, width = latents.shape
-    for b, h, w in itertools.product(range(batch), range(height), range(width)):
-        rest, total = latents[b, :, h, w].tolist(), [0.0] * dim
-        for layer in range(quantizer.num_layers):
-            codes = quantizer.codebook(layer).tolist()
-            distances = [squared_distance(rest, code) for code in codes]
-            chosen = distances.index(min(distances))
-            total = [a + c for a, c in zip(total, codes[chosen], strict=True)]
-            yield (b, h, w), layer, rest, chosen, total
-            rest = [a - c for a, c in zip(rest, codes[chosen], strict=True)]
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Of each layer: residual before it, indices, and partial sum of the code vectors."""
+    rows = rows_of(latents)
+    total = torch.zeros_like(rows)
+    for layer in range(quantizer.num_layers):
+        residual, codebook = rows - total, quantizer.codebook(layer)
+        chosen = ((residual.unsqueeze(1) - codebook) ** 2).sum(2).argmin(1)
+        total = total + codebook[chosen]
+        yield residual, chosen, total
 
 
 @pytest.mark.parametrize("shares_codebook", [False, True])
 def test_indices_codes_and_commitment_equal_the_literal_formulas(shares_codebook: bool) -> None:
     sizes = (5, 5, 5) if shares_codebook else (5, 4, 3)
-    quantizer, latents = make_quantizer(sizes, shares_codebook=shares_codebook), random_latents()
+    quantizer = make_quantizer(sizes, shares_codebook=shares_codebook)
+    latents = random_latents().requires_grad_()
     output = quantizer(latents, "mixture")
-    commitment = [0.0, 0.0]
-    for (b, h, w), layer, _, chosen, total in walk(quantizer, latents):
-        assert output.indices[b, layer, h, w] == chosen
+    commitment, pull = torch.zeros(2).double(), torch.zeros(12, 3).double()
+    for layer, (_, chosen, total) in enumerate(literal_layers(quantizer, latents.detach())):
+        assert torch.equal(output.indices[:, layer].flatten(), chosen)
         # The mean over layers, positions and dimensions: every partial sum counts.
-        commitment[b] += squared_distance(latents[b, :, h, w].tolist(), total) / (3 * 6 * 3)
-        if layer == 2:
-            assert output.quantized[b, :, h, w].tolist() == pytest.approx(total, rel=1e-12)
+        difference = rows_of(latents.detach()) - total
+        commitment += (difference**2).view(2, -1).mean(1) / 3
+        pull += 2 * difference / (3 * 6 * 3)
+    torch.testing.assert_close(rows_of(output.quantized), total, rtol=1e-12, atol=1e-12)
     assert list(output.latent_terms) == ["commitment"]
-    assert output.latent_terms["commitment"].tolist() == pytest.approx(commitment, rel=1e-12)
+    torch.testing.assert_close(output.latent_terms["commitment"], commitment)
+    (gradient,) = torch.autograd.grad(output.latent_terms["commitment"].sum(), latents)
+    torch.testing.assert_close(rows_of(gradient), pull)
 
 
 def test_the_gradient_passes_straight_through_to_the_latents() -> None:
@@ -67,50 +71,31 @@ def test_the_gradient_passes_straight_through_to_the_latents() -> None:
     assert torch.equal(gradient, weights)
 
 
-def test_commitment_pulls_the_latents_towards_the_mean_of_the_partial_sums() -> None:
-    quantizer, latents = make_quantizer((5, 4, 3)), random_latents().requires_grad_()
-    commitment = quantizer(latents, "mixture").latent_terms["commitment"].sum()
-    (gradient,) = torch.autograd.grad(commitment, latents)
-    expected = torch.zeros_like(latents)
-    for (b, h, w), _, _, _, total in walk(quantizer, latents.detach()):
-        pull = latents[b, :, h, w].detach() - torch.tensor(total, dtype=torch.float64)
-        expected[b, :, h, w] += 2 * pull / (3 * 6 * 3)
-    torch.testing.assert_close(gradient, expected)
-
-
 @pytest.mark.parametrize("shares_codebook", [False, True])
 def test_codebooks_move_as_the_literal_moving_means(shares_codebook: bool) -> None:
     sizes = (5, 5) if shares_codebook else (5, 4)
     quantizer = make_quantizer(
         sizes, shares_codebook=shares_codebook, decay=0.9, restart_threshold=0.0
     )
-    num_codebooks = 1 if shares_codebook else 2
-    codebooks = [quantizer.codebook(layer).tolist() for layer in range(num_codebooks)]
-    mean_counts = [[1.0] * len(codebook) for codebook in codebooks]
-    mean_sums = [[list(code) for code in codebook] for codebook in codebooks]
+    codebooks = [quantizer.codebook(number).clone() for number in range(quantizer.num_codebooks)]
+    mean_counts, mean_sums = [torch.ones(len(own)).double() for own in codebooks], codebooks
     for step in range(3):
-        counts = [[0] * len(codebook) for codebook in codebooks]
-        sums = [[[0.0] * 3 for _ in codebook] for codebook in codebooks]
+        counts = [torch.zeros(len(own)) for own in codebooks]
+        sums = [torch.zeros_like(own) for own in codebooks]
         for micro_batch in range(2):  # gradient accumulation: two forwards, one update
             latents = random_latents(3, 10 * step + micro_batch)
-            for _, layer, residual, chosen, _ in walk(quantizer, latents):
-                owner = layer % num_codebooks
-                counts[owner][chosen] += 1
-                for d in range(3):
-                    sums[owner][chosen][d] += residual[d]
+            for layer, (residual, chosen, _) in enumerate(literal_layers(quantizer, latents)):
+                for row, k in zip(residual, chosen.tolist(), strict=True):
+                    counts[layer % len(codebooks)][k] += 1
+                    sums[layer % len(codebooks)][k] += row
             quantizer(latents, "mixture")
         quantizer.after_step(itself, itself)
-        for owner in range(num_codebooks):
-            size = len(codebooks[owner])
-            for k in range(size):
-                mean_counts[owner][k] = 0.9 * mean_counts[owner][k] + 0.1 * counts[owner][k]
-                for d in range(3):
-                    mean_sums[owner][k][d] = 0.9 * mean_sums[owner][k][d] + 0.1 * sums[owner][k][d]
-            total = sum(mean_counts[owner])
-            for k in range(size):
-                smoothed = (mean_counts[owner][k] + 1e-5) / (total + size * 1e-5) * total
-                expected = [value / smoothed for value in mean_sums[owner][k]]
-                assert quantizer.codebook(owner)[k].tolist() == pytest.approx(expected, rel=1e-6)
+        mean_counts = [0.9 * a + 0.1 * b for a, b in zip(mean_counts, counts, strict=True)]
+        mean_sums = [0.9 * a + 0.1 * b for a, b in zip(mean_sums, sums, strict=True)]
+        for number, (count, total) in enumerate(zip(mean_counts, mean_sums, strict=True)):
+            smoothed = (count + 1e-5) / (count.sum() + len(count) * 1e-5) * count.sum()
+            expected = total / smoothed.unsqueeze(1)
+            torch.testing.assert_close(quantizer.codebook(number), expected)
 
 
 def test_evaluation_and_encoding_leave_no_trace_in_the_next_update() -> None:
@@ -128,18 +113,10 @@ def test_evaluation_and_encoding_leave_no_trace_in_the_next_update() -> None:
         assert torch.equal(tensor, reference.state_dict()[name])
 
 
-def test_each_update_counts_a_batch_once() -> None:
-    quantizer = make_quantizer(decay=0.0, restart_threshold=0.0)
-    for batch in (1, 3):
-        quantizer(random_latents(batch=batch), "mixture")
-        quantizer.after_step(itself, itself)
-        assert quantizer.get_buffer("mean_count_0").sum() == 6 * batch
-
-
 def test_a_dead_code_restarts_as_an_input_and_a_living_one_does_not() -> None:
     quantizer = make_quantizer((4,))
     latents = random_latents()
-    rows = latents.movedim(1, -1).flatten(0, 2)
+    rows = rows_of(latents)
     with torch.no_grad():
         quantizer.codebook(0)[0] = 100.0  # never the nearest
         quantizer.codebook(0)[1:] = rows[:3]
@@ -162,7 +139,7 @@ def test_two_processes_with_summed_statistics_equal_one_with_the_joint_batch(
     restart_threshold: float,
 ) -> None:
     sizes, halves = (6, 6), (random_latents(3, 1), random_latents(3, 2, batch=3))
-    candidates = random_latents(3, 9).movedim(1, -1).flatten(0, 2)[:6]
+    candidates = rows_of(random_latents(3, 9))[:6]
 
     def run(latents: Tensor, total: Collective) -> NearestQuantizer:
         quantizer = make_quantizer(sizes, restart_threshold=restart_threshold)
@@ -199,7 +176,7 @@ def test_the_start_draws_codes_from_each_layers_inputs(dtype: torch.dtype) -> No
     quantizer = make_quantizer().to(dtype)
     latents = random_latents().to(dtype)
     quantizer.initialize(latents, seeded(0))
-    rows = latents.movedim(1, -1).flatten(0, 2)
+    rows = rows_of(latents)
     for layer in range(2):
         codes = quantizer.codebook(layer)
         distances = torch.cdist(codes, rows)
