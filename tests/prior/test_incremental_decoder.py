@@ -45,14 +45,6 @@ def test_cached_logits_equal_the_full_forward(
         decoder.append(codes[:, step, slot])
 
 
-def test_a_condition_with_a_vector_at_times_is_refused() -> None:
-    prior = make_prior()
-    condition = prior.null_condition(2)
-    decoder = IncrementalDecoder(prior, condition, 2)
-    with pytest.raises(InputError, match="vector must be given always or never"):
-        decoder.restart(condition._replace(vector=None))
-
-
 @pytest.mark.skipif(not torch._C._has_mkldnn, reason="promised with oneDNN")
 @pytest.mark.parametrize(("num_threads", "condition"), [(1, "class"), (1, "custom"), (2, "custom")])
 @LAYOUTS
