@@ -1,8 +1,6 @@
 """What the tests run in processes of their own; each function is the whole of one process."""
 
 import os
-import resource
-import runpy
 import signal
 import sys
 import threading
@@ -22,39 +20,9 @@ from pipelines.processes import gather_shares, own_share, sum_over_processes
 from pipelines.train_prior import train_prior
 from pipelines.training.loop import Loss, make_accelerator, train
 from pipelines.training.tokenizer_stage import LoadedImages, TokenizerStage
-from tests.faults.memory import leave_room
+from tests.faults.jobs import rank_environment
 from tests.tiny_runs import RunConfigs, train_with
 from tokenizer import Tokenizer
-
-PRELOADED = ["pipelines.train_tokenizer", "pipelines.train_prior", "pipelines.evaluate"]
-
-
-def command(
-    module: str,
-    arguments: list[str],
-    output: Path,
-    file_size: int | None = None,
-    room: int | None = None,
-) -> None:
-    """`python -m module arguments`, its output in a file.
-
-    No file may exceed `file_size` bytes; this process may take `room` bytes more than it has.
-    """
-    torch.set_num_threads(1)
-    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    if file_size is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, resource.RLIM_INFINITY))
-    if room is not None:
-        leave_room(room)
-    sys.argv = [module, *arguments]
-    sys.modules.pop(module, None)  # it will be run, not imported
-    try:
-        runpy.run_module(module, run_name="__main__")
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
 
 
 def train_and_die(config: RunConfigs, step: int, output: Path) -> None:
@@ -104,7 +72,7 @@ def train_and_record(config: TokenizerRunConfig, records: Path) -> None:
 def share_the_work(
     rank: int,
     world: int,
-    port: int,
+    port: str,
     baseline: TokenizerRunConfig,
     prior: RunConfigs,
     trained: Path,
@@ -112,14 +80,7 @@ def share_the_work(
 ) -> None:
     """One of `world` processes that train, measure, extract codes and generate together."""
     torch.set_num_threads(1)
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(world),
-        "LOCAL_WORLD_SIZE": str(world),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
+    os.environ |= rank_environment(rank, world, port)
     with (records / f"output_{rank}.txt").open("w") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)

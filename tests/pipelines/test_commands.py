@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from pipelines.demo import demo
 from pipelines.generation import ImageGenerationPipeline
-from tests import workers
+from tests.faults.jobs import Job, files_up_to
 from tests.tiny_runs import (
     CrashError,
     assert_same_run,
@@ -179,17 +178,11 @@ def test_generate_writes_the_images_of_the_pipeline(
 
 @pytest.mark.parametrize("count", ["1", "40"])
 def test_a_full_disk_ends_generate_with_one_line(
-    count: str, tiny_run: Path, tmp_path: Path, processes: ForkServerContext
+    count: str, tiny_run: Path, tmp_path: Path
 ) -> None:
-    output = tmp_path / "output.txt"
     options = ["--output-dir", str(tmp_path / "out"), "--num-images", count, "--batch-size", "2"]
-    process = processes.Process(
-        target=workers.command,
-        args=("pipelines.generate", [str(tiny_run), *options], output, 300),
-    )
-    process.start()
-    process.join()
-    assert_refused(Ended(process.exitcode or 0, "", output.read_text()), "File too large")
+    job = Job("pipelines.generate", [tiny_run, *options], tmp_path, prepare=files_up_to(300))
+    assert job.wrong_refusal("File too large") == ""
     assert len(list((tmp_path / "out").iterdir())) < 10
 
 
@@ -452,7 +445,6 @@ def test_a_full_disk_gives_one_line_and_what_was_saved_stays(
     tiny_run: Path,
     cache_dir: Path,
     tmp_path: Path,
-    processes: ForkServerContext,
 ) -> None:
     """No file may grow beyond a limit: stands for a disk without space."""
     run_dir = tmp_path / "run"
@@ -461,16 +453,12 @@ def test_a_full_disk_gives_one_line_and_what_was_saved_stays(
     config = prior_run(run_dir) if stage == "prior" else tokenizer_run(run_dir, cache_dir)
     with pytest.raises(CrashError):
         train_with(config, 3, crash)
-    output = tmp_path / "output.txt"
     arguments = [str(config.output_dir / "config.json")]
     for file_size in (20_000, 45_000):  # too little for a picture, for the optimizer's state
         before = weight_files(config.output_dir / "state")
-        process = processes.Process(
-            target=workers.command, args=(f"pipelines.train_{stage}", arguments, output, file_size)
-        )
-        process.start()
-        process.join()
-        assert_refused(Ended(process.exitcode or 0, "", output.read_text()), "File too large")
+        limit = files_up_to(file_size)
+        job = Job(f"pipelines.train_{stage}", arguments, tmp_path, prepare=limit)
+        assert job.wrong_refusal("File too large") == ""
         assert weight_files(config.output_dir / "state") == before
         assert not list(config.output_dir.rglob("*tmp*"))
     assert run(f"train_{stage}", *arguments).status == 0

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -24,15 +23,10 @@ from pipelines.processes import gather_shares, own_share, seed_everything, sum_o
 from pipelines.train_prior import train_prior
 from pipelines.training.loop import make_accelerator
 from tests import workers
+from tests.faults.jobs import free_port
 from tests.tiny_runs import first_gradients, logged, prior_run, tokenizer_run
 from tests.workers import train_and_record
 from tokenizer import Tokenizer
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 class Shared(NamedTuple):
