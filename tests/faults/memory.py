@@ -33,15 +33,15 @@ NUM_IMAGES = ROOM // (2 * IMAGE_SIZE**2)
 """Of three times as many bytes: half as much again as the room."""
 MANY = 100_000
 TOO_LARGE = ("train_tokenizer", "train_prior", "generate", "evaluate")
-NUM_TRIALS = 16
+NUM_TRIALS = 17
 
 
 def trial(folder: Path, number: int, generator: np.random.Generator) -> str:
-    """The whole way on too much data, each command with a too large batch, then starving runs."""
-    if number == 0:
-        return _more_data_than_fits(folder)
-    if number <= len(TOO_LARGE):
-        return _too_large_batch(folder, TOO_LARGE[number - 1])
+    """Too much data in two trials, each command with a too large batch, then starving runs."""
+    if number < 2:
+        return _more_data_than_fits(folder, is_second=number == 1)
+    if number < 2 + len(TOO_LARGE):
+        return _too_large_batch(folder, TOO_LARGE[number - 2])
     return _starve(folder, int(generator.integers(TOTAL_STEPS)), number % 3 == 0)
 
 
@@ -55,23 +55,26 @@ def extractor_options(folder: Path) -> list[object]:
     return [part for name, value in options.items() for part in (f"--extractor.{name}", value)]
 
 
-def _more_data_than_fits(folder: Path) -> str:
+def _more_data_than_fits(folder: Path, is_second: bool) -> str:
+    """Stage one, measured; or, after it, everything else."""
     run_dir, images, cache = folder / "run", folder / "images", folder / "many"
-    for path in (run_dir, images, cache):
-        shutil.rmtree(path, ignore_errors=True)
-    _write_images(images)
-    data = ["--data.dataset", "folder", "--data.root", images, "--data.validation-share", 0.01]
-    data += ["--data.image-size", IMAGE_SIZE, "--data.cache-dir", cache]
-    report = ["--image-size", IMAGE_SIZE, "--output", folder / "report.json"]
-    measured = ["--num-images", 1_000, "--batch-size", 20, *extractor_options(folder)]
-    commands: dict[str, list[object]] = {
-        "check_data": [images, *report],
-        "train_tokenizer": ["tiny", "--run-dir", run_dir, *data],
+    measured = [run_dir, "--batch-size", 20, *extractor_options(folder), "--num-images", 40]
+    measured += ["--what", "generation" if is_second else "reconstruction"]
+    size = ["--image-size", IMAGE_SIZE, "--output", folder / "report.json"]
+    second: dict[str, list[object]] = {
+        "check_data": [images, *size],
         "train_prior": ["tiny", "--run-dir", run_dir],
         "generate": [run_dir, "--output-dir", run_dir / "images"],
-        "evaluate": [run_dir, *measured],
+        "evaluate": measured,
     }
-    for name, arguments in commands.items():
+    data = ["--data.dataset", "folder", "--data.root", images, "--data.validation-share", 0.01]
+    data += ["--data.image-size", IMAGE_SIZE, "--data.cache-dir", cache]
+    first = {"train_tokenizer": ["tiny", "--run-dir", run_dir, *data], "evaluate": measured}
+    if not is_second:
+        for path in (run_dir, images, cache):
+            shutil.rmtree(path, ignore_errors=True)
+        _write_images(images)
+    for name, arguments in (second if is_second else first).items():
         job = Job(f"pipelines.{name}", arguments, folder / "output", prepare=LIMIT)
         if failure := job.failure():
             return f"{name}: {failure}"
