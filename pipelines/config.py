@@ -27,6 +27,7 @@ def _check_folder(folder: Path) -> Path:
 
 
 OwnFolder = Annotated[Path, AfterValidator(_check_folder)]
+FolderRules = Literal[1, 2]
 
 
 class DataConfig(StrictConfig):
@@ -44,16 +45,18 @@ class DataConfig(StrictConfig):
         "Flowers102",
     ] = "shapes"
     """`shapes` (procedural), `folder` (your images), or a torchvision set by name."""
-    root: Path | None = None
+    root: OwnFolder | None = None
     """`folder`: training images, flat or one folder per class. torchvision: download folder."""
-    validation_root: Path | None = None
+    validation_root: OwnFolder | None = None
     """`folder`: validation images. None: a share of `root` is held out."""
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """`folder` without `validation_root`: share of the images held out."""
+    """`folder` without `validation_root`: probability of each image to be held out."""
     image_size: Annotated[int, Field(gt=0, le=4096)] = 32
     """Side in pixels: the shorter side is resized to it, then the center is cropped."""
     channels: Literal[1, 2, 3, 4] = 3
     """1 = gray, 2 = gray and alpha, 3 = RGB, 4 = RGBA."""
+    white_value: Annotated[int, Field(gt=0, lt=2**16)] | None = None
+    """`folder`: value of a 16-bit file that is white: 4095 for 12-bit data. None: the highest."""
     num_images: Count = 20_000
     """`shapes`: training images."""
     num_validation_images: Count = 2_000
@@ -64,6 +67,8 @@ class DataConfig(StrictConfig):
     """Leave out unreadable files and count them, where they would stop the run."""
     follow_links: bool = False
     """`folder`: use what links out of the folder lead to, where they would stop the run."""
+    folder_rules: FolderRules = 2
+    """`folder`: how files are found, sorted and held out; 1 is for runs of version 0.1."""
     cache_dir: Path = Path("runs/cache")
     """Folder for the decoded images."""
     seed: Seed = 0
@@ -209,7 +214,14 @@ class TokenizerRunConfig(RunConfig):
 
     @classmethod
     def upgrade_config(cls, fields: dict[str, Any], version: int) -> dict[str, Any]:
-        """Version 1 kept the recipe with the quantizer, and its warnings with the loop."""
+        """Version 1 kept the recipe with the quantizer, and its warnings with the loop.
+
+        Folders had other rules when the field was none yet; each config that is saved has it.
+        """
+        data = fields.get("data")
+        if isinstance(data, dict) and data.get("dataset") == "folder":
+            root = str(Path.cwd()) if data.get("root") == "." else data.get("root")
+            fields = {**fields, "data": {"folder_rules": 1, **data, "root": root}}
         tokenizer, training = fields.get("tokenizer"), fields.get("training")
         if version > 1 or not isinstance(tokenizer, dict) or not isinstance(training, dict):
             return fields
