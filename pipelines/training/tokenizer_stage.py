@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from pipelines.config import TokenizerRunConfig
 from pipelines.data.dataset import ImageDataset, chosen_items, image_hashes, image_shape
 from pipelines.data.sources import load_splits
-from pipelines.evaluation.metrics import SSIM_WINDOW, reconstruction_metrics
+from pipelines.evaluation.metrics import reconstruction_metrics
 from pipelines.evaluation.reconstruction import measure_reconstruction
+from pipelines.evaluation.similarity import SSIM_WINDOW
 from pipelines.images import comparison, to_float, to_uint8
 from pipelines.processes import batch_size_without_gradient, seed_everything
 from pipelines.run.log import Metrics
