@@ -84,6 +84,10 @@ def metric_settings(num_images: int, num_reference_images: int | None, seed: int
     return settings
 
 
+def _features(images: FeatureOutput | Statistics) -> Float[Tensor, "images dim"] | Statistics:
+    return images if isinstance(images, Statistics) else images.features.cpu().double()
+
+
 def generation_metrics(
     generated: FeatureOutput,
     reference: FeatureOutput | Statistics,
@@ -102,11 +106,7 @@ def generation_metrics(
         InputError: too few images on a side.
     """
     ours = generated.features.cpu().double()
-    theirs: Statistics | Tensor
-    if isinstance(reference, Statistics):
-        theirs = reference
-    else:
-        theirs = reference.features.cpu().double()
+    theirs = _features(reference)
     num_images = len(ours)
     num_reference_images = len(theirs) if isinstance(theirs, Tensor) else num_images
     check_num_images(num_images, num_reference_images)
