@@ -102,8 +102,7 @@ def generation_metrics(
         InputError: too few images on a side.
     """
     ours = generated.features.cpu().double()
-    is_saved = isinstance(reference, Statistics)
-    theirs = reference if is_saved else reference.features.cpu().double()
+    theirs = reference if isinstance(reference, Statistics) else reference.features.cpu().double()
     num_images = len(ours)
     num_reference_images = len(theirs) if isinstance(theirs, Tensor) else num_images
     check_num_images(num_images, num_reference_images)
@@ -188,8 +187,8 @@ def image_errors(
         )
     difference = reference.double() - reconstruction.double()
     rmse = difference.square().mean(dim=(1, 2, 3)).sqrt() / 255
-    ssim = structural_similarity(reference / 255, reconstruction / 255)
-    return ImageErrors(rmse, -20 * rmse.log10(), ssim.double())
+    ssim = structural_similarity(reference, reconstruction)
+    return ImageErrors(rmse, -20 * rmse.log10(), ssim)
 
 
 def reconstruction_metrics(errors: ImageErrors) -> dict[str, float]:

@@ -5,12 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
@@ -27,6 +29,7 @@ from pipelines.evaluation.features import (
     TimmExtractor,
     load_extractor,
 )
+from pipelines.images import to_pil
 from tokenizer.storage.errors import InputError
 
 SHARED = Path(os.environ.get("HQVAE_SHARED", Path(__file__).parents[3] / "../shared"))
@@ -270,9 +273,14 @@ def test_gray_images_count_as_three_equal_channels(
 
 
 @pytest.mark.parametrize("channels", [2, 4])
-def test_images_with_alpha_are_refused(small: TimmExtractor, channels: int) -> None:
-    with pytest.raises(InputError, match=f"channels must be 1 or 3 .*, got {channels}"):
-        small(random_images(4, 1, channels, 32, 32))
+def test_images_with_alpha_are_composited_on_white(small: TimmExtractor, channels: int) -> None:
+    images = random_images(4, 1, channels, 32, 32)
+    picture = to_pil(images[0]).convert("RGBA")
+    white = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    on_white = torch.from_numpy(np.array(white.convert("RGB"))).movedim(-1, 0)[None]
+    composited = features.composite_on_white(images)
+    assert (composited.int() - on_white.int()).abs().max() <= 1  # Pillow rounds twice
+    torch.testing.assert_close(small(images), small(composited), rtol=0, atol=0)
 
 
 def test_float_images_are_refused(small: TimmExtractor) -> None:
