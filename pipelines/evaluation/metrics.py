@@ -84,10 +84,6 @@ def metric_settings(num_images: int, num_reference_images: int | None, seed: int
     return settings
 
 
-def _features(images: FeatureOutput | Statistics) -> Float[Tensor, "images dim"] | Statistics:
-    return images if isinstance(images, Statistics) else images.features.cpu().double()
-
-
 def generation_metrics(
     generated: FeatureOutput,
     reference: FeatureOutput | Statistics,
@@ -106,7 +102,7 @@ def generation_metrics(
         InputError: too few images on a side.
     """
     ours = generated.features.cpu().double()
-    theirs = _features(reference)
+    theirs = reference if isinstance(reference, Statistics) else reference.features.cpu().double()
     num_images = len(ours)
     num_reference_images = len(theirs) if isinstance(theirs, Tensor) else num_images
     check_num_images(num_images, num_reference_images)
@@ -191,8 +187,8 @@ def image_errors(
         )
     difference = reference.double() - reconstruction.double()
     rmse = difference.square().mean(dim=(1, 2, 3)).sqrt() / 255
-    ssim = structural_similarity(reference / 255, reconstruction / 255)
-    return ImageErrors(rmse, -20 * rmse.log10(), ssim.double())
+    ssim = structural_similarity(reference, reconstruction)
+    return ImageErrors(rmse, -20 * rmse.log10(), ssim)
 
 
 def reconstruction_metrics(errors: ImageErrors) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Structural similarity of images."""
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float64, UInt8
 from torch import Tensor
 
 SSIM_WINDOW = 11
@@ -9,30 +9,29 @@ SSIM_WINDOW = 11
 
 
 def structural_similarity(
-    images: Float[Tensor, "batch channels height width"],
-    others: Float[Tensor, "batch channels height width"],
-) -> Float[Tensor, " batch"]:
-    """SSIM of images on [0, 1] (Wang et al. 2004, eq. 13), where the Gaussian window fits.
+    images: UInt8[Tensor, "batch channels height width"],
+    others: UInt8[Tensor, "batch channels height width"],
+) -> Float64[Tensor, " batch"]:
+    """SSIM of each image (Wang et al. 2004, eq. 13), mean over positions and channels.
 
-    Borders are not padded. Float32 is off by less than 1e-6: each channel's mean is subtracted
-    before the squares are.
+    Positions are those where the Gaussian window of σ = 1.5 fits, as published: borders are not
+    padded.
     """
-    shift = images.mean((2, 3), keepdim=True)
-    x, y = images - shift, others - shift
-    rows, columns = (_window_matrix(side).to(images) for side in images.shape[2:])
-    # (5, B, C, H - 10, W - 10)
-    mean_x, mean_y, xx, yy, xy = rows @ torch.stack([x, y, x * x, y * y, x * y]) @ columns.T
-    contrast = (2 * (xy - mean_x * mean_y) + 0.03**2) / (
-        xx - mean_x.square() + yy - mean_y.square() + 0.03**2
-    )
-    mean_x, mean_y = mean_x + shift, mean_y + shift
-    luminance = (2 * mean_x * mean_y + 0.01**2) / (mean_x.square() + mean_y.square() + 0.01**2)
-    similarity: Tensor = (luminance * contrast).flatten(1).mean(1)
-    return similarity
+    rows, columns = (_window_matrix(side).to(images.device) for side in images.shape[2:])
+    values = []
+    for x, y in zip(images.double() / 255, others.double() / 255, strict=True):
+        # One image after the other, whose sums then do not depend on its batch.
+        moments = rows @ torch.stack([x, y, x * x, y * y, x * y]) @ columns.T
+        mean_x, mean_y, xx, yy, xy = moments  # (C, H - 10, W - 10)
+        means = mean_x.square() + mean_y.square()
+        luminance = (2 * mean_x * mean_y + 0.01**2) / (means + 0.01**2)
+        contrast = (2 * (xy - mean_x * mean_y) + 0.03**2) / (xx + yy - means + 0.03**2)
+        values.append((luminance * contrast).mean())
+    return torch.stack(values)
 
 
 def _window_matrix(side: int) -> Float64[Tensor, "positions side"]:
-    """Rows of SSIM's window, σ = 1.5, at each position along one side."""
+    """Weights of the window, which is separable, at each position along one side."""
     offsets = torch.arange(side) - torch.arange(side - SSIM_WINDOW + 1)[:, None] - SSIM_WINDOW // 2
     weights = torch.exp(-offsets.double().square() / (2 * 1.5**2))
     weights = torch.where(offsets.abs() <= SSIM_WINDOW // 2, weights, 0)
