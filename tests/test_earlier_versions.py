@@ -95,8 +95,8 @@ def test_a_run_goes_on_with_a_field_that_it_did_not_know_at_its_default(tmp_path
     training = config.training.model_copy(update={"beta2": 0.5})
     with pytest.raises(InputError, match=r"its training\.beta2 is 0\.99, got 0\.5"):
         check_output_dir(config.model_copy(update={"training": training}))
-    path.write_text(json.dumps({**fields, "format": 3}))
-    with pytest.raises(InputError, match="format must be at most 2, got 3"):
+    path.write_text(json.dumps({**fields, "format": 4}))
+    with pytest.raises(InputError, match="format must be at most 3, got 4"):
         check_output_dir(config)
 
 
