@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from benchmarks.quality.run_cell import test_data
+from pipelines.command import load_run
 from pipelines.config import TokenizerRunConfig
 from pipelines.data.dataset import ImageDataset
 from pipelines.data.sources import load_images
@@ -62,10 +63,9 @@ def write_figures(folder: Path, rows: Sequence[Any], budget: str) -> None:
     for family, cell in best.items():
         if not (folder / cell["cell"] / "tokenizer").exists():  # trained on another machine
             continue
-        run = TokenizerRunConfig.model_validate_json(
-            (folder / cell["cell"] / "tokenizer" / "config.json").read_text()
-        )
-        tokenizer = Tokenizer.from_pretrained(folder / cell["cell"] / "tokenizer" / "model")
+        trained = folder / cell["cell"] / "tokenizer"
+        run = load_run(TokenizerRunConfig, trained / "config.json")
+        tokenizer = Tokenizer.from_pretrained(trained / "model")
         pictures = {
             "progressive": progressive(tokenizer, load_images(test_data(run.data), "validation")),
             "codes": codebook_picture(tokenizer, run.data.image_size),
@@ -91,16 +91,13 @@ def rate_distortion(rows: Sequence[Any]) -> Figure:
             own = [row for row in rows if row.first["method"] == method]
             bits = [row.value(name) for row in own]
             errors = [100 * row.value("RMSE") for row in own]
-            axes.plot(
-                bits,
-                errors,
-                linestyle="none",
-                marker=MARKERS.get(method, "^"),
-                color=COLORS[method],
-                label=LABELS[method],
-                markersize=5,
-                alpha=0.8,
-            )
+            style: dict[str, Any] = {
+                "linestyle": "none",
+                "markersize": 5,
+                "alpha": 0.8,
+                **_style(method),
+            }
+            axes.plot(bits, errors, label=LABELS[method], **style)
         axes.set(xlabel=f"{title} per image", ylabel="RMSE×100", xscale="log", yscale="log")
         _plain_ticks(axes)
         if place == 2:
@@ -120,23 +117,14 @@ def perplexity_by_layer(rows: Sequence[Any]) -> Figure:
             if row.first["shape"] == shape:
                 values = row.layers("perplexity")
                 size = int(shape.rpartition("k")[2])
-                (lines[LABELS[row.first["method"]]],) = axes.plot(
-                    range(1, len(values) + 1),
-                    [value / size for value in values],
-                    marker=MARKERS.get(row.first["method"], "^"),
-                    color=COLORS[row.first["method"]],
-                )
+                layers, shares = range(1, len(values) + 1), [value / size for value in values]
+                method = row.first["method"]
+                (lines[LABELS[method]],) = axes.plot(layers, shares, **_style(method))
         axes.set(title=shape, xlabel="layer", ylabel="perplexity / K", ylim=(0, 1.02))
         axes.grid(alpha=0.25)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.legend(
-        [*lines.values()],
-        [*lines],
-        loc="outside lower center",
-        ncols=len(lines),
-        fontsize=7,
-        edgecolor="none",
-    )
+    style = {"ncols": len(lines), "fontsize": 7, "edgecolor": "none"}
+    figure.legend([*lines.values()], [*lines], loc="outside lower center", **style)
     return figure
 
 
@@ -187,6 +175,10 @@ def codebook_picture(tokenizer: Tokenizer, size: int) -> Any:
     ]
     indices[0][:, 0] = torch.arange(count).view(-1, 1, 1)
     return image_grid(to_uint8(tokenizer.decode(indices, num_layers=1)), 16)
+
+
+def _style(method: str) -> dict[str, Any]:
+    return {"marker": MARKERS.get(method, "^"), "color": COLORS[method]}
 
 
 def _plain_ticks(axes: Any) -> None:

@@ -46,4 +46,3 @@ def chosen_items(num_items: int, count: int, seed: int = 0) -> Int64[np.ndarray,
     """At most `count` of the items, a seeded choice: folders are sorted by class."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randperm(num_items, generator=generator)[:count].numpy()
-

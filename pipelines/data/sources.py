@@ -22,16 +22,6 @@ logger = logging.getLogger(__name__)
 _SHAPES_PER_BLOCK = 1_000
 
 
-
-
-
-
-
-
-
-
-
-
 def load_images(config: DataConfig, split: Literal["train", "validation"]) -> ImageDataset:
     """Opens one split, decoding it into `config.cache_dir` if that has not been done before.
 
