@@ -35,7 +35,7 @@ SMALL_TOKENIZER = (
     "--training.num-validation-images 1000 --training.validation-interval 1000"
 )
 SMALL_PRIOR = (
-    "--prior.width 96 --prior.body-depth 4 --prior.head-depth 1 --prior.num-heads 3 "
+    "--prior.width 96 --prior.num-spatial-layers 4 --prior.num-depth-layers 1 --prior.num-heads 3 "
     "--prior.dropout 0 --training.batch-size 32 --training.learning-rate 3e-3 "
     "--training.precision fp32 --training.total-steps 2000 "
     "--training.validation-interval 500 --training.num-validation-images 1000"

@@ -1,7 +1,13 @@
-"""Checks a folder of images: `python -m pipelines.check_data FOLDER`."""
+"""Checks a folder of images, and what is cached: `python -m pipelines.check_data FOLDER`."""
+
+if __name__ == "__main__":
+    from pipelines import startup
+
+    startup.prepare()
 
 import functools
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -9,9 +15,18 @@ import tyro
 from pydantic import Field
 
 from pipelines.command import announce, parse_options, run_command
+from pipelines.config import DataConfig
+from pipelines.data.cache import verify_cache
 from pipelines.data.decoding import UnreadableImageError
-from pipelines.data.folder import arrange, decode_files
+from pipelines.data.folder import decode_files, describe_values
+from pipelines.data.folder_listing import (
+    arrange,
+    check_found,
+    check_usable,
+    doubts,
+)
 from pipelines.data.folder_scan import printable, scan_folder
+from pipelines.data.sixteen_bits import ValueRange
 from tokenizer.storage.configs import StrictConfig
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.files import replace_file
@@ -27,20 +42,30 @@ class CheckDataConfig(StrictConfig):
     Files are used, converted (used, after more than resizing), skipped, or refused: training
     stops at the first of these. Prints a summary, writes all files that are not simply used to
     OUTPUT, and ends with exit status 2 where training would stop.
+
+    --verify, with FOLDER or alone, compares all that CACHE_DIR holds with its hashes, and ends with
+    exit status 2 where something is damaged. A run's codes are verified by --cache-dir
+    RUN/prior/codes.
     """
 
-    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+    folder: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")] = None
     """Folder of images, as data.root."""
     image_size: Annotated[int, Field(gt=0, le=4096)] = 32
     """As data.image_size."""
     channels: Literal[1, 2, 3, 4] = 3
     """As data.channels."""
+    white_value: Annotated[int, Field(gt=0, lt=2**16)] | None = None
+    """As data.white_value."""
     skip_unreadable: bool = False
     """As data.skip_unreadable: what would be refused is skipped."""
     follow_links: bool = False
     """As data.follow_links: links out of the folder are used."""
     output: Path = Path("runs/data_report.json")
     """The report, replaced if it exists."""
+    verify: bool = False
+    """Read all of the cache, of which training compares sizes and modification times only."""
+    cache_dir: Path = DataConfig.model_fields["cache_dir"].default
+    """`verify`: as data.cache_dir, or the codes of a run."""
 
 
 class Problem(NamedTuple):
@@ -60,6 +85,10 @@ class Report(NamedTuple):
     class_names: tuple[str, ...]
     problems: list[Problem]
     """Sorted by file."""
+    conversions: dict[str, int]
+    """Files by what is done to them; of one file, several things may be done."""
+    warnings: tuple[str, ...]
+    """What is perhaps not meant to be."""
     obstacle: str
     """Why training would stop at this folder; empty where it would start."""
 
@@ -70,52 +99,67 @@ def check_data(config: CheckDataConfig) -> Report:
     Raises:
         InputError: there is no such folder.
     """
+    if config.folder is None:
+        raise InputError("folder must be given, unless --verify is")
     if not config.folder.is_dir():
         raise InputError(f"folder: there is no folder {printable(config.folder)}")
     scan = scan_folder(config.folder, config.follow_links)
     refusal: Treatment = "skipped" if config.skip_unreadable else "refused"
     problems = [Problem(name, "skipped", reason) for name, reason in scan.left_out]
     problems += [Problem(name, refusal, reason) for name, reason in scan.refused]
-    num_usable = 0
+    conversions: Counter[str] = Counter()
+    values: ValueRange | None = None
+    usable: list[str] = []
     names = iter(scan.images)
-    for results in decode_files(config.folder, scan.images, config.image_size, config.channels):
+    conversion = (config.image_size, config.channels, config.white_value)
+    for results in decode_files(config.folder, scan.images, *conversion):
         for result, name in zip(results, names, strict=False):
             if isinstance(result, UnreadableImageError):
                 problems.append(Problem(name, refusal, f"is not a readable image: {result}"))
                 continue
-            num_usable += 1
+            usable.append(name)
+            values = result.value_range.joined(values) if result.value_range else values
             if result.changes:
                 problems.append(Problem(name, "converted", "; ".join(result.changes)))
+                conversions.update(change.split(" (")[0] for change in result.changes)
     num_files: dict[Treatment, int] = {
         treatment: sum(problem.treatment == treatment for problem in problems)
         for treatment in ("used", "converted", "skipped", "refused")
     }
-    num_files["used"] = num_usable - num_files["converted"]
+    num_files["used"] = len(usable) - num_files["converted"]
     # The links that are followed are listed beside what becomes of the files themselves.
     problems += [Problem(name, "used", reason) for name, reason in scan.followed]
     class_names: tuple[str, ...] = ()
+    warnings: list[str] = [describe_values(values)] if values is not None else []
     obstacle = ""
     try:
-        class_names = arrange(config.folder, scan.images, "folder").class_names
+        check_found(config.folder, scan, "folder")
+        listing = arrange(config.folder, scan.images, "folder")
+        class_names = listing.class_names
+        warnings += doubts(scan, listing)
+        check_usable(listing, usable)
     except InputError as error:
         obstacle = str(error)
-    first = min((own for own in problems if own.treatment == "refused"), default=None)
+    first = min((each for each in problems if each.treatment == "refused"), default=None)
     if first is not None:
         obstacle = f"{printable(config.folder / first.file)} {first.reason}"
-    elif not obstacle and not num_usable:
-        obstacle = f"{config.folder}: none of {len(scan.images)} images is readable"
-    return Report(num_files, class_names, sorted(problems), obstacle)
+    return Report(
+        num_files, class_names, sorted(problems), dict(conversions), tuple(warnings), obstacle
+    )
 
 
 def describe(report: Report) -> str:
     """The summary for people: counts, and the first files with a problem."""
     lines = [f"{count:8} {treatment}" for treatment, count in report.num_files.items()]
     lines.append(f"{len(report.class_names):8} classes")
+    lines += [f"{count:8} converted: {what}" for what, count in report.conversions.items()]
+    lines += [f"note: {warning}" for warning in report.warnings]
     # What stops the training first, what is left out as it is meant to be last.
     order = ("refused", "converted", "used", "skipped")
     shown = sorted(report.problems, key=lambda problem: order.index(problem.treatment))
     lines += [
-        f"{own.treatment:>10}  {printable(own.file)} {own.reason}" for own in shown[:MOST_SHOWN]
+        f"{treatment:>10}  {printable(file)} {reason}"
+        for file, treatment, reason in shown[:MOST_SHOWN]
     ]
     if len(shown) > MOST_SHOWN:
         lines.append(f"            and {len(shown) - MOST_SHOWN} more in the report")
@@ -128,6 +172,7 @@ def write_report(report: Report, config: CheckDataConfig) -> None:
         "folder": str(config.folder),
         "image_size": config.image_size,
         "channels": config.channels,
+        "white_value": config.white_value,
         "skip_unreadable": config.skip_unreadable,
         "follow_links": config.follow_links,
         **report._asdict(),
@@ -139,16 +184,27 @@ def write_report(report: Report, config: CheckDataConfig) -> None:
     replace_file(config.output, functools.partial(Path.write_text, data=text))
 
 
-def main() -> None:
-    """Reads the command line."""
+def _run() -> None:
     config = parse_options(CheckDataConfig, "pipelines.check_data")
-    report = check_data(config)
-    write_report(report, config)
-    announce(describe(report))
-    announce(f"the report is in {config.output}")
-    if report.obstacle:
-        raise InputError(f"training would stop: {report.obstacle}")
+    obstacles = []
+    if config.folder is not None or not config.verify:
+        report = check_data(config)
+        write_report(report, config)
+        announce(describe(report))
+        announce(f"the report is in {config.output}")
+        obstacles += [f"training would stop: {report.obstacle}"] if report.obstacle else []
+    if config.verify:
+        for entry, damage in verify_cache(config.cache_dir):
+            announce(f"{'damaged' if damage else 'whole':>10}  {printable(entry)}")
+            obstacles += [damage] if damage else []
+    if obstacles:
+        raise InputError("; ".join(obstacles))
+
+
+def main() -> None:
+    """Runs the command line."""
+    run_command(_run)
 
 
 if __name__ == "__main__":
-    run_command(main)
+    main()

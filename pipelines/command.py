@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import io
-import json
 import logging
 import os
 import re
@@ -20,9 +19,9 @@ from accelerate import PartialState
 from pydantic import ValidationError
 
 from pipelines.processes import is_lost_partner
+from pipelines.run.folder import RunConfigT, load_run
 from tokenizer.storage.configs import StrictConfig, describe_validation_error
 from tokenizer.storage.errors import InputError
-from tokenizer.storage.untrusted import read_json
 
 ConfigT = TypeVar("ConfigT", bound=StrictConfig)
 
@@ -44,8 +43,8 @@ _NO_MEMORY = re.compile(
 
 
 def parse_run(
-    presets: Mapping[str, ConfigT], command: str, arguments: Sequence[str] | None = None
-) -> ConfigT:
+    presets: Mapping[str, RunConfigT], command: str, arguments: Sequence[str] | None = None
+) -> RunConfigT:
     """Reads `PRESET --section.option value ...`; PRESET may be the path of a saved config.json.
 
     Args:
@@ -56,12 +55,13 @@ def parse_run(
     given = list(sys.argv[1:] if arguments is None else arguments)
     config_class = type(next(iter(presets.values())))
     summary = (config_class.__doc__ or "").splitlines()[0]
-    usage = f"usage: python -m {command} PRESET [--option value ...]"
+    program = _program(command)
     names = "\n".join(f"  {name}" for name in presets)
     if not given or given[0] in {"-h", "--help"}:
         print(
-            f"{usage}\n\n{summary}\n\nPRESET, or the path of a saved config.json:\n{names}\n\n"
-            f"All options of a preset with its values: python -m {command} PRESET --help"
+            f"usage: {program} PRESET [--option value ...]\n\n{summary}\n\n"
+            f"PRESET, or the path of a saved config.json:\n{names}\n\n"
+            f"All options of a preset with its values: {program} PRESET --help"
         )
         raise SystemExit(0 if given else 2)
     name, *overrides = given
@@ -76,17 +76,11 @@ def parse_run(
     return parse_options(config_class, f"{command} {name}", overrides, base)
 
 
-def load_run(config_class: type[ConfigT], path: Path) -> ConfigT:
-    """Reads a saved run configuration.
-
-    Raises:
-        InputError: there is no such file, or a field is wrong.
-    """
-    fields = read_json(path)
-    try:
-        return config_class.model_validate_json(json.dumps(fields))
-    except ValidationError as error:
-        raise InputError(f"{path}: {describe_validation_error(error)}") from error
+def _program(command: str) -> str:
+    """How the user called the command: sub-command of `hqvae`, or module."""
+    _, *preset = command.split(" ", 1)
+    is_console = sys.argv[0].startswith("hqvae ")
+    return " ".join([sys.argv[0], *preset]) if is_console else f"python -m {command}"
 
 
 def parse_options(
@@ -109,7 +103,7 @@ def parse_options(
         try:
             config: ConfigT = tyro.cli(
                 config_class,
-                prog=f"python -m {command}",
+                prog=_program(command),
                 description=config_class.__doc__,
                 args=given,
                 config=(tyro.conf.AvoidSubcommands,),
@@ -175,7 +169,7 @@ def _section(
         return (
             any(word in got for word in options.get(name, [])),
             name in options,
-            any(own.startswith(section) for own in options),
+            any(option.startswith(section) for option in options),
         )
 
     return max(_places(default or config_class, class_name), key=fit, default="")

@@ -1,13 +1,15 @@
 """Run configurations: what a command needs to know, saved with the run."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 from pydantic import model_validator as validates
 
-from prior.config import MAX_GUIDANCE, PriorNetworkConfig
-from tokenizer.config import Share, Temperature, TokenizerConfig
+from prior.config import MAX_GUIDANCE, PriorNetworkConfig, upgrade_network
+from tokenizer.config import TokenizerConfig, without_recipe
+from tokenizer.fields import Factor, PositiveFactor, ProperShare, Share, Temperature
 from tokenizer.storage.configs import StrictConfig
 
 # Bounds that no sound run reaches.
@@ -25,6 +27,9 @@ def _check_folder(folder: Path) -> Path:
 
 
 OwnFolder = Annotated[Path, AfterValidator(_check_folder)]
+FolderRules = Literal[1, 2]
+# Saved absolute: a run is evaluated from anywhere. Earlier versions saved what was given.
+DataFolder = Annotated[Path, AfterValidator(_check_folder), AfterValidator(Path.absolute)]
 
 
 class DataConfig(StrictConfig):
@@ -42,16 +47,18 @@ class DataConfig(StrictConfig):
         "Flowers102",
     ] = "shapes"
     """`shapes` (procedural), `folder` (your images), or a torchvision set by name."""
-    root: Path | None = None
+    root: DataFolder | None = None
     """`folder`: training images, flat or one folder per class. torchvision: download folder."""
-    validation_root: Path | None = None
+    validation_root: DataFolder | None = None
     """`folder`: validation images. None: a share of `root` is held out."""
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """`folder` without `validation_root`: share of the images held out."""
+    """`folder` without `validation_root`: probability of each image to be held out."""
     image_size: Annotated[int, Field(gt=0, le=4096)] = 32
     """Side in pixels: the shorter side is resized to it, then the center is cropped."""
     channels: Literal[1, 2, 3, 4] = 3
     """1 = gray, 2 = gray and alpha, 3 = RGB, 4 = RGBA."""
+    white_value: Annotated[int, Field(gt=0, lt=2**16)] | None = None
+    """`folder`: value of a 16-bit file that is white: 4095 for 12-bit data. None: the highest."""
     num_images: Count = 20_000
     """`shapes`: training images."""
     num_validation_images: Count = 2_000
@@ -62,6 +69,8 @@ class DataConfig(StrictConfig):
     """Leave out unreadable files and count them, where they would stop the run."""
     follow_links: bool = False
     """`folder`: use what links out of the folder lead to, where they would stop the run."""
+    folder_rules: FolderRules = 2
+    """`folder`: how files are found, sorted and held out; 1 is for runs of version 0.1."""
     cache_dir: Path = Path("runs/cache")
     """Folder for the decoded images."""
     seed: Seed = 0
@@ -107,18 +116,60 @@ class TrainingConfig(StrictConfig):
     """Validation images used, at most."""
     checkpoint_interval: Count = 1_000
     """Steps between checkpoints."""
+
+
+class TokenizerRecipe(StrictConfig):
+    """How a tokenizer is trained: what its network and its codes do not depend on."""
+
+    initial_temperature: Temperature = 1.0
+    """Gumbel-softmax temperature at step 0."""
+    final_temperature: Temperature = 0.4
+    """Gumbel-softmax temperature at the last step, reached exponentially."""
+    temperature_hold: ProperShare = 0.7
+    """Share of the steps before the temperature starts to fall."""
+    likelihood: Literal["closed_form", "unit_variance"] | None = None
+    """Variance of the decoder: the best for the batch, or 1. None: closed_form with a posterior."""
+    latent_weight: Factor | None = None
+    """Weight of the quantizer's terms against the reconstruction; at 1 the loss is the bound.
+    None: 0.3 with a posterior, 0.25 (the usual weight of a commitment) without."""
+    codebook_rate: PositiveFactor = 10.0
+    """Learning rate of learned code vectors, in units of the networks'."""
+    variance_rate: Factor = 10.0
+    """Learning rate of log s², in units of the networks'; 0 keeps the initial variances."""
     min_codebook_usage: Share = 0.25
-    """Tokenizer: warn when a layer uses a smaller share of its codes on the validation images."""
+    """Warn when a layer uses a smaller share of its codes on the validation images."""
     min_perplexity: Share = 0.05
-    """Tokenizer: warn when a layer's perplexity is a smaller share of its number of codes."""
+    """Warn when a layer's perplexity is a smaller share of its number of codes."""
     variance_band: tuple[PositiveNumber, PositiveNumber] = (1e-3, 1e2)
-    """Tokenizer: warn when s² over the variance of a layer's code vectors leaves this band."""
+    """Warn when s² over the variance of a layer's code vectors leaves this band."""
 
     @validates(mode="after")
-    def _check(self) -> "TrainingConfig":
+    def _check(self) -> "TokenizerRecipe":
         if self.variance_band[0] >= self.variance_band[1]:
             raise ValueError(f"variance_band must go from low to high, got {self.variance_band}")
         return self
+
+    def rate_factors(
+        self, roles: Mapping[str, Literal["codebook", "variance"]]
+    ) -> dict[str, float]:
+        """By name, learning rates in units of the networks', given `Tokenizer.learned_roles`."""
+        rates = {"codebook": self.codebook_rate, "variance": self.variance_rate}
+        return {name: rates[role] for name, role in roles.items()}
+
+    def temperature(self, step: int, total_steps: int) -> float:
+        """Gumbel-softmax temperature τ of a step, which counts from 0.
+
+        A high one gives gradients of low variance; only the end has to resemble hard codes.
+        """
+        hold = self.temperature_hold
+        progress = step / max(total_steps - 1, 1)
+        fallen = min(max((progress - hold) / (1 - hold), 0.0), 1.0)
+        ratio = self.final_temperature / self.initial_temperature
+        return float(self.initial_temperature * ratio**fallen)
+
+
+WARNINGS = {"min_codebook_usage", "min_perplexity", "variance_band"}
+"""Fields that only stage one used, and both had in format 1."""
 
 
 class RunConfig(StrictConfig):
@@ -129,6 +180,19 @@ class RunConfig(StrictConfig):
     training: TrainingConfig = TrainingConfig()
     resume_from: Annotated[str | None, Field(pattern=r"^step_\d{8,}$", exclude=True)] = None
     """Older checkpoint in state/ to go on from if the newest is damaged: step_00001000, say."""
+
+    @classmethod
+    def upgrade_config(cls, fields: dict[str, Any], version: int) -> dict[str, Any]:
+        """Fields of today's config from those that format `version` saved.
+
+        Version 1 kept the recipe's warnings with the loop. Fields are not validated yet: what is
+        not as that version wrote it is left alone.
+        """
+        training = fields.get("training")
+        if version > 1 or not isinstance(training, dict):
+            return fields
+        kept = {key: value for key, value in training.items() if key not in WARNINGS}
+        return {**fields, "training": kept}
 
     @property
     def tokenizer_dir(self) -> Path:
@@ -146,13 +210,41 @@ class TokenizerRunConfig(RunConfig):
 
     data: DataConfig = DataConfig()
     tokenizer: TokenizerConfig
+    recipe: TokenizerRecipe = TokenizerRecipe()
     backbone_weights: Path | Literal["pretrained"] | None = None
     """Initial weights of the backbone: a .safetensors file, or timm's own download."""
+
+    @classmethod
+    def upgrade_config(cls, fields: dict[str, Any], version: int) -> dict[str, Any]:
+        """Version 1 kept the recipe with the quantizer, and its warnings with the loop.
+
+        Folders had other rules when the field was none yet; each config that is saved has it.
+        """
+        data = fields.get("data")
+        if isinstance(data, dict) and data.get("dataset") == "folder":
+            root = str(Path.cwd()) if data.get("root") == "." else data.get("root")
+            fields = {**fields, "data": {"folder_rules": 1, **data, "root": root}}
+        tokenizer, training = fields.get("tokenizer"), fields.get("training")
+        if version > 1 or not isinstance(tokenizer, dict) or not isinstance(training, dict):
+            return fields
+        quantizer = tokenizer.get("quantizer")
+        old = {**training, **(quantizer if isinstance(quantizer, dict) else {})}
+        if "commitment_weight" in old:
+            old["latent_weight"] = old["commitment_weight"]
+        recipe = {name: old[name] for name in TokenizerRecipe.model_fields if name in old}
+        fields = super().upgrade_config(fields, version)
+        return {**fields, "tokenizer": without_recipe(tokenizer), "recipe": recipe}
 
     @property
     def output_dir(self) -> Path:
         """Folder of this stage."""
         return self.tokenizer_dir
+
+    def moved_data(self, root: Path | None, validation_root: Path | None) -> "TokenizerRunConfig":
+        """The same run with its images in other folders, where these are given."""
+        given = {"root": root, "validation_root": validation_root}
+        update = {name: folder for name, folder in given.items() if folder is not None}
+        return self.model_copy(update={"data": self.data.model_copy(update=update)})
 
 
 class PriorRunConfig(RunConfig):
@@ -169,6 +261,18 @@ class PriorRunConfig(RunConfig):
     """Temperature of the pictures drawn on the way."""
     guidance_scale: GuidanceScale = 1.0
     """Classifier-free guidance of the pictures drawn on the way; 1 = off."""
+    data_root: Annotated[DataFolder | None, Field(exclude=True)] = None
+    """Where the tokenizer's `data.root` has been moved; the images must be the same."""
+    data_validation_root: Annotated[DataFolder | None, Field(exclude=True)] = None
+    """Where the tokenizer's `data.validation_root` has been moved."""
+
+    @classmethod
+    def upgrade_config(cls, fields: dict[str, Any], version: int) -> dict[str, Any]:
+        """Earlier versions called fields of the prior otherwise; see `upgrade_network`."""
+        fields = super().upgrade_config(fields, version)
+        if not isinstance(fields.get("prior"), dict):
+            return fields
+        return {**fields, "prior": upgrade_network(fields["prior"], version)}
 
     @property
     def output_dir(self) -> Path:

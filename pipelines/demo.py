@@ -1,5 +1,10 @@
 """The whole job in a few minutes, with nothing to download: `python -m pipelines.demo`."""
 
+if __name__ == "__main__":
+    from pipelines import startup
+
+    startup.prepare()
+
 import logging
 from pathlib import Path
 
@@ -75,15 +80,14 @@ def demo(
     logger.info("4/4 summary")
     summary = run_dir / "summary.html"
     if accelerator.is_main_process:
-        write_results(run_dir, "python -m pipelines.demo", results)
+        write_results(run_dir / "evaluation", "python -m pipelines.demo", results)
         write_summary(run_dir, summary)
         print(table(results))
         print(f"open {summary}")
     return summary
 
 
-def main() -> None:
-    """Reads the command line."""
+def _run() -> None:
     run_dir = parse_options(DemoConfig, "pipelines.demo").run_dir
     name = "shapes32-sqvae2"
     demo(
@@ -92,5 +96,10 @@ def main() -> None:
     )
 
 
+def main() -> None:
+    """Runs the command line."""
+    run_command(_run)
+
+
 if __name__ == "__main__":
-    run_command(main)
+    main()

@@ -1,9 +1,14 @@
 """Generates images: `python -m pipelines.generate RUN`."""
 
+if __name__ == "__main__":
+    from pipelines import startup
+
+    startup.prepare()
+
 import functools
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -21,6 +26,7 @@ from pipelines.run.folder import first_difference
 from tokenizer.storage.configs import StrictConfig
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.files import replace_file
+from tokenizer.storage.pretrained import PretrainedModule
 from tokenizer.storage.untrusted import read_json
 
 MOST_PICTURED = 100
@@ -59,14 +65,22 @@ def generate(config: GenerateConfig) -> None:
     if not path.exists() and config.output_dir.is_dir() and any(config.output_dir.glob("*.png")):
         raise InputError(f"output_dir must not hold other images: {config.output_dir} does")
     pipeline = ImageGenerationPipeline.from_pretrained(config.run_dir).to(accelerator.device)
+    models: dict[str, PretrainedModule[Any]] = {
+        "tokenizer": pipeline.tokenizer,
+        "prior": pipeline.prior,
+    }
     settings = {
-        "tokenizer": pipeline.tokenizer.content_hash(),
-        "prior": pipeline.prior.content_hash(),
+        **{name: model.content_hash() for name, model in models.items()},
         **json.loads(config.model_dump_json(include={"labels", "seed", "sampling"})),
     }
-    difference = first_difference(read_json(path), settings) if path.exists() else ""
-    if difference:
-        raise InputError(f"output_dir must not hold images of other settings: {difference}")
+    if path.exists():
+        saved = read_json(path)
+        for name, model in models.items():
+            if isinstance(saved, dict) and model.has_hash(saved.get(name)):
+                saved[name] = settings[name]  # it may be the hash of an earlier version
+        difference = first_difference(saved, settings)
+        if difference:
+            raise InputError(f"output_dir must not hold images of other settings: {difference}")
     missing = [
         number
         for number in own_share(accelerator, config.num_images).tolist()
@@ -104,12 +118,16 @@ def _contact_sheet(config: GenerateConfig, num_classes: int) -> None:
     save_png(image_grid(images.movedim(-1, 1), columns), config.output_dir / "contact_sheet.png")
 
 
-def main() -> None:
-    """Reads the command line."""
+def _run() -> None:
     config = parse_options(GenerateConfig, "pipelines.generate")
     generate(config)
     announce(f"{config.num_images} images are in {config.output_dir}")
 
 
+def main() -> None:
+    """Runs the command line."""
+    run_command(_run, "lower batch-size")
+
+
 if __name__ == "__main__":
-    run_command(main, "lower batch-size")
+    main()

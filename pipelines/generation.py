@@ -17,15 +17,16 @@ from tqdm import tqdm
 
 from pipelines.images import to_pil, to_uint8
 from pipelines.prefetch import one_ahead
-from prior import Prior, Sampler, sample_generators
+from prior import Conditioner, Prior, Sampler, sample_generators
 from prior.config import MAX_GUIDANCE
-from prior.sampling import check_guidance
 from tokenizer import Tokenizer
-from tokenizer.config import Temperature
+from tokenizer.fields import Temperature
 from tokenizer.storage.configs import StrictConfig, describe_validation_error
 from tokenizer.storage.errors import InputError
 
 Labels = int | Sequence[int] | Tensor | None
+ConditionInputs = Tensor | Sequence[Any]
+"""What a prior's conditioner takes: a row per image."""
 Probability = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -68,17 +69,25 @@ class ImageGenerationPipeline:
     """
 
     def __init__(self, tokenizer: Tokenizer, prior: Prior) -> None:
-        if prior.config.tokenizer_hash != tokenizer.content_hash():
+        content_hash = tokenizer.content_hash()
+        if not tokenizer.has_hash(prior.config.tokenizer_hash):
             raise InputError(
                 "prior does not belong to tokenizer: it was trained over the codes of one with "
-                f"hash {prior.config.tokenizer_hash[:12]}, not {tokenizer.content_hash()[:12]}"
+                f"hash {prior.config.tokenizer_hash[:12]}, not {content_hash[:12]}"
             )
+        # In place of an earlier version's hash, which would be lost when both are saved again.
+        prior.config = prior.config.model_copy(update={"tokenizer_hash": content_hash})
         self.tokenizer = tokenizer.eval()
         self.prior = prior.eval()
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "ImageGenerationPipeline":
+    def from_pretrained(
+        cls, folder: str | Path, conditioner: Conditioner | None = None
+    ) -> "ImageGenerationPipeline":
         """Loads a run, or what `save_pretrained` wrote, onto the CPU.
+
+        A prior that was built with a conditioner of the user's needs one of the same structure,
+        whose weights are filled.
 
         Raises:
             InputError: there is no checkpoint, or one that does not fit.
@@ -86,7 +95,7 @@ class ImageGenerationPipeline:
         folder = Path(folder)
         return cls(
             Tokenizer.from_pretrained(model_folder(folder / "tokenizer")),
-            Prior.from_pretrained(model_folder(folder / "prior")),
+            Prior.from_pretrained(model_folder(folder / "prior"), conditioner=conditioner),
         )
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -115,12 +124,13 @@ class ImageGenerationPipeline:
         top_k: int | Sequence[int | None] | None = None,
         top_p: float | Sequence[float | None] | None = None,
         guidance_scale: float = 1.0,
+        condition: ConditionInputs | None = None,
         known: Sequence[Tensor] | None = None,
         batch_size: int = 64,
         progress: bool = True,
         output: Literal["pil", "tensor"] = "pil",
     ) -> list[Image.Image] | UInt8[Tensor, "batch channels height width"]:
-        """Generates images; image i depends on `seed`, i, its label and known codes alone.
+        """Generates images; image i depends on `seed`, i, its condition and known codes alone.
 
         Args:
             num_images: how many.
@@ -130,6 +140,7 @@ class ImageGenerationPipeline:
             top_k: draw from the k likeliest codes only. A number, or one per layer.
             top_p: draw from the smallest set of this probability only. A number, or one per layer.
             guidance_scale: classifier-free guidance; 1 = off.
+            condition: what the prior's conditioner takes instead of labels, a row for each image.
             known: indices to keep, per group (num_images, depth, h, w), -1 where to draw.
             batch_size: images at a time; changes memory and speed alone.
             progress: show a bar.
@@ -147,7 +158,9 @@ class ImageGenerationPipeline:
         )
         batches = []
         with tqdm(total=num_images, unit="image", disable=not progress) as bar:
-            for batch in self.draw(range(num_images), labels, seed, sampling, batch_size, known):
+            for batch in self.draw(
+                range(num_images), labels, seed, sampling, batch_size, known, condition
+            ):
                 batches.append(batch)
                 bar.update(len(batch))
         images = torch.cat(batches)
@@ -161,29 +174,33 @@ class ImageGenerationPipeline:
         sampling: SamplingConfig | Sampler = DEFAULT_SAMPLING,
         batch_size: int = 64,
         known: Sequence[Tensor] | None = None,
+        condition: ConditionInputs | None = None,
     ) -> Iterator[UInt8[Tensor, "batch channels height width"]]:
         """Generates the images with these indices, batch by batch: a share of a larger series.
 
-        `labels` and `known` have an entry per image; otherwise as in `__call__`. Who draws several
-        times gives a `sampler`, which starts up once.
+        `labels`, `condition` and `known` have an entry per image; otherwise as in `__call__`. Give
+        a `sampler` to draw several times: it starts up once.
 
         Raises:
             InputError: an argument is out of range; at once, if it can be known before sampling.
         """
         if batch_size < 1:
             raise InputError(f"batch_size must be >= 1, got {batch_size}")
-        for own in known or ():
-            if len(own) != len(image_indices):
-                raise InputError(f"known must hold {len(image_indices)} images, got {len(own)}")
+        for group in known or ():
+            if len(group) != len(image_indices):
+                raise InputError(f"known must hold {len(image_indices)} images, got {len(group)}")
         sampler = sampling if isinstance(sampling, Sampler) else self.sampler(sampling)
-        all_labels = self._labels(labels, image_indices)
-        return self._batches(image_indices, all_labels, seed, sampler, batch_size, known)
+        if condition is not None and labels is not None:
+            raise InputError("labels must be None beside condition, got both")
+        inputs = self._labels(labels, image_indices) if condition is None else condition
+        sampler.check(inputs, len(image_indices))
+        return self._batches(image_indices, inputs, seed, sampler, batch_size, known)
 
     @torch.inference_mode()
     def _batches(
         self,
         image_indices: Sequence[int],
-        all_labels: Tensor | None,
+        inputs: ConditionInputs | None,
         seed: int,
         sampler: Sampler,
         batch_size: int,
@@ -196,18 +213,18 @@ class ImageGenerationPipeline:
                 raise CancelledError
 
         def codes_of(rows: slice) -> list[Tensor]:
-            # Each thread has a current device of its own, on which graphs are recorded.
+            # The current device, on which graphs are captured, is one of the thread.
             is_cuda = self.device.type == "cuda"
             with torch.cuda.device(self.device) if is_cuda else contextlib.nullcontext():
                 return sampler(
-                    None if all_labels is None else all_labels[rows].to(self.device),
+                    None if inputs is None else inputs[rows],
                     sample_generators(seed, image_indices[rows]),
-                    known=None if known is None else [own[rows].to(self.device) for own in known],
+                    known=None if known is None else [group[rows] for group in known],
                     progress=go_on,
                 )
 
         starts = range(0, len(image_indices), batch_size)
-        tasks = (functools.partial(codes_of, slice(own, own + batch_size)) for own in starts)
+        tasks = (functools.partial(codes_of, slice(i, i + batch_size)) for i in starts)
         drawn = (task() for task in tasks)
         if self.device.type == "cuda":  # only on a GPU
             # While codes are drawn, those before are decoded and their images written. On a CPU
@@ -218,18 +235,16 @@ class ImageGenerationPipeline:
                 # On a CPU one by one: the last bits of a sum depend on the batch, and with them a
                 # byte.
                 size = 1 if self.device.type == "cpu" else len(indices[0])
-                parts = [torch.split(own, size) for own in indices]
+                parts = [torch.split(group, size) for group in indices]
                 decoded = [self.tokenizer.decode(part) for part in zip(*parts, strict=True)]
                 yield to_uint8(torch.cat(decoded)).cpu()
 
     def sampler(self, sampling: SamplingConfig) -> Sampler:
-        """What draws codes so; the prior must stay as and where it is.
+        """Builds a sampler; do not modify or move the prior while using it.
 
         Raises:
             InputError: a setting does not fit the prior.
         """
-        has_classes = self.prior.config.num_classes > 0
-        check_guidance(self.prior, has_classes, sampling.guidance_scale)
         return Sampler(self.prior, **sampling.model_dump())
 
     def encode(self, images: Float[Tensor, "batch channels height width"]) -> list[Tensor]:
@@ -240,7 +255,7 @@ class ImageGenerationPipeline:
         self, indices: Sequence[Tensor], num_layers: int | None = None
     ) -> Float[Tensor, "batch channels height width"]:
         """Images from code indices, from the first layers only if asked for."""
-        return self.tokenizer.decode([own.to(self.device) for own in indices], num_layers)
+        return self.tokenizer.decode([group.to(self.device) for group in indices], num_layers)
 
     def reconstruct(
         self, images: Float[Tensor, "batch channels height width"]
@@ -253,7 +268,7 @@ class ImageGenerationPipeline:
         if labels is None:
             return torch.tensor(image_indices) % num_classes if num_classes else None
         if not num_classes:
-            raise InputError(f"labels must be None for an unconditional prior, got {labels}")
+            raise InputError(f"labels must be None for a prior without classes, got {labels}")
         count = len(image_indices)
         try:
             chosen = torch.as_tensor(labels)

@@ -1,7 +1,7 @@
 """Runs by name, as Python: a preset names the data, the model and the budget.
 
 A baseline (`vqvae`, `vqvae2`, `rqvae`, `hqvae-baseline`) differs from its counterpart in the
-quantizer alone.
+quantizer alone; `fsq` has a fixed grid for a codebook.
 """
 
 from pathlib import Path
@@ -10,6 +10,7 @@ from pipelines.config import DataConfig, PriorRunConfig, TokenizerRunConfig, Tra
 from prior.config import PriorNetworkConfig
 from tokenizer.builders import (
     deterministic,
+    fsq_vae,
     hq_vae,
     rsq_vae,
     sq_vae,
@@ -70,17 +71,20 @@ def _tokenizers() -> dict[str, tuple[TokenizerConfig, DataConfig, TrainingConfig
         "sqvae2": sq_vae_2((8, 4), 64, 32, networks=SHAPES_NETWORKS),
         "rsqvae": rsq_vae(4, 2, 64, 32, networks=SHAPES_NETWORKS),
         "hqvae": hq_vae((8, 4), (2, 1), 64, 32, networks=SHAPES_NETWORKS),
+        "fsq": fsq_vae(4, (8, 8), 32, depth=2, networks=SHAPES_NETWORKS),
     }
     cifar10 = {
         "sqvae": sq_vae(4, 512, networks=CIFAR10_NETWORKS),
         "sqvae2": sq_vae_2((4, 2), 512, networks=CIFAR10_NETWORKS),
         "rsqvae": rsq_vae(4, 4, 512, networks=CIFAR10_NETWORKS),
         "hqvae": hq_vae((4, 2), (2, 1), 512, networks=CIFAR10_NETWORKS),
+        "fsq": fsq_vae(4, (8, 8, 8), networks=CIFAR10_NETWORKS),
     }
     images128 = {
         "sqvae2": sq_vae_2((16, 8), 1024, networks=LARGE_NETWORKS),
         "rsqvae": rsq_vae(16, 4, 1024, networks=LARGE_NETWORKS),
         "hqvae": hq_vae((16, 8), (2, 1), 1024, networks=LARGE_NETWORKS),
+        "fsq": fsq_vae(16, (8, 8, 8, 2), depth=4, networks=LARGE_NETWORKS),
         "hqvae-mobilenetv2": hq_vae((16, 8), (2, 1), 1024, networks=LARGE_NETWORKS).model_copy(
             update={"backbone": BackboneConfig(name="mobilenetv2_100")}
         ),
@@ -89,8 +93,12 @@ def _tokenizers() -> dict[str, tuple[TokenizerConfig, DataConfig, TrainingConfig
         "sqvae2": sq_vae_2((16, 8), 1024, networks=LARGE_NETWORKS),
         "rsqvae": rsq_vae(32, 4, 2048, networks=LARGE_NETWORKS),
         "hqvae": hq_vae((32, 16), (4, 2), 2048, networks=LARGE_NETWORKS),
+        "fsq": fsq_vae(16, (8, 8, 8, 4), depth=2, networks=LARGE_NETWORKS),
     }
-    tiny = {"tiny": hq_vae((8, 4), (2, 1), 8, 4, networks=TINY_NETWORKS)}
+    tiny = {
+        "tiny": hq_vae((8, 4), (2, 1), 8, 4, networks=TINY_NETWORKS),
+        "tiny-fsq": fsq_vae(4, (4, 2), 4, networks=TINY_NETWORKS),
+    }
     members: dict[str, tuple[TokenizerConfig, DataConfig, TrainingConfig]] = {}
     for prefix, family, data, training in (
         ("shapes32-", shapes, SHAPES32, SHAPES_TRAINING),
@@ -111,14 +119,16 @@ def _prior(name: str, tokenizer: TokenizerConfig) -> PriorRunConfig:
     if name.startswith("tiny"):
         return PriorRunConfig(
             run_dir=run_dir,
-            prior=PriorNetworkConfig(width=16, body_depth=1, head_depth=1, num_heads=2),
+            prior=PriorNetworkConfig(
+                width=16, num_spatial_layers=1, num_depth_layers=1, num_heads=2
+            ),
             training=TINY_TRAINING,
         )
     if name.startswith("shapes32"):
         return PriorRunConfig(
             run_dir=run_dir,
             prior=PriorNetworkConfig(
-                width=64, body_depth=4, head_depth=2, num_heads=2, dropout=0.0
+                width=64, num_spatial_layers=4, num_depth_layers=2, num_heads=2, dropout=0.0
             ),
             training=SHAPES_TRAINING.model_copy(
                 update={"total_steps": 1_500, "batch_size": 32, "weight_decay": 0.05}
@@ -129,7 +139,7 @@ def _prior(name: str, tokenizer: TokenizerConfig) -> PriorRunConfig:
     if name.startswith("cifar10"):
         return PriorRunConfig(
             run_dir=run_dir,
-            prior=PriorNetworkConfig(width=512, body_depth=12, head_depth=4),
+            prior=PriorNetworkConfig(width=512, num_spatial_layers=12, num_depth_layers=4),
             horizontal_flip=True,
             training=CIFAR10_TRAINING.model_copy(
                 update={"learning_rate": 3e-4, "weight_decay": 0.05, "precision": "bf16"}
@@ -138,10 +148,10 @@ def _prior(name: str, tokenizer: TokenizerConfig) -> PriorRunConfig:
     return PriorRunConfig(
         run_dir=run_dir,
         prior=PriorNetworkConfig(
-            width=1024, body_depth=24, head_depth=4, num_heads=16, positions="rotary"
+            width=1024, num_spatial_layers=24, num_depth_layers=4, num_heads=16, positions="rotary"
         ),
         horizontal_flip=True,
-        targets="posterior" if tokenizer.quantizer.kind == "stochastic" else "indices",
+        targets="posterior" if tokenizer.has_posterior else "indices",
         training=IMAGES_TRAINING.model_copy(
             update={"learning_rate": 2e-4, "weight_decay": 0.05, "warmup_steps": 2_000}
         ),

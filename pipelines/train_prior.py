@@ -1,17 +1,43 @@
 """Stage two: `python -m pipelines.train_prior PRESET`."""
 
-from pipelines.command import TRAINING_MEMORY, announce, load_run, parse_run, run_command
+if __name__ == "__main__":
+    from pipelines import startup
+
+    startup.prepare()
+
+from accelerate import Accelerator
+
+from pipelines.command import TRAINING_MEMORY, announce, parse_run, run_command
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
+from pipelines.data.codes import extract_codes
+from pipelines.data.dataset import ImageDataset, image_hashes
 from pipelines.data.sources import trained_images
 from pipelines.presets import PRIOR_PRESETS
-from pipelines.run.folder import check_output_dir
+from pipelines.processes import batch_size_without_gradient
+from pipelines.run.checkpoints import check_sources, newest_sources
+from pipelines.run.folder import check_output_dir, load_run
 from pipelines.training.loop import make_accelerator, train
-from pipelines.training.prior_stage import PriorStage
+from pipelines.training.prior_stage import PriorStage, make_prior
+from prior import Conditioner
+from tokenizer import Tokenizer
 from tokenizer.storage.errors import InputError
 
 
-def train_prior(config: PriorRunConfig) -> None:
+def train_prior(
+    config: PriorRunConfig,
+    images: tuple[ImageDataset, ImageDataset] | None = None,
+    *,
+    tokenizer: Tokenizer | None = None,
+    conditioner: Conditioner | None = None,
+) -> None:
     """Trains a prior in `config.output_dir` over the codes of the tokenizer beside it.
+
+    Args:
+        config: the run.
+        images: for training and validation, where the tokenizer was given its images, too.
+        tokenizer: of `config.tokenizer_dir`, where loading it needs a part from outside the
+            package; None loads it.
+        conditioner: from outside the package; it gets the labels of the images, whatever they are.
 
     Raises:
         InputError: something in the config, the tokenizer's run or the folder is wrong.
@@ -20,20 +46,67 @@ def train_prior(config: PriorRunConfig) -> None:
     tokenizer_config = config.tokenizer_dir / "config.json"
     if not tokenizer_config.is_file():
         raise InputError(f"run_dir must hold a trained tokenizer: there is no {tokenizer_config}")
-    tokenizer_run = load_run(TokenizerRunConfig, tokenizer_config)
+    tokenizer_run = load_run(TokenizerRunConfig, tokenizer_config).moved_data(
+        config.data_root, config.data_validation_root
+    )
     check_output_dir(config)
     accelerator = make_accelerator(config)
-    images = trained_images(tokenizer_run, config.tokenizer_dir, accelerator)
-    stage = PriorStage(config, *images, accelerator)
+    images = trained_images(tokenizer_run, config.tokenizer_dir, accelerator, images)
+    stage = prior_stage(config, *images, accelerator, tokenizer, conditioner)
     train(stage, config, accelerator)
 
 
-def main() -> None:
-    """Reads the command line."""
+def prior_stage(
+    config: PriorRunConfig,
+    train_images: ImageDataset,
+    validation_images: ImageDataset,
+    accelerator: Accelerator,
+    tokenizer: Tokenizer | None = None,
+    conditioner: Conditioner | None = None,
+) -> PriorStage:
+    """Loads the tokenizer if need be, checks that all fits, and extracts the codes of the images.
+
+    Raises:
+        InputError: no trained tokenizer, or a prior that cannot be trained like this.
+    """
+    if tokenizer is None:
+        tokenizer = Tokenizer.from_pretrained(config.tokenizer_dir / "model")
+    tokenizer.to(accelerator.device).eval()
+    model = make_prior(config, tokenizer, train_images, conditioner)
+    saved = newest_sources(config.output_dir)
+    tokenizer_hash = tokenizer.content_hash()
+    if saved is not None and tokenizer.has_hash(saved.get("tokenizer weights", "")):
+        tokenizer_hash = saved["tokenizer weights"]  # version 0.1 called it by another hash
+    sources = {
+        "tokenizer weights": tokenizer_hash,
+        **image_hashes(train_images, validation_images),
+    }
+    check_sources(config.output_dir, saved, sources)
+    codes, validation_codes = (
+        extract_codes(
+            tokenizer,
+            images,
+            config.output_dir / "codes",
+            accelerator,
+            flips=is_training and config.horizontal_flip,
+            keeps_latents=is_training and config.targets == "posterior",
+            batch_size=batch_size_without_gradient(config.training, accelerator),
+        )
+        for images, is_training in ((train_images, True), (validation_images, False))
+    )
+    return PriorStage(config, model, tokenizer, codes, validation_codes, sources, accelerator)
+
+
+def _run() -> None:
     config = parse_run(PRIOR_PRESETS, "pipelines.train_prior")
     train_prior(config)
     announce(f"step {config.training.total_steps} is done; {config.output_dir / 'model'}")
 
 
+def main() -> None:
+    """Runs the command line."""
+    run_command(_run, TRAINING_MEMORY)
+
+
 if __name__ == "__main__":
-    run_command(main, TRAINING_MEMORY)
+    main()

@@ -1,32 +1,59 @@
 """Stage one: `python -m pipelines.train_tokenizer PRESET`."""
 
+if __name__ == "__main__":
+    from pipelines import startup
+
+    startup.prepare()
+
 from pipelines.command import TRAINING_MEMORY, announce, parse_run, run_command
 from pipelines.config import TokenizerRunConfig
+from pipelines.data.dataset import ImageDataset
 from pipelines.presets import TOKENIZER_PRESETS
 from pipelines.run.folder import check_output_dir
 from pipelines.training.loop import make_accelerator, train
+from pipelines.training.losses import TokenizerLoss
 from pipelines.training.tokenizer_stage import TokenizerStage
+from tokenizer.quantizers import BuildQuantizer
 
 
-def train_tokenizer(config: TokenizerRunConfig) -> None:
+def train_tokenizer(
+    config: TokenizerRunConfig,
+    images: tuple[ImageDataset, ImageDataset] | None = None,
+    *,
+    quantizer: BuildQuantizer | None = None,
+    loss: TokenizerLoss | None = None,
+) -> None:
     """Trains a tokenizer in `config.output_dir`, or goes on with it.
+
+    Args:
+        config: the run.
+        images: for training and validation; None opens those that `config.data` names.
+        quantizer: builds quantizers from outside the package; None builds the config's.
+        loss: in place of the recipe's.
 
     Raises:
         InputError: something in the config, the data or the folder is wrong.
         DivergenceError: the loss is no longer finite.
     """
-    check_output_dir(config)
+    if quantizer is not None:
+        tokenizer = config.tokenizer.with_custom_quantizer(quantizer)
+        config = config.model_copy(update={"tokenizer": tokenizer})
+    config = check_output_dir(config)
     accelerator = make_accelerator(config)
-    stage = TokenizerStage(config, accelerator)
+    stage = TokenizerStage(config, accelerator, images, quantizer=quantizer, loss=loss)
     train(stage, config, accelerator)
 
 
-def main() -> None:
-    """Reads the command line."""
+def _run() -> None:
     config = parse_run(TOKENIZER_PRESETS, "pipelines.train_tokenizer")
     train_tokenizer(config)
     announce(f"step {config.training.total_steps} is done; {config.output_dir / 'model'}")
 
 
+def main() -> None:
+    """Runs the command line."""
+    run_command(_run, TRAINING_MEMORY)
+
+
 if __name__ == "__main__":
-    run_command(main, TRAINING_MEMORY)
+    main()

@@ -1,4 +1,4 @@
-"""Steps of drawing as CUDA graphs: recorded once, then launched without Python's part."""
+"""Steps of drawing as CUDA graphs: captured once, then replayed without Python's part."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,11 +11,11 @@ CODES_PER_GRAPH = 256
 """Some 20,000 kernels: few launches, and no graph becomes slow to build."""
 
 
-class Recording:
+class CapturedSteps:
     """Draws fresh images of one batch size on a GPU; needs memory that stays in its place.
 
     Args:
-        ordering: Tells the steps.
+        ordering: The order of the codes.
         draw_step: Fills one step of codes (B, steps, slots), given uniforms of the same shape and
             which slots are to be drawn; must have run before and must not wait for the device.
         codes: An example, all -1.
@@ -46,7 +46,7 @@ class Recording:
     def replay(
         self, codes: Tensor, uniforms: Tensor, progress: Callable[[int], None] | None
     ) -> Tensor:  # only on a GPU
-        """Draws `codes`, all -1, by `uniforms`; `progress` is told the number of steps."""
+        """Draws `codes`, all -1, by `uniforms`; `progress` gets the number of finished steps."""
         self._codes.copy_(codes)
         self._uniforms.copy_(uniforms)
         for graph, last in self._graphs:

@@ -4,15 +4,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from prior.conditioner import VECTOR_AT_TIMES, Condition
 from prior.ordering import SlotType
 from prior.static_transformer import LEAST_ROWS, Linear, StaticTransformer
 from prior.transformer import Prior
+from tokenizer.storage.errors import InputError
 
 MOST_AT_ONCE = 64
-"""Steps of known codes that are taken together; bounds the memory of their attention."""
+"""Inputs that are taken together, known codes or tokens; bounds the memory of their attention."""
 
 
-class PriorCache:
+class IncrementalDecoder:
     """A prior in the middle of images: gives the logits of the next code, takes the code.
 
     Its logits equal those of `Prior.logits` up to rounding. All memory is taken at once and all
@@ -20,26 +22,32 @@ class PriorCache:
 
     Args:
         prior: The prior.
-        labels: One class per image, `num_classes` being the null class; an unconditional prior
-            reads only their number.
+        condition: What `prior.condition` or `prior.null_condition` gives.
+        batch: Number of images.
     """
 
     @torch.inference_mode()
-    def __init__(self, prior: Prior, labels: Int[Tensor, " batch"]) -> None:
-        ordering = prior.ordering
+    def __init__(self, prior: Prior, condition: Condition, batch: int) -> None:
+        ordering, device = prior.ordering, prior.start.device
         self.prior = prior
-        self.batch = len(labels)
-        rows = self.batch
-        if labels.device.type == "cpu":  # an image alone gets the bits that it has among others
+        self.batch = batch
+        self._num_tokens = prior.conditioner.num_tokens
+        rows = batch
+        if device.type == "cpu":  # an image alone gets the bits that it has among others
             rows = max(rows, LEAST_ROWS)
-        self._body = StaticTransformer(prior.body, rows, ordering.num_steps, prior.rotary)
-        self._head = StaticTransformer(prior.head, rows, ordering.num_slots)
+        self._spatial_transformer = StaticTransformer(
+            prior.spatial_transformer, rows, self._num_tokens + ordering.num_steps, prior.rotary
+        )
+        self._depth_transformer = StaticTransformer(
+            prior.depth_transformer, rows, ordering.num_slots
+        )
         parent = prior.parent_projection
         self._parent_projection = parent and Linear(parent.weight, None, rows)
         self._outputs = []
         for output in prior.outputs:
             assert isinstance(output, nn.Linear)
-            self._outputs.append(Linear(output.weight * self._head.gain, output.bias, rows))
+            weight = output.weight * self._depth_transformer.gain
+            self._outputs.append(Linear(weight, output.bias, rows))
         self._table = prior.embedding.table()
         self._first_row = prior.embedding.first_row.tolist()
         self._slot_type = ordering.slot_type.tolist()
@@ -50,20 +58,28 @@ class PriorCache:
         self._contents = self._table.new_zeros(rows, ordering.num_steps + 1, width)
         self._contents[:, 0] = prior.start
         self._embeddings = self._table.new_zeros(rows, ordering.num_slots, width)
-        self._condition = (
-            self._table.new_zeros(rows, 1, width) if prior.config.num_classes else None
-        )
-        self.restart(labels)
+        self._vector = None if condition.vector is None else self._table.new_zeros(rows, width)
+        self._tokens = self._table.new_zeros(rows, self._num_tokens, width)
+        self.restart(condition)
 
     @torch.inference_mode()
-    def restart(self, labels: Int[Tensor, " batch"]) -> None:
-        """Begins as many new images in the same memory."""
+    def restart(self, condition: Condition) -> None:
+        """Begins as many new images in the same memory.
+
+        Raises:
+            InputError: only one of the conditions, this and that at the start, has a vector.
+        """
+        vector, tokens = condition
+        if (vector is None) != (self._vector is None):
+            raise InputError(VECTOR_AT_TIMES)
         self.step, self.slot = 0, 0
-        self._body_length, self._head_length = 0, 0
-        if self._condition is not None:
-            condition = self.prior.condition(labels)
-            assert condition is not None
-            self._condition.copy_(condition)
+        self._spatial_length, self._depth_length = 0, 0
+        if self._vector is not None and vector is not None:
+            self._vector[: self.batch] = vector
+        if tokens is not None:
+            self._tokens[: self.batch] = tokens
+        for first in range(0, self._num_tokens, MOST_AT_ONCE):
+            self._spatial_transformer(self._tokens[:, first : first + MOST_AT_ONCE], first)
 
     @property
     def slot_type(self) -> SlotType:
@@ -79,18 +95,20 @@ class PriorCache:
     def next_logits(self) -> Float[Tensor, "batch codes"]:
         """Logits of the next code; computes only what was appended since the last call."""
         step, slot = self.step, self.slot
-        while self._body_length <= step:
-            first, last = self._body_length, min(self._body_length + MOST_AT_ONCE, step + 1)
-            inputs = self.prior.body_inputs(
-                self._contents, self._condition, first, last, self._parent_projection
+        while self._spatial_length <= step:
+            first = self._spatial_length
+            last = min(first + MOST_AT_ONCE, step + 1)
+            inputs = self.prior.spatial_inputs(
+                self._contents, self._vector, first, last, self._parent_projection
             )
-            self._start_of_step = self._body(inputs, first)[:, -1]
-            self._body_length = last
+            hidden = self._spatial_transformer(inputs, self._num_tokens + first)
+            self._start_of_step = hidden[:, -1]
+            self._spatial_length = last
         inputs = torch.stack(
-            [self._head_input(earlier) for earlier in range(self._head_length, slot + 1)], dim=1
+            [self._depth_input(earlier) for earlier in range(self._depth_length, slot + 1)], dim=1
         )
-        hidden = self._head(inputs, self._head_length)[:, -1]
-        self._head_length = slot + 1
+        hidden = self._depth_transformer(inputs, self._depth_length)[:, -1]
+        self._depth_length = slot + 1
         return self._outputs[self.layer](hidden)[: self.batch]
 
     @torch.inference_mode()
@@ -103,13 +121,14 @@ class PriorCache:
             summary = self.prior.summarize(self._embeddings[:, : self.slot])
             self._contents[:, self.step + 1] = summary
             self.step, self.slot = self.step + 1, 0
-            self._head_length = 0
+            self._depth_length = 0
 
-    def _head_input(self, slot: int) -> Tensor:
-        """What `Prior.head_inputs` gives at one slot of the present step."""
+    def _depth_input(self, slot: int) -> Tensor:
+        """What `Prior.depth_inputs` gives at one slot of the present step."""
         slot_embedding = self.prior.slot_embedding[self._slot_type[self.step][slot]]
         if slot == 0:
-            return torch.addcmul(slot_embedding, self._start_of_step, self._body.gain)
+            gain = self._spatial_transformer.gain
+            return torch.addcmul(slot_embedding, self._start_of_step, gain)
         first = self._first_predecessor[slot]
         if first == slot - 1:
             return self._embeddings[:, first] + slot_embedding
@@ -117,6 +136,6 @@ class PriorCache:
 
 
 def _first_predecessors(step: list[SlotType]) -> list[int]:
-    """First of the codes that each input of the head sums: those of the position just before."""
+    """First of the codes that each depth input sums: those of the position just before."""
     positions = [slot[:2] for slot in step]
     return [0, *(positions.index(position) for position in positions[:-1])]

@@ -9,10 +9,16 @@ from prior.config import PriorNetworkConfig
 from prior.ordering import CodeOrdering, SlotType
 
 ROTARY_BASE = 100.0
+EMBEDDING_STD = 0.5
+
+
+def random_embedding(number: int, width: int) -> nn.Parameter:
+    """Vectors to look up or to add, (number, width)."""
+    return nn.Parameter(torch.randn(number, width) * EMBEDDING_STD)
 
 
 def transformer(network: PriorNetworkConfig, depth: int) -> nn.Module:
-    """Causal transformer over vectors, without positions of its own."""
+    """Causal transformer over vectors, without positions."""
     module: nn.Module = ContinuousTransformerWrapper(
         max_seq_len=None,
         attn_layers=Decoder(
@@ -33,10 +39,10 @@ def transformer(network: PriorNetworkConfig, depth: int) -> nn.Module:
 
 
 def predecessor_matrix(step: list[SlotType]) -> Float[Tensor, "slots values"]:
-    """Which values each input of the head sums, (num_slots, 1 + num_slots).
+    """Which values each input of the depth transformer sums, (num_slots, 1 + num_slots).
 
-    Values are the body's output and the codes of the step. Input 0 is the body's output; input m
-    sums the codes before it that share the position of code m - 1.
+    Values are the spatial transformer's output and the codes of the step. Input 0 is that output;
+    input m sums the codes before it that share the position of code m - 1.
     """
     numbers = {position: number for number, position in enumerate(slot[:2] for slot in step)}
     positions = torch.tensor([numbers[slot[:2]] for slot in step])
@@ -46,10 +52,13 @@ def predecessor_matrix(step: list[SlotType]) -> Float[Tensor, "slots values"]:
     return matrix
 
 
-def rotary_angles(ordering: CodeOrdering, head_dim: int) -> Float[Tensor, "1 steps angles"]:
-    """2-D rotary angles (1, num_steps, head_dim) at the positions' centers.
+def rotary_angles(
+    ordering: CodeOrdering, head_dim: int, num_tokens: int
+) -> Float[Tensor, "1 inputs angles"]:
+    """2-D rotary angles (1, num_tokens + num_steps, head_dim) at the positions' centers.
 
-    The unit is a position of the finest map; half the channels turn with the row.
+    The unit is a position of the finest map; half the channels turn with the row. The tokens, which
+    come first, do not turn.
     """
     frequencies = ROTARY_BASE ** -torch.linspace(0, 1, head_dim // 4)
     groups, maps = ordering.group[:, 0], ordering.code_maps
@@ -60,4 +69,4 @@ def rotary_angles(ordering: CodeOrdering, head_dim: int) -> Float[Tensor, "1 ste
     ):
         centers = (coordinate + 0.5) * sizes[-1] / sizes[groups]
         angles.append((centers[:, None] * frequencies).repeat_interleave(2, dim=1))
-    return torch.cat(angles, dim=1).unsqueeze(0)
+    return nn.functional.pad(torch.cat(angles, dim=1), (0, 0, num_tokens, 0)).unsqueeze(0)

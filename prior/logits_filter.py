@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from tokenizer.config import MAX_TEMPERATURE, MIN_TEMPERATURE
+from tokenizer.fields import MAX_TEMPERATURE, MIN_TEMPERATURE
 from tokenizer.storage.errors import InputError
 
 ValueT = TypeVar("ValueT")

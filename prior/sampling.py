@@ -1,15 +1,17 @@
 """Drawing code indices from a prior."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from prior.conditioner import Condition, concatenate
 from prior.config import MAX_GUIDANCE
-from prior.cuda_graphs import Recording
-from prior.incremental_decoder import PriorCache
+from prior.cuda_graphs import CapturedSteps
+from prior.incremental_decoder import IncrementalDecoder
 from prior.logits_filter import (
     FloatPerLayer,
     OptionalFloatPerLayer,
@@ -41,9 +43,9 @@ def sample_generators(seed: int, sample_indices: Sequence[int]) -> list[torch.Ge
 class Sampler:
     """Draws the code indices of images, batch after batch.
 
-    The prior's weights are read at the first batch of a size: they must not change meanwhile. On a
-    GPU the second batch of a size is recorded, and all that follow are replayed without the host's
-    part of the work. So give it batches of one size.
+    Do not modify or move the prior while using it: its weights are read at the first batch of a
+    size. On a GPU the second batch of a size is captured, and all that follow are replayed without
+    the host's part of the work: give it batches of one size.
 
     Args:
         prior: The prior, in evaluation mode.
@@ -54,7 +56,7 @@ class Sampler:
             null + w (conditional - null); 1 is off, any other value doubles the work.
 
     Raises:
-        InputError: a setting is out of range, or the prior is in training mode.
+        InputError: a setting is out of range, the prior cannot be guided or is in training mode.
     """
 
     def __init__(
@@ -67,15 +69,43 @@ class Sampler:
         guidance_scale: float = 1.0,
     ) -> None:
         prior.check_evaluation()
+        if not 0 <= guidance_scale <= MAX_GUIDANCE:
+            raise InputError(
+                f"guidance_scale must lie in [0, {MAX_GUIDANCE}], got {guidance_scale}"
+            )
+        if guidance_scale != 1 and not prior.conditioner.has_null:
+            raise InputError(
+                "guidance_scale must be 1 for a prior without a null condition, as it is trained "
+                f"by label_dropout, got {guidance_scale}"
+            )
         self._prior = prior
         self._settings = settings_per_layer(temperature, top_k, top_p, prior.config.codebook_sizes)
         self._guidance_scale = guidance_scale
-        self._cache: PriorCache | None = None
-        self._recording: Recording | None = None
+        self._decoder: IncrementalDecoder | None = None
+        self._captured: CapturedSteps | None = None
+
+    def check(self, inputs: Any, batch: int) -> None:
+        """Checks the conditioner's inputs for `batch` images.
+
+        Raises:
+            InputError: they do not fit the prior, or are missing.
+        """
+        conditioner = self._prior.conditioner
+        if inputs is not None:
+            conditioner.check(inputs, batch)
+        elif not conditioner.has_null:
+            raise InputError(
+                "labels or condition must be given for a prior without a null condition, as it is "
+                "trained by label_dropout, got None"
+            )
+        elif self._guidance_scale != 1:
+            raise InputError(
+                f"guidance_scale must be 1 without labels or condition, got {self._guidance_scale}"
+            )
 
     def __call__(
         self,
-        labels: Tensor | None,
+        inputs: Any,
         generators: Sequence[torch.Generator],
         *,
         known: Sequence[Tensor] | None = None,
@@ -83,32 +113,33 @@ class Sampler:
     ) -> list[Int[Tensor, "batch _depth _height _width"]]:
         """Draws one image per generator.
 
-        An image depends on its generator, label and known codes alone, not on the batch or the
+        An image depends on its generator, condition and known codes alone, not on the batch or the
         process it is drawn in: bit for bit on a CPU, up to the rounding of sums on a GPU.
 
         Args:
-            labels: Classes (B,), int64; None for an unconditional prior, or for the null class.
+            inputs: What the prior's conditioner takes, a row per image: classes (B,), int64. None
+                for an unconditional prior, or for the null condition.
             generators: One CPU generator per image, see `sample_generators`.
             known: Codes to keep, shaped like the result; -1 where one is to be drawn. A draw
                 depends on earlier codes only: this is exact conditioning where the known codes
                 come first.
-            progress: Is told the number of finished steps.
+            progress: Gets the number of finished steps after each.
 
         Raises:
             InputError: an argument does not fit the prior.
         """
         prior, ordering, batch = self._prior, self._prior.ordering, len(generators)
         device = prior.start.device
-        cache_labels = _cache_labels(prior, labels, batch, self._guidance_scale).to(device)
+        self.check(inputs, batch)
         codes = ordering.flatten(_check_known(prior, known, batch))
         uniforms = _uniforms(generators, ordering.num_steps * ordering.num_slots)
         uniforms = uniforms.to(device).view_as(codes)
         with torch.inference_mode(), torch.autocast(device.type, enabled=False):
-            is_fresh = self._start(cache_labels)
+            is_fresh = self._start(self._condition(inputs, batch), batch)
             if device.type == "cuda" and known is None and not is_fresh:  # only on a GPU
-                if self._recording is None:
-                    self._recording = Recording(ordering, self._draw_step, codes, uniforms)
-                codes = self._recording.replay(codes, uniforms, progress)
+                if self._captured is None:
+                    self._captured = CapturedSteps(ordering, self._draw_step, codes, uniforms)
+                codes = self._captured.replay(codes, uniforms, progress)
             else:
                 is_drawn = (codes < 0).any(0).tolist()  # read once, not once per code
                 for step in range(ordering.num_steps):
@@ -117,38 +148,54 @@ class Sampler:
                         progress(step + 1)
         return ordering.unflatten(codes)
 
-    def _start(self, cache_labels: Tensor) -> bool:
+    def _condition(self, inputs: Any, batch: int) -> Condition:
+        """Conditions of the images, and behind them null conditions if there is guidance."""
+        prior, device = self._prior, self._prior.start.device
+        # One by one on a CPU: the last bits of a product depend on the batch.
+        size = 1 if device.type == "cpu" else batch
+        starts = range(0, batch, size)
+        if isinstance(inputs, Tensor):
+            inputs = inputs.to(device)
+        conditions = []
+        if inputs is not None:
+            conditions = [prior.condition(inputs[i : i + size], size) for i in starts]
+        if inputs is None or self._guidance_scale != 1:
+            conditions += [prior.null_condition(size) for _ in starts]
+        return concatenate(conditions)
+
+    def _start(self, condition: Condition, batch: int) -> bool:
         """Begins new images; says whether memory had to be taken for them."""
-        if self._cache is not None and self._cache.batch == len(cache_labels):
-            self._cache.restart(cache_labels)
+        num_rows = batch if self._guidance_scale == 1 else 2 * batch
+        if self._decoder is not None and self._decoder.batch == num_rows:
+            self._decoder.restart(condition)
             return False
-        self._recording = self._cache = None  # frees their memory first
-        self._cache = PriorCache(self._prior, cache_labels)
+        self._captured = self._decoder = None  # frees their memory first
+        self._decoder = IncrementalDecoder(self._prior, condition, num_rows)
         return True
 
     def _draw_step(
         self, step: int, codes: Tensor, uniforms: Tensor, is_drawn: Sequence[bool]
     ) -> None:
         """Fills one step of `codes` (B, steps, slots) where they are negative."""
-        cache, is_guided = self._cache, self._guidance_scale != 1
-        assert cache is not None
+        decoder, is_guided = self._decoder, self._guidance_scale != 1
+        assert decoder is not None
         for slot in range(len(self._prior.ordering.steps[step])):
             chosen = codes[:, step, slot]
             if is_drawn[slot]:
-                logits = cache.next_logits().double()
+                logits = decoder.next_logits().double()
                 if is_guided:
                     logits, null_logits = logits.chunk(2)
                     logits = null_logits + self._guidance_scale * (logits - null_logits)
-                logits = filter_logits(logits, *self._settings[cache.layer])
+                logits = filter_logits(logits, *self._settings[decoder.layer])
                 drawn = draw(logits, uniforms[:, step, slot])
                 chosen = torch.where(chosen < 0, drawn, chosen)
                 codes[:, step, slot] = chosen
-            cache.append(chosen.repeat(2) if is_guided else chosen)
+            decoder.append(chosen.repeat(2) if is_guided else chosen)
 
 
 def sample(
     prior: Prior,
-    labels: Tensor | None,
+    inputs: Any,
     generators: Sequence[torch.Generator],
     *,
     temperature: FloatPerLayer = 1.0,
@@ -169,7 +216,7 @@ def sample(
         top_p=top_p,
         guidance_scale=guidance_scale,
     )
-    return sampler(labels, generators, known=known, progress=progress)
+    return sampler(inputs, generators, known=known, progress=progress)
 
 
 def _uniforms(generators: Sequence[torch.Generator], number: int) -> Tensor:
@@ -193,29 +240,3 @@ def _check_known(prior: Prior, known: Sequence[Tensor] | None, batch: int) -> li
     if len(known[0]) != batch:
         raise InputError(f"known must hold {batch} images, as generators, got {len(known[0])}")
     return [tensor.to(device) for tensor in known]
-
-
-def check_guidance(prior: Prior, has_labels: bool, guidance_scale: float) -> None:
-    """Whether the prior can be guided so.
-
-    Raises:
-        InputError: the scale is out of range, or there is no null class.
-    """
-    if not 0 <= guidance_scale <= MAX_GUIDANCE:
-        raise InputError(f"guidance_scale must lie in [0, {MAX_GUIDANCE}], got {guidance_scale}")
-    uses_null = not has_labels or guidance_scale != 1
-    if prior.config.num_classes and uses_null and not prior.config.network.label_dropout:
-        field = "guidance_scale" if has_labels else "labels"
-        raise InputError(f"{field}: this prior was trained without label_dropout: no null class")
-    if guidance_scale != 1 and not has_labels:
-        raise InputError(f"guidance_scale must be 1 without labels, got {guidance_scale}")
-
-
-def _cache_labels(prior: Prior, labels: Tensor | None, batch: int, guidance_scale: float) -> Tensor:
-    """Labels of the images, and behind them null labels if there is guidance."""
-    check_guidance(prior, labels is not None, guidance_scale)
-    null_labels = torch.full((batch,), prior.config.num_classes)
-    if labels is None:
-        return null_labels
-    prior.check_labels(labels, batch)
-    return labels if guidance_scale == 1 else torch.cat([labels, null_labels.to(labels)])

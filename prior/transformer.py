@@ -1,4 +1,4 @@
-"""The prior: a body over the steps of a code ordering, a head over the codes within a step."""
+"""The prior: a spatial transformer over the steps of a code ordering, a depth one within a step."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,14 +8,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from prior.config import PriorConfig
+from prior.conditioner import Condition, Conditioner, check_condition, make_conditioner
+from prior.config import PriorConfig, upgrade_names, upgrade_network
 from prior.embedding import CodeEmbedding
-from prior.layers import predecessor_matrix, rotary_angles, transformer
+from prior.layers import predecessor_matrix, random_embedding, rotary_angles, transformer
 from prior.ordering import CodeOrdering
 from tokenizer.storage.errors import InputError
-from tokenizer.storage.pretrained import PretrainedModule
+from tokenizer.storage.pretrained import PretrainedModule, WeightT
 
-EMBEDDING_STD = 0.5
 # CUDA's attention kernels fail beyond this many sequences (pytorch/pytorch issue 142228).
 MAX_SEQUENCES = 65_535
 
@@ -32,62 +32,86 @@ class PriorOutput(NamedTuple):
 class Prior(PretrainedModule[PriorConfig]):
     """Autoregressive distribution over the code indices of an image.
 
-    The body sees, at each step, the summed embeddings of the codes of the step before; in the
-    coarse_to_fine order also those of the enclosing position in the next coarser map. The head
-    starts from the body's output and sees the codes of its own step so far, residual stacks as
-    partial sums (RQ-Transformer, arXiv 2203.01941).
+    The spatial transformer sees, at each step, the summed embeddings of the codes of the step
+    before; in the coarse_to_fine order also those of the enclosing position in the next coarser
+    map. The depth transformer starts from its output and sees the earlier codes of the same step,
+    residual stacks as partial sums (RQ-Transformer, arXiv 2203.01941). What the conditioner gives
+    is added to the steps, or stands before them.
 
     A new prior holds random code vectors: call `load_code_vectors` before training.
 
+    Args:
+        config: Sizes and code maps.
+        conditioner: A user's, if `config.has_custom_conditioner`; otherwise the config's number of
+            classes gives it.
+
     Raises:
-        InputError: the order does not suit the code maps.
+        InputError: the order does not suit the code maps, or the conditioner not the config.
     """
 
     config_class = PriorConfig
     _position: Tensor
     _predecessors: Tensor
-    rotary: Tensor | None
-    """(1, num_steps, head_dim): angles of the body's steps; None if positions are learned."""
+    _angle_bits: Tensor | None
 
-    def __init__(self, config: PriorConfig) -> None:
+    def __init__(self, config: PriorConfig, conditioner: Conditioner | None = None) -> None:
         super().__init__(config)
         network, width = config.network, config.network.width
         self.ordering = CodeOrdering(config.code_maps, network.order)
-        self.embedding = CodeEmbedding(self.ordering, width)
-        groups = self.ordering.group[:, 0]
-        is_learned = network.positions == "learned"
-        positions = torch.arange(self.ordering.num_steps) if is_learned else groups
-        num_positions = self.ordering.num_steps if is_learned else len(config.code_maps)
-        self.start = _embedding(1, width)
-        self.position_embedding = _embedding(num_positions, width)
-        self.slot_embedding = _embedding(len(self.ordering.slot_types), width)
-        self.class_embedding = (
-            _embedding(config.num_classes + 1, width) if config.num_classes else None
-        )
+        embedding = CodeEmbedding(self.ordering, width)
+        has_steps, has_angles = network.positions != "rotary_only", network.positions != "learned"
+        num_positions = self.ordering.num_steps if has_steps else len(config.code_maps)
+        positions = torch.arange(num_positions) if has_steps else self.ordering.group[:, 0]
+        self.start = random_embedding(1, width)
+        self.position_embedding = random_embedding(num_positions, width)
+        self.slot_embedding = random_embedding(len(self.ordering.slot_types), width)
+        # Random numbers and the order of parameters, by which optimizers save, are format 1's.
+        self.conditioner = make_conditioner(config, conditioner)
+        self.embedding = embedding
         has_parents = network.order == "coarse_to_fine" and len(config.code_maps) > 1
         self.parent_projection = nn.Linear(width, width, bias=False) if has_parents else None
-        self.body = transformer(network, network.body_depth)
-        self.head = transformer(network, network.head_depth)
+        self.spatial_transformer = transformer(network, network.num_spatial_layers)
+        self.depth_transformer = transformer(network, network.num_depth_layers)
         self.outputs = nn.ModuleList(nn.Linear(width, size) for size in config.codebook_sizes)
         for output in self.outputs:  # small: training starts near log K nats per code
             assert isinstance(output, nn.Linear)
             nn.init.normal_(output.weight, std=0.25 * width**-0.5)
             nn.init.zeros_(output.bias)
-        rotary = None if is_learned else rotary_angles(self.ordering, width // network.num_heads)
-        self.register_buffer("rotary", rotary, persistent=False)
+        angles_of = (self.ordering, width // network.num_heads, self.conditioner.num_tokens)
+        # As integers, which `bfloat16()` and `to(dtype)` leave alone: it would round the angles.
+        bits = rotary_angles(*angles_of).view(torch.int32) if has_angles else None
+        self.register_buffer("_angle_bits", bits, persistent=False)
         self.register_buffer("_position", positions, persistent=False)
         longest_step = max(self.ordering.steps, key=len)
         # Codes of one position add up to about unit variance already.
         self._content_scale = 1 / math.sqrt(len({slot[:2] for slot in longest_step}))
-        predecessors = predecessor_matrix(longest_step)
-        self.register_buffer("_predecessors", predecessors, persistent=False)
+        self.register_buffer("_predecessors", predecessor_matrix(longest_step), persistent=False)
+
+    @property
+    def rotary(self) -> Float[Tensor, "1 inputs head_dim"] | None:
+        """Angles in float32, or float64 if the weights are; None if positions are learned."""
+        if self._angle_bits is None:
+            return None
+        angles = self._angle_bits.view(torch.float32)
+        return angles.double() if self.start.dtype == torch.float64 else angles
 
     def no_weight_decay(self) -> set[str]:
         """Names of embeddings and gains, which weight decay should spare (timm's convention)."""
-        embeddings = {name for name, _ in self.named_parameters(recurse=False)}
-        return embeddings | {
-            name for name, _ in self.named_parameters() if name.endswith((".g", ".gamma"))
-        }
+        names = [name for name, _ in self.named_parameters()]
+        direct = {name for name in names if "." not in name.removeprefix("conditioner.")}
+        return direct | {name for name in names if name.endswith((".g", ".gamma"))}
+
+    @classmethod
+    def upgrade_config(cls, fields: dict[str, Any], version: int) -> dict[str, Any]:
+        """Fields of config.json in an earlier format, as they are called today."""
+        if not isinstance(fields.get("network"), dict):
+            return fields
+        return fields | {"network": upgrade_network(fields["network"], version)}
+
+    @classmethod
+    def upgrade_weights(cls, weights: dict[str, WeightT], version: int) -> dict[str, WeightT]:
+        """Weights of an earlier format under today's names."""
+        return upgrade_names(weights) if version == 1 else weights
 
     def load_code_vectors(self, code_vectors: Sequence[Sequence[Tensor]]) -> None:
         """Takes over the tokenizer's code vectors, (K, code_dim) per group and layer.
@@ -102,7 +126,7 @@ class Prior(PretrainedModule[PriorConfig]):
     def forward(
         self,
         indices: Sequence[Int[Tensor, "batch _depth _height _width"]],
-        labels: Int[Tensor, " batch"] | None = None,
+        inputs: Any = None,
         soft_targets: Sequence[Sequence[Float[Tensor, "batch _height _width _codes"]]]
         | None = None,
     ) -> PriorOutput:
@@ -110,61 +134,64 @@ class Prior(PretrainedModule[PriorConfig]):
 
         Args:
             indices: The codes; their values are not checked here.
-            labels: Classes; in training mode a share `label_dropout` of them is hidden.
+            inputs: What the conditioner takes: classes (B,), int64, of which a share
+                `label_dropout` is hidden in training mode; None for an unconditional prior.
             soft_targets: Targets instead of `indices`: probabilities per group and layer, such as
                 the tokenizer's posterior.
 
         Raises:
-            InputError: labels are missing, or given to an unconditional prior.
+            InputError: the inputs are missing, or given to an unconditional prior.
         """
-        nats = self._nats(indices, labels, soft_targets).mean(0)
+        nats = self._nats(indices, inputs, soft_targets).mean(0)
         return PriorOutput(nats.sum(), nats)
 
-    def log_prob(
-        self, indices: Sequence[Tensor], labels: Tensor | None = None
-    ) -> Float[Tensor, " batch"]:
-        """Exact log P(indices | labels) of each image, in nats.
+    def log_prob(self, indices: Sequence[Tensor], inputs: Any = None) -> Float[Tensor, " batch"]:
+        """Exact log P(indices | condition) of each image, in nats.
 
         Args:
             indices: Codes (B, depth, h, w) per group, int64.
-            labels: Classes (B,), int64; None for an unconditional prior.
+            inputs: As for `forward`.
 
         Raises:
-            InputError: indices or labels do not fit, or the prior is in training mode.
+            InputError: indices or inputs do not fit, or the prior is in training mode.
         """
         self.check_evaluation()
         self.ordering.check(indices)
-        self.check_labels(labels, len(indices[0]))
-        return -self._nats(indices, labels, None).sum(1)
+        self.conditioner.check(inputs, len(indices[0]))
+        return -self._nats(indices, inputs, None).sum(1)
 
     def bits_per_image(
-        self, indices: Sequence[Tensor], labels: Tensor | None = None
+        self, indices: Sequence[Tensor], inputs: Any = None
     ) -> Float[Tensor, " batch"]:
-        """Code length of each image, -log2 P(indices | labels); arguments as for `log_prob`."""
-        return self.log_prob(indices, labels) / -math.log(2)
+        """Code length of each image, -log2 P(indices | condition); arguments as for `log_prob`."""
+        return self.log_prob(indices, inputs) / -math.log(2)
 
     def logits(
         self,
         indices: Sequence[Int[Tensor, "batch _depth _height _width"]],
-        labels: Int[Tensor, " batch"] | None = None,
+        inputs: Any = None,
     ) -> list[list[Float[Tensor, "batch _height _width _codes"]]]:
         """Logits of every code given all earlier ones, per group and layer, never autocast.
 
+        In float32 at least, as are likelihoods.
+
         Raises:
-            InputError: labels are missing, or given to an unconditional prior.
+            InputError: the inputs are missing, or given to an unconditional prior.
         """
         codes = self.ordering.flatten(indices)
         batch, num_steps, num_slots = codes.shape
-        condition = self.condition(labels)
+        condition = self.condition(inputs, batch)
         embeddings = self.embedding(self.embedding.table(), codes)  # (B, S, M, W)
-        start = self.start.expand(batch, 1, -1)
-        contents = torch.cat([start, self.summarize(embeddings)], dim=1)
-        hidden = self.body(
-            self.body_inputs(contents, condition, 0, num_steps), **self.rotary_arguments(num_steps)
-        )
+        contents = torch.cat([self.start.expand(batch, 1, -1), self.summarize(embeddings)], dim=1)
+        sequence = self.spatial_inputs(contents, condition.vector, 0, num_steps)
+        if condition.tokens is not None:
+            sequence = torch.cat([condition.tokens, sequence], dim=1)
+        rotary = {} if self.rotary is None else {"rotary_pos_emb": (self.rotary, 1.0)}
+        hidden = self.spatial_transformer(sequence, **rotary)[:, self.conditioner.num_tokens :]
         values = torch.cat([hidden.unsqueeze(2), embeddings], dim=2)
-        inputs = self.head_inputs(values, 0, num_steps, 0, num_slots).flatten(0, 1)
-        hidden = torch.cat([self.head(part) for part in torch.split(inputs, MAX_SEQUENCES)])
+        sequences = self.depth_inputs(values, 0, num_steps, 0, num_slots).flatten(0, 1)
+        parts = torch.split(sequences, MAX_SEQUENCES)
+        hidden = torch.cat([self.depth_transformer(part) for part in parts])
         hidden = hidden.view(batch, num_steps * num_slots, -1)
         return [
             [
@@ -179,54 +206,35 @@ class Prior(PretrainedModule[PriorConfig]):
         if self.training:
             raise InputError("prior must be in evaluation mode, got training mode: call eval()")
 
-    def check_labels(self, labels: Tensor | None, batch: int) -> None:
-        """Waits for the device and checks labels.
+    def condition(self, inputs: Any, batch: int) -> Condition:
+        """What the conditioner makes of the inputs of `batch` images.
 
         Raises:
-            InputError: labels are missing, given to an unconditional prior, of another number
-                than `batch`, not int64 or out of range.
+            InputError: the inputs are missing, or the conditioner gives another shape.
         """
-        num_classes = self.config.num_classes
-        if labels is None or not num_classes:
-            self.condition(labels)
-            return
-        if tuple(labels.shape) != (batch,):
-            raise InputError(f"labels must have shape ({batch},), got {tuple(labels.shape)}")
-        if labels.dtype != torch.int64:
-            raise InputError(f"labels must be int64, got {labels.dtype}")
-        wrong = labels[(labels < 0) | (labels >= num_classes)]
-        if len(wrong):
-            raise InputError(f"labels must lie in [0, {num_classes}), got {int(wrong[0])}")
+        condition: Condition = self.conditioner(inputs)
+        check_condition(condition, self.conditioner, batch, self.config.network.width)
+        return condition
 
-    def condition(
-        self, labels: Int[Tensor, " batch"] | None
-    ) -> Float[Tensor, "batch 1 width"] | None:
-        """Embedding of the labels, None if unconditional; label `num_classes` is the null class.
+    def null_condition(self, batch: int) -> Condition:
+        """What stands for no condition, if the conditioner has it.
 
         Raises:
-            InputError: labels are missing, or given to an unconditional prior.
+            InputError: the conditioner gives another shape.
         """
-        if self.class_embedding is None:
-            if labels is not None:
-                raise InputError("labels must be None for an unconditional prior, got labels")
-            return None
-        if labels is None:
-            raise InputError("labels must be given for a class-conditional prior, got None")
-        if self.training:
-            is_hidden = torch.rand(labels.shape, device=labels.device)
-            is_hidden = is_hidden < self.config.network.label_dropout
-            labels = labels.masked_fill(is_hidden, self.config.num_classes)
-        return nn.functional.embedding(labels, self.class_embedding).unsqueeze(1)
+        condition = self.conditioner.null(batch)
+        check_condition(condition, self.conditioner, batch, self.config.network.width)
+        return condition
 
     def _nats(
         self,
         indices: Sequence[Tensor],
-        labels: Tensor | None,
+        inputs: Any,
         soft_targets: Sequence[Sequence[Tensor]] | None,
     ) -> Tensor:
         """Cross entropy summed over positions, (B, layers)."""
         nats = []
-        for group, layers in enumerate(self.logits(indices, labels)):
+        for group, layers in enumerate(self.logits(indices, inputs)):
             for layer, logits in enumerate(layers):
                 targets = (
                     indices[group][:, layer].flatten()
@@ -242,18 +250,18 @@ class Prior(PretrainedModule[PriorConfig]):
     def summarize(
         self, embeddings: Float[Tensor, "*batch slots width"]
     ) -> Float[Tensor, "*batch width"]:
-        """What the body sees of a step, given the embeddings of its codes."""
+        """What the spatial transformer sees of a step, given the embeddings of its codes."""
         return self._content_scale * embeddings.sum(-2)
 
-    def body_inputs(
+    def spatial_inputs(
         self,
         contents: Float[Tensor, "batch contents width"],
-        condition: Float[Tensor, "batch 1 width"] | None,
+        vector: Float[Tensor, "batch width"] | None,
         first: int,
         last: int,
         parent_projection: Callable[[Tensor], Tensor] | None = None,
     ) -> Float[Tensor, "batch steps width"]:
-        """The body's inputs at the steps first..last - 1.
+        """The spatial transformer's inputs at the steps first..last - 1.
 
         `contents` holds the start vector, then the summaries of the steps before `last`;
         `parent_projection` stands in for the module.
@@ -264,9 +272,9 @@ class Prior(PretrainedModule[PriorConfig]):
             # Without a parent, -1 + 1 points at the start vector.
             parents = contents[:, self.ordering.parent_step[first:last] + 1]
             inputs = inputs + parent_projection(parents)
-        return inputs if condition is None else inputs + condition
+        return inputs if vector is None else inputs + vector.unsqueeze(1)
 
-    def head_inputs(
+    def depth_inputs(
         self,
         values: Float[Tensor, "batch steps values width"],
         first_step: int,
@@ -274,27 +282,19 @@ class Prior(PretrainedModule[PriorConfig]):
         first: int,
         last: int,
     ) -> Float[Tensor, "batch steps slots width"]:
-        """The head's inputs at the slots first..last - 1 of some steps.
+        """The depth transformer's inputs at the slots first..last - 1 of some steps.
 
-        `values` holds, per step, the body's output and the embeddings of its codes.
+        `values` holds, per step, the spatial transformer's output and the embeddings of its codes.
         """
         sums = torch.einsum("mn,bsnw->bsmw", self._predecessors[first:last], values)
         types = self.ordering.slot_type[first_step:last_step, first:last]
         return sums + self.slot_embedding[types]
 
-    def rotary_arguments(self, length: int) -> dict[str, Any]:
-        """Arguments of the body for positions up to `length`; none if they are learned."""
-        return {} if self.rotary is None else {"rotary_pos_emb": (self.rotary[:, :length], 1.0)}
-
     def project(
         self, hidden: Float[Tensor, "*shape width"], group: int, layer: int
     ) -> Float[Tensor, "*shape codes"]:
-        """Logits over one layer's codes, in the weights' precision whatever the autocast."""
+        """Logits over one layer's codes, by the weights' precision whatever the autocast."""
         number = sum(m.depth for m in self.config.code_maps[:group]) + layer
         with torch.autocast(hidden.device.type, enabled=False):
             logits: Tensor = self.outputs[number](hidden.to(self.start.dtype))
-        return logits
-
-
-def _embedding(number: int, width: int) -> nn.Parameter:
-    return nn.Parameter(torch.randn(number, width) * EMBEDDING_STD)
+        return logits if logits.dtype == torch.float64 else logits.float()

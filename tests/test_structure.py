@@ -4,12 +4,14 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import pipelines
+from pipelines.check_data import CheckDataConfig
 from pipelines.command import parse_options, parse_run
 from pipelines.demo import DemoConfig
 from pipelines.evaluate import EvaluateConfig
@@ -19,53 +21,112 @@ from pipelines.reconstruct import ReconstructConfig
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
+PACKAGES = ("tokenizer", "prior", "pipelines")
 OPTIONS = {
-    "pipelines.demo": DemoConfig,
-    "pipelines.evaluate": EvaluateConfig,
-    "pipelines.generate": GenerateConfig,
-    "pipelines.reconstruct": ReconstructConfig,
+    "check_data": CheckDataConfig,
+    "demo": DemoConfig,
+    "evaluate": EvaluateConfig,
+    "generate": GenerateConfig,
+    "reconstruct": ReconstructConfig,
 }
-PRESETS = {
-    "pipelines.train_tokenizer": TOKENIZER_PRESETS,
-    "pipelines.train_prior": PRIOR_PRESETS,
-}
+PRESETS = {"train_tokenizer": TOKENIZER_PRESETS, "train_prior": PRIOR_PRESETS}
+
+
+def output_of(program: str) -> list[str]:
+    """What a new interpreter prints."""
+    command = [sys.executable, "-c", program]
+    ended = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    return ended.stdout.split()
+
+
+def modules_of(package: str) -> list[Path]:
+    """Paths of the modules below the root of the project."""
+    paths = sorted(path.relative_to(ROOT) for path in (ROOT / package).rglob("*.py"))
+    return [path for path in paths if path.name != "__init__.py"]
 
 
 def test_the_import_contracts_hold() -> None:
     # In a process of its own: it disables the loggers of this one.
-    program = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports())"
-    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True)
+    output_of("import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports())")
 
 
-@pytest.mark.parametrize("package", ["tokenizer", "prior", "pipelines"])
-def test_every_module_stands_in_the_tree_of_the_readme(package: str) -> None:
-    tree = README.read_text()
-    names = {path.name for path in (ROOT / package).glob("*.py")} - {"__init__.py"}
-    assert {name for name in names if name not in tree} == set()
+def test_importing_the_pipeline_loads_what_it_needs_alone() -> None:
+    loaded = output_of(
+        "import sys; from pipelines import ImageGenerationPipeline as _; print(*sys.modules)"
+    )
+    assert "pipelines.generation" in loaded
+    assert not {"accelerate", "matplotlib", "tyro"} & set(loaded)
+    assert not [name for name in loaded if name.startswith(("pipelines.data", "pipelines.run"))]
+
+
+def test_importing_a_module_changes_neither_hooks_nor_warning_filters() -> None:
+    names = [
+        ".".join(path.with_suffix("").parts)
+        for package in PACKAGES
+        for path in modules_of(package)
+        if "triton" not in path.name  # needs a GPU
+    ]
+    # The libraries change filters; what is left is ours.
+    libraries = ["accelerate", "scipy.special", "timm", "torch_fidelity"]
+    program = f"""
+import importlib, sys, threading, warnings
+for library in {libraries}:
+    importlib.import_module(library)
+before = sys.excepthook, threading.excepthook, list(warnings.filters)
+for name in {names}:
+    importlib.import_module(name)
+    assert (sys.excepthook, threading.excepthook, list(warnings.filters)) == before, name
+"""
+    assert output_of(program) == []
+
+
+def test_what_is_installed_is_every_package() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    inits = [path for package in PACKAGES for path in (ROOT / package).rglob("__init__.py")]
+    found = {".".join(path.parent.relative_to(ROOT).parts) for path in inits}
+    assert set(settings["packages"]) == found
+
+
+def tree() -> str:
+    """The tree of the README."""
+    return README.read_text().partition("## The tree")[2].partition("\n```\n\n")[0]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_module_or_its_room_stands_in_the_tree_of_the_readme(package: str) -> None:
+    for path in modules_of(package):
+        rooms = [f" {room}/" for room in path.parts[1:-1]]
+        assert path.name in tree() or any(room in tree() for room in rooms), path
+
+
+def test_what_stands_in_the_tree_of_the_readme_exists() -> None:
+    folders = (*PACKAGES, "tests", "benchmarks")
+    there = {path.name for folder in folders for path in (ROOT / folder).rglob("*")}
+    assert set(re.findall(r"\w+(?:\.py|(?=/))", tree())) - {*folders} <= there
 
 
 def commands() -> Iterator[list[str]]:
-    """What the README gives to `python -m`, in blocks and inline."""
-    for match in re.finditer(r"python -m (pipelines\.[^`\n]*)", README.read_text()):
+    """What the README gives to `python -m pipelines.` or `hqvae`, in blocks and inline."""
+    found = re.finditer(
+        r"(?:python -m pipelines\.|(?<![-\w])hqvae )([a-z][^`\n]*)", README.read_text()
+    )
+    for match in found:
         yield shlex.split(match.group(1), comments=True)
 
 
 def test_the_readme_shows_the_commands() -> None:
-    assert {words[0] for words in commands()} >= {
-        "pipelines.train_tokenizer",
-        "pipelines.train_prior",
-        "pipelines.generate",
-        "pipelines.evaluate",
-    }
+    shown = {words[0].replace("-", "_") for words in commands()}
+    assert shown >= {"train_tokenizer", "train_prior", "generate", "evaluate"}
 
 
 @pytest.mark.parametrize("words", list(commands()), ids=" ".join)
 def test_a_command_of_the_readme_is_understood(words: list[str]) -> None:
-    module, *arguments = words
-    if module in PRESETS:
-        parse_run(PRESETS[module], module, arguments)
+    verb, *arguments = words
+    name = verb.replace("-", "_")
+    if name in PRESETS:
+        parse_run(PRESETS[name], f"pipelines.{name}", arguments)
     else:
-        parse_options(OPTIONS[module], module, arguments)
+        parse_options(OPTIONS[name], f"pipelines.{name}", arguments)
 
 
 def test_the_python_of_the_readme_compiles_and_finds_its_names() -> None:
@@ -80,3 +141,8 @@ def test_the_python_of_the_readme_compiles_and_finds_its_names() -> None:
 def test_the_make_targets_of_the_readme_exist() -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"^    make ([\w-]+)", README.read_text(), re.MULTILINE)) <= targets
+
+
+def test_the_readme_shows_the_quantizer_that_the_tests_run() -> None:
+    text = (ROOT / "tests" / "doors" / "readme_quantizer.py").read_text()
+    assert text.split('"""\n\n', 1)[1].strip() in README.read_text()

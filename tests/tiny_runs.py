@@ -7,11 +7,13 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from pipelines.command import load_run
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
 from pipelines.data.sources import trained_images
 from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
-from pipelines.training.loop import Loss, make_accelerator, train
+from pipelines.run.folder import load_run
+from pipelines.train_prior import prior_stage
+from pipelines.training.loop import make_accelerator, train
+from pipelines.training.losses import Loss
 from pipelines.training.prior_stage import PriorStage
 from pipelines.training.tokenizer_stage import TokenizerStage
 
@@ -44,15 +46,13 @@ def make_stage(config: RunConfigs) -> TokenizerStage | PriorStage:
         return TokenizerStage(config, accelerator)
     run = load_run(TokenizerRunConfig, config.tokenizer_dir / "config.json")
     images = trained_images(run, config.tokenizer_dir, accelerator)
-    return PriorStage(config, *images, accelerator)
+    return prior_stage(config, *images, accelerator)
 
 
 class InterferingStage:
     """A stage with something happening at the loss of one step."""
 
-    def __init__(
-        self, stage: TokenizerStage | PriorStage, step: int, change: Callable[[Loss], Loss]
-    ) -> None:
+    def __init__(self, stage: Any, step: int, change: Callable[[Loss], Loss]) -> None:
         self._stage = stage
         self._step = step
         self._change = change
@@ -60,8 +60,8 @@ class InterferingStage:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stage, name)
 
-    def loss(self, model: Any, batch: Any, step: int) -> Loss:
-        loss = self._stage.loss(model, batch, step)
+    def loss(self, name: str, modules: Any, batch: Any, step: int) -> Loss:
+        loss = self._stage.loss(name, modules, batch, step)
         return self._change(loss) if step == self._step else loss
 
 
@@ -104,5 +104,9 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 def first_gradients(folder: Path) -> dict[str, Any]:
     """Gradients of a run of one step: AdamW's first moment is a tenth of them."""
-    (path,) = folder.glob("state/*/optimizer.safetensors")
-    return {k: 10 * v for k, v in load_file(path).items() if k.endswith("exp_avg")}
+    return {
+        f"{path.stem}.{name}": 10 * tensor
+        for path in folder.glob("state/*/*_optimizer.safetensors")
+        for name, tensor in load_file(path).items()
+        if name.endswith("exp_avg")
+    }

@@ -1,7 +1,6 @@
 """What the tests run in processes of their own; each function is the whole of one process."""
 
 import os
-import signal
 import sys
 import threading
 from pathlib import Path
@@ -17,26 +16,13 @@ from pipelines.data.sources import load_images
 from pipelines.evaluation.reconstruction import measure_reconstruction
 from pipelines.generate import GenerateConfig, generate
 from pipelines.processes import sum_over_processes
+from pipelines.run.folder import load_run
 from pipelines.train_prior import train_prior
-from pipelines.training.loop import Loss, make_accelerator, train
+from pipelines.training.loop import make_accelerator, train
 from pipelines.training.tokenizer_stage import LoadedImages, TokenizerStage
 from tests.faults.jobs import rank_environment
-from tests.tiny_runs import RunConfigs, train_with
+from tests.tiny_runs import RunConfigs
 from tokenizer import Tokenizer
-
-
-def train_and_die(config: RunConfigs, step: int, output: Path) -> None:
-    """Trains until this process kills itself in the midst of `step`, which counts from 0."""
-    torch.set_num_threads(1)
-    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-
-    def die(loss: Loss) -> Loss:
-        os.kill(os.getpid(), signal.SIGKILL)
-        return loss
-
-    train_with(config, step, die)
 
 
 class RecordingStage(TokenizerStage):
@@ -103,9 +89,7 @@ def _share_the_work(
     rank = accelerator.process_index
     assert accelerator.num_processes == 2
     tokenizer = Tokenizer.from_pretrained(trained / "tokenizer" / "model")
-    config = TokenizerRunConfig.model_validate_json(
-        (trained / "tokenizer" / "config.json").read_text()
-    )
+    config = load_run(TokenizerRunConfig, trained / "tokenizer" / "config.json")
     validation = load_images(config.data, "validation")
     items = np.arange(len(validation) - 1)  # an odd number
     errors, usage = measure_reconstruction(tokenizer, validation, items, accelerator)

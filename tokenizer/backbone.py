@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tokenizer.config import BackboneConfig
 from tokenizer.storage.errors import InputError
+from tokenizer.storage.pretrained import load_weights
 
 
 def _create(config: BackboneConfig, **options: Any) -> Any:
@@ -103,13 +104,6 @@ def load_backbone(path: TimmBottomUpPath, weights: Mapping[str, Tensor], source:
     Raises:
         InputError: a weight of the backbone is missing or of another shape.
     """
-    expected = path.model.state_dict()
-    for name, tensor in expected.items():
-        if name not in weights:
-            raise InputError(f"{source} lacks {name!r}, which the backbone needs")
-        if weights[name].shape != tensor.shape:
-            raise InputError(
-                f"{source}: {name!r} must have shape {tuple(tensor.shape)}, "
-                f"got {tuple(weights[name].shape)}"
-            )
-    path.model.load_state_dict({name: weights[name] for name in expected})
+    needed = path.model.state_dict().keys()
+    chosen = {name: tensor for name, tensor in weights.items() if name in needed}
+    load_weights(path.model, chosen, source)

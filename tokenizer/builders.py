@@ -4,17 +4,14 @@
 differs from it in the quantizer alone.
 """
 
+import math
 import re
 from collections.abc import Sequence
 
 from pydantic import ValidationError
 
-from tokenizer.config import (
-    GroupConfig,
-    NearestQuantizerConfig,
-    NetworkConfig,
-    TokenizerConfig,
-)
+from tokenizer.config import NetworkConfig, TokenizerConfig
+from tokenizer.quantizers import FiniteScalarQuantizerConfig, GroupConfig, NearestQuantizerConfig
 from tokenizer.storage.configs import describe_validation_error
 from tokenizer.storage.errors import InputError
 
@@ -168,3 +165,23 @@ def rq_vae(
             channels=channels,
         )
     )
+
+
+def fsq_vae(
+    downsampling: int = 4,
+    levels: Sequence[int] = (8, 8, 8),
+    code_dim: int = 64,
+    *,
+    depth: int = 1,
+    networks: NetworkConfig = DEFAULT_NETWORKS,
+    channels: int = 3,
+) -> TokenizerConfig:
+    """Finite scalar quantization (FSQ, arXiv 2309.15505) on the networks of `rsq_vae`.
+
+    A code is a point of the grid with these numbers of levels; `depth` layers are residual.
+    """
+    config = rsq_vae(
+        downsampling, depth, math.prod(levels), code_dim, networks=networks, channels=channels
+    )
+    quantizer = FiniteScalarQuantizerConfig(levels=tuple(levels))
+    return config.model_copy(update={"quantizer": quantizer})

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tokenizer.config import CodeMapConfig, GroupConfig, TokenizerConfig
+from tokenizer.config import CodeMapConfig, TokenizerConfig
+from tokenizer.quantizers import GroupConfig
 from tokenizer.storage.errors import InputError
 
 

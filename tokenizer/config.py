@@ -1,102 +1,29 @@
 """Parameters of the tokenizer."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from pydantic import model_validator as validates
 
+from tokenizer.fields import (
+    CodebookSizes,
+    Depth,
+    Downsampling,
+    MapSide,
+    Mean,
+    PositiveFactor,
+    Width,
+)
+from tokenizer.quantizers import (
+    QUANTIZERS,
+    BuildQuantizer,
+    CustomQuantizerConfig,
+    GroupConfig,
+    QuantizerConfig,
+    StochasticQuantizerConfig,
+)
 from tokenizer.storage.configs import StrictConfig
-
-Share = Annotated[float, Field(ge=0, le=1)]
-ProperShare = Annotated[float, Field(ge=0, lt=1)]
-# Bounds that no sound model reaches, so that a config cannot ask for absurd amounts of memory or
-# for numbers that leave float32.
-Width = Annotated[int, Field(gt=0, le=2**14)]
-Depth = Annotated[int, Field(gt=0, le=64)]
-Downsampling = Annotated[int, Field(gt=0, le=1024)]
-MapSide = Annotated[int, Field(gt=0, le=4096)]
-Factor = Annotated[float, Field(ge=0, le=1e6)]
-Mean = Annotated[float, Field(ge=-1e6, le=1e6)]
-PositiveFactor = Annotated[float, Field(ge=1e-6, le=1e6)]
-MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 1e6
-Temperature = Annotated[float, Field(ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)]
-CodebookSizes = Annotated[
-    tuple[Annotated[int, Field(gt=0, le=2**20)], ...], Field(min_length=1, max_length=64)
-]
-
-
-class StochasticQuantizerConfig(StrictConfig):
-    """Stochastic quantization (SQ-VAE, arXiv 2205.07547)."""
-
-    kind: Literal["stochastic"] = "stochastic"
-    variance_factor: PositiveFactor = 5.0
-    """Initial variance s² of a layer, in units of its inputs' variance per dimension."""
-    noise_factor: Factor = 0.2
-    """Variance of the noise on the initial code vectors, in the same units."""
-    initial_temperature: Temperature = 1.0
-    """Gumbel-softmax temperature at step 0."""
-    final_temperature: Temperature = 0.4
-    """Gumbel-softmax temperature at the last step, reached exponentially."""
-    temperature_hold: ProperShare = 0.7
-    """Share of the steps before the temperature starts to fall."""
-    latent_weight: PositiveFactor = 0.3
-    """Weight of the latent terms against the reconstruction; at 1 the loss is the bound."""
-    codebook_rate: PositiveFactor = 10.0
-    """Learning rate of the code vectors, in units of the networks'."""
-    variance_rate: Factor = 10.0
-    """Learning rate of log s², in units of the networks'; 0 keeps the initial variances."""
-
-
-class NearestQuantizerConfig(StrictConfig):
-    """Deterministic baselines: nearest code, straight-through gradient, codebooks as moving means.
-
-    Sources: VQ-VAE (arXiv 1711.00937), VQ-VAE-2 (arXiv 1906.00446), RQ-VAE (arXiv 2203.01941).
-    """
-
-    kind: Literal["nearest"] = "nearest"
-    starts_from_data: bool = True
-    """Draw the initial code vectors from encoder outputs, not from N(0, 1)."""
-    decay: Share = 0.99
-    """Decay of the moving means."""
-    restart_threshold: Factor = 1.0
-    """A code whose moving count falls below this is replaced by an encoder output; 0 = never."""
-    commitment_weight: Factor = 0.25
-    """Weight of the commitment term."""
-
-
-QuantizerConfig = Annotated[
-    StochasticQuantizerConfig | NearestQuantizerConfig, Field(discriminator="kind")
-]
-
-
-class GroupConfig(StrictConfig):
-    """The layers that work at one resolution: the first is injected, the others are residual."""
-
-    downsampling: Downsampling
-    """Image side over code map side; a power of two."""
-    codebook_sizes: CodebookSizes
-    """Number K of code vectors of each layer; as many layers as numbers."""
-    code_dim: Width = 64
-    """Dimension of a code vector."""
-    shares_codebook: bool = False
-    """Whether all layers of the group use one codebook."""
-
-    @validates(mode="after")
-    def _check(self) -> "GroupConfig":
-        if self.downsampling & (self.downsampling - 1):
-            raise ValueError(f"downsampling must be a power of two, got {self.downsampling}")
-        if self.shares_codebook and len(set(self.codebook_sizes)) > 1:
-            raise ValueError(
-                "codebook_sizes must be equal where shares_codebook is set, "
-                f"got {self.codebook_sizes}"
-            )
-        return self
-
-    @property
-    def num_layers(self) -> int:
-        """Depth of the group."""
-        return len(self.codebook_sizes)
 
 
 class NetworkConfig(StrictConfig):
@@ -146,7 +73,7 @@ class TokenizerConfig(StrictConfig):
     quantizer: QuantizerConfig = StochasticQuantizerConfig()
     networks: NetworkConfig = NetworkConfig()
     backbone: BackboneConfig | None = None
-    """A timm model in place of the own bottom-up path."""
+    """A timm model in place of the residual bottom-up path."""
     channels: Annotated[int, Field(ge=1, le=4)] = 3
     """Image channels."""
 
@@ -176,6 +103,16 @@ class TokenizerConfig(StrictConfig):
             raise ValueError(f"channels must be 3 with a backbone, got {self.channels}")
         return self
 
+    def with_custom_quantizer(self, build: BuildQuantizer) -> "TokenizerConfig":
+        """The same, but that quantizers come from outside the package."""
+        name = getattr(build, "__qualname__", type(build).__qualname__)
+        return self.model_copy(update={"quantizer": CustomQuantizerConfig(name=name)})
+
+    @property
+    def has_posterior(self) -> bool:
+        """Whether the quantizer has a distribution over codes; unknown of a custom one."""
+        return bool(getattr(QUANTIZERS.get(type(self.quantizer)), "has_posterior", False))
+
 
 class CodeMapConfig(StrictConfig):
     """Shape of one group's code indices, (B, depth, height, width)."""
@@ -193,3 +130,24 @@ class CodeMapConfig(StrictConfig):
     def depth(self) -> int:
         """Layers at this resolution."""
         return len(self.codebook_sizes)
+
+
+RECIPE_OF_VERSION_1 = {
+    "initial_temperature",
+    "final_temperature",
+    "temperature_hold",
+    "latent_weight",
+    "codebook_rate",
+    "variance_rate",
+    "commitment_weight",
+}
+"""Fields of the quantizer that the stage's recipe holds since."""
+
+
+def without_recipe(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a tokenizer saved in format 1, which kept the recipe with the quantizer."""
+    quantizer = fields.get("quantizer")
+    if not isinstance(quantizer, dict):
+        return fields
+    kept = {key: value for key, value in quantizer.items() if key not in RECIPE_OF_VERSION_1}
+    return {**fields, "quantizer": kept}

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -10,18 +10,17 @@ from torch import Tensor
 
 from tokenizer.backbone import TimmBottomUpPath
 from tokenizer.code_maps import check_images, check_indices, code_maps_of
-from tokenizer.config import CodeMapConfig, NearestQuantizerConfig, TokenizerConfig
+from tokenizer.config import CodeMapConfig, TokenizerConfig, without_recipe
 from tokenizer.networks import BottomUpPath, UpwardPath, Widths
 from tokenizer.objective import (
+    MIN_VARIANCE,
+    BoundCodes,
     EvidenceLowerBound,
     TokenizerOutput,
-    gaussian_code_length,
-    gaussian_reconstruction,
-    temperature_at,
+    discretized_code_length,
 )
+from tokenizer.quantizers import QUANTIZERS, BuildQuantizer, CustomQuantizerConfig, Quantizer
 from tokenizer.quantizers.base import Collective, Mode
-from tokenizer.quantizers.nearest import NearestQuantizer
-from tokenizer.quantizers.stochastic import StochasticQuantizer
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.pretrained import PretrainedModule
 from tokenizer.topdown import TopDownOutput, TopDownPath
@@ -39,13 +38,22 @@ class Encoding(NamedTuple):
 
 
 class Tokenizer(PretrainedModule[TokenizerConfig]):
-    """SQ-VAE, SQ-VAE-2, RSQ-VAE, any hybrid, or their deterministic baselines, by its config."""
+    """SQ-VAE, SQ-VAE-2, RSQ-VAE, any hybrid, or their deterministic baselines, by its config.
+
+    Args:
+        config: Groups, networks and quantizer.
+        quantizer: Builds a `Quantizer` from outside the package for a `GroupConfig`, in place of
+            the config's; loading takes it again: `from_pretrained(folder, quantizer=...)`.
+
+    Raises:
+        InputError: the parts of the config do not fit each other.
+    """
 
     config_class = TokenizerConfig
-    total_steps: int | None = None
-    """Steps of the training run, which the temperature is tied to; whoever trains sets it."""
 
-    def __init__(self, config: TokenizerConfig) -> None:
+    def __init__(self, config: TokenizerConfig, quantizer: BuildQuantizer | None = None) -> None:
+        if quantizer is not None:
+            config = config.with_custom_quantizer(quantizer)
         super().__init__(config)
         downsamplings = [group.downsampling for group in config.groups]
         widths = Widths(config.networks, downsamplings[0])
@@ -54,7 +62,9 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
             self.bottom_up = BottomUpPath(widths, config.channels, downsamplings)
         else:
             self.bottom_up = TimmBottomUpPath(config.backbone, downsamplings)
-        self.top_down = TopDownPath(config, widths, self.bottom_up.out_channels)
+        self.top_down = TopDownPath(
+            config, widths, self.bottom_up.out_channels, quantizer or _build_quantizer(config)
+        )
         patch_size = config.networks.patch_size
         self.decoder = UpwardPath(
             widths,
@@ -64,52 +74,35 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
             config.channels * patch_size**2,
         )
 
+    @classmethod
+    def upgrade_config(cls, fields: dict[str, Any], version: int) -> dict[str, Any]:
+        """Fields of an earlier format in today's; see `without_recipe`."""
+        return without_recipe(fields) if version == 1 else fields
+
     # Training
 
-    def forward(self, images: Images, step: int) -> TokenizerOutput:
-        """The objective: with mixtures of codes in training mode, hard codes in evaluation mode.
+    def forward(self, images: Images, temperature: float = 1.0) -> TokenizerOutput:
+        """Terms of the objective, with mixtures of codes in training mode and hard ones otherwise.
 
-        SSE is averaged over this batch before its logarithm: over micro-batches and processes the
-        gradients of several such terms are averaged.
+        Args:
+            images: on [-1, 1].
+            temperature: τ > 0 of the Gumbel-softmax in training mode.
 
         Raises:
-            InputError: the images do not fit the config, or `total_steps` is not set in training.
+            InputError: the images do not fit the config.
         """
-        mode: Mode = "mixture" if self.training else "nearest"
-        walk = self._walk(images, mode, self.temperature(step) if self.training else 1.0)
-        reconstructions = self._to_images(walk.state)
-        num_values = images[0].numel()
-        squared_error = (images - reconstructions).square().sum() / len(images)
-        layer_entropy = torch.cat([group.posterior_entropy for group in walk.groups], 1).mean(0)
-        error = torch.stack([group.quantization_error.mean() for group in walk.groups]).sum()
-        commitment = torch.stack([group.commitment.mean() for group in walk.groups]).sum()
-        if isinstance(self.config.quantizer, NearestQuantizerConfig):
-            reconstruction = squared_error / 2
-            commitment = num_values / 2 * self.config.quantizer.commitment_weight * commitment
-            latent_weight = 1.0
-        else:
-            reconstruction = gaussian_reconstruction(squared_error, num_values)
-            latent_weight = self.config.quantizer.latent_weight
-        entropy = layer_entropy.sum()
+        output = self._quantize(images, "mixture" if self.training else "nearest", temperature)
+        groups = output.groups
+        names = dict.fromkeys(name for group in groups for name in group.latent_terms)
         return TokenizerOutput(
-            loss=reconstruction + latent_weight * (error - entropy) + commitment,
-            reconstruction=reconstruction,
-            quantization_error=error,
-            posterior_entropy=entropy,
-            commitment=commitment,
-            layer_entropy=layer_entropy,
-            squared_error=squared_error,
-            reconstructions=reconstructions,
-            indices=[group.indices for group in walk.groups],
+            reconstructions=self._to_images(output.state),
+            indices=[group.indices for group in groups],
+            layer_entropy=torch.cat([group.posterior_entropy for group in groups], 1).mean(0),
+            latent_terms={
+                name: torch.stack([group.latent_terms[name].mean() for group in groups]).sum()
+                for name in names
+            },
         )
-
-    def temperature(self, step: int) -> float:
-        """Gumbel-softmax temperature τ of a training step; 1 for the baselines."""
-        if isinstance(self.config.quantizer, NearestQuantizerConfig):
-            return 1.0
-        if self.total_steps is None:
-            raise InputError("total_steps must be set on the tokenizer before it is trained")
-        return temperature_at(self.config.quantizer, step, self.total_steps)
 
     @torch.no_grad()
     def initialize_from_data(self, images: Images, generator: torch.Generator) -> None:
@@ -127,35 +120,26 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
         for part in (self.bottom_up, self.top_down, self.decoder):
             part.compile(*args, **kwargs)
 
-    def update_codebooks(
+    def after_step(
         self,
         total: Collective = lambda tensor: tensor,
         from_main: Collective = lambda tensor: tensor,
     ) -> None:
-        """Moves the baselines' codebooks; to be called after each optimizer step.
+        """To be called after each optimizer step; see `Quantizer.after_step`."""
+        for quantizer in self.quantizers:
+            quantizer.after_step(total, from_main)
 
-        Args:
-            total: sums a tensor over all processes.
-            from_main: gives every process the main process's tensor.
-        """
-        for group in self.top_down:
-            if isinstance(group.quantizer, NearestQuantizer):
-                group.quantizer.update_codebooks(total, from_main)
+    def learned_roles(self) -> dict[str, Literal["codebook", "variance"]]:
+        """By name, parameters of the quantizers that learn at rates of their own."""
+        return {
+            f"top_down.groups.{number}.quantizer.{name}": role
+            for number, quantizer in enumerate(self.quantizers)
+            for name, role in quantizer.learned_roles().items()
+        }
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the codebooks and variances, for timm's optimizers."""
-        names = {name for name, _ in self.named_parameters()}
-        return {name for name in names if ".codebooks." in name or name.endswith("log_variances")}
-
-    def rate_factors(self) -> dict[str, float]:
-        """Learning rates of codebooks and variances, in units of the networks'."""
-        config = self.config.quantizer
-        if isinstance(config, NearestQuantizerConfig):
-            return {}
-        return {
-            name: config.codebook_rate if ".codebooks." in name else config.variance_rate
-            for name in self.no_weight_decay()
-        }
+        """Names of the codebooks and variances."""
+        return set(self.learned_roles())
 
     # Images to indices and back
 
@@ -167,8 +151,8 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
     @torch.no_grad()
     def encode_with_latents(self, images: Images) -> Encoding:
         """Hard code indices and the latents that they stand for."""
-        walk = self._walk(images, "nearest")
-        return Encoding([group.indices for group in walk.groups], walk.latents)
+        output = self._quantize(images, "nearest")
+        return Encoding([group.indices for group in output.groups], output.latents)
 
     @torch.no_grad()
     def decode(self, indices: Sequence[Tensor], num_layers: int | None = None) -> Images:
@@ -191,7 +175,7 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
     @torch.no_grad()
     def reconstruct(self, images: Images) -> Images:
         """Images after hard quantization."""
-        return self._to_images(self._walk(images, "nearest").state)
+        return self._to_images(self._quantize(images, "nearest").state)
 
     @torch.no_grad()
     def log_posteriors(
@@ -200,14 +184,10 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
         """Logarithms of P_l of every layer of every group, given the codes of the layers before.
 
         Raises:
-            InputError: the baselines have no posterior.
+            InputError: the quantizer has no posterior.
         """
-        return [
-            quantizer.log_posteriors(own_latents, own_indices)
-            for quantizer, own_latents, own_indices in zip(
-                self._stochastic_quantizers(), latents, indices, strict=True
-            )
-        ]
+        groups = zip(self.quantizers, latents, indices, strict=True)
+        return [quantizer.log_posteriors(*group) for quantizer, *group in groups]
 
     @torch.no_grad()
     def evidence_lower_bound(
@@ -215,35 +195,46 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
         images: Images,
         decoder_variance: float | None = None,
         generator: torch.Generator | None = None,
+        codes: BoundCodes = "posterior",
     ) -> EvidenceLowerBound:
-        """The exact bound with one hard sample of the codes from the posterior.
+        """An exact upper bound of -log p(image), where p(codes) is uniform.
 
-        -log P(x | Z) + Σ_g ‖Ẑ^g - Σ_l Z_l‖² / (2 Σ_l s_l²) - Σ_l H(P_l) + Σ_l (positions) log K_l
+        -log P(x | Z) - Σ_l H(P_l) + Σ_l (positions) log K_l
+
+        The decoder sees codes alone, so the dequantized latents of the training objective are
+        integrated out. With "posterior" Z is one sample of it; with "nearest" the approximate
+        posterior is a point mass at the nearest codes, whose entropy is 0.
 
         Args:
-            images: on [-1, 1].
-            decoder_variance: σ² of the Gaussian around the reconstruction; None takes the best
-                one for these images, SSE / D, so that a whole set is to be given at once or σ²
-                to be fixed beforehand.
+            images: 8-bit images on [-1, 1].
+            decoder_variance: σ² of the Gaussian around the reconstruction; None takes SSE / D of
+                these images, so that a whole set is to be given at once or σ² to be fixed before.
             generator: of the posterior samples, on the images' device.
+            codes: which approximate posterior.
 
         Raises:
-            InputError: the baselines have no bound, or `decoder_variance` is not positive.
+            InputError: "posterior" is asked for and there is none, or `decoder_variance` is not
+                positive.
         """
-        self._stochastic_quantizers()
+        if codes == "posterior" and not self.has_posterior:
+            raise InputError(
+                "tokenizer.quantizer must have a posterior for this, such as stochastic"
+            )
         if decoder_variance is not None and not decoder_variance > 0:
             raise InputError(f"decoder_variance must be > 0, got {decoder_variance}")
-        walk = self._walk(images, "sample", generator=generator)
-        reconstructions = self._to_images(walk.state)
+        mode: Mode = "sample" if codes == "posterior" else "nearest"
+        output = self._quantize(images, mode, generator=generator)
+        reconstructions = self._to_images(output.state)
         squared_errors = (images - reconstructions).square().flatten(1).sum(1)
         num_values = images[0].numel()
         if decoder_variance is None:
-            decoder_variance = squared_errors.mean().item() / num_values
-        nats = gaussian_code_length(squared_errors, num_values, decoder_variance)
-        for group, config in zip(walk.groups, self.config.groups, strict=True):
+            mean = squared_errors.double().mean().item() / num_values
+            decoder_variance = max(mean, MIN_VARIANCE)
+        nats = discretized_code_length(images, reconstructions, decoder_variance)
+        for group, config in zip(output.groups, self.config.groups, strict=True):
             num_positions = group.indices[0, 0].numel()
             uniform = num_positions * sum(math.log(size) for size in config.codebook_sizes)
-            nats = nats + group.quantization_error - group.posterior_entropy.sum(1) + uniform
+            nats = nats + uniform - group.posterior_entropy.double().sum(1)
         return EvidenceLowerBound(nats, nats / (num_values * math.log(2)), squared_errors)
 
     # Shapes and parameters
@@ -261,19 +252,26 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
         """
         return code_maps_of(self.config.groups, height, width)
 
+    @property
+    def quantizers(self) -> list[Quantizer]:
+        """The quantizer of each group, coarse to fine."""
+        return [group.quantizer for group in self.top_down]
+
+    @property
+    def has_posterior(self) -> bool:
+        """Whether every quantizer has a distribution over its codes."""
+        return all(quantizer.has_posterior for quantizer in self.quantizers)
+
     def code_vectors(self) -> list[list[Float[Tensor, "codes dim"]]]:
         """Code vectors (K, code_dim) of each layer of each group."""
-        quantizers = [group.quantizer for group in self.top_down]
         return [
             [quantizer.codebook(layer).detach() for layer in range(quantizer.num_layers)]
-            for quantizer in quantizers
+            for quantizer in self.quantizers
         ]
 
     def dequantization_variances(self) -> Float[Tensor, " layers"]:
-        """s² of each layer, coarse to fine over all groups; none for the baselines."""
-        if isinstance(self.config.quantizer, NearestQuantizerConfig):
-            return torch.zeros(0)
-        return torch.cat([quantizer.variances() for quantizer in self._stochastic_quantizers()])
+        """s² of each layer, coarse to fine over all groups; none where quantizers have none."""
+        return torch.cat([quantizer.variances() for quantizer in self.quantizers])
 
     def _check_indices(self, indices: Sequence[Tensor]) -> None:
         if not indices or indices[0].ndim != 4:
@@ -282,14 +280,7 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
         height, width = indices[0].shape[2:]
         check_indices(indices, self.code_maps(coarsest * height, coarsest * width))
 
-    def _stochastic_quantizers(self) -> list[StochasticQuantizer]:
-        quantizers = [group.quantizer for group in self.top_down]
-        stochastic = [entry for entry in quantizers if isinstance(entry, StochasticQuantizer)]
-        if len(stochastic) < len(quantizers):
-            raise InputError("tokenizer.quantizer must be stochastic for this, got 'nearest'")
-        return stochastic
-
-    def _walk(
+    def _quantize(
         self,
         images: Tensor,
         mode: Mode,
@@ -305,3 +296,13 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
         patches = self.decoder(state)
         images = torch.nn.functional.pixel_shuffle(patches, self.config.networks.patch_size)
         return images if images.dtype == torch.float64 else images.float()
+
+
+def _build_quantizer(config: TokenizerConfig) -> BuildQuantizer:
+    if isinstance(config.quantizer, CustomQuantizerConfig):
+        raise InputError(
+            f"tokenizer.quantizer {config.quantizer.name!r} is from outside the package: give what "
+            "builds it, as in Tokenizer.from_pretrained(folder, quantizer=...)"
+        )
+    build = QUANTIZERS[type(config.quantizer)]
+    return lambda group: build(group, config.quantizer)

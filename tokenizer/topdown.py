@@ -7,11 +7,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tokenizer.config import NearestQuantizerConfig, TokenizerConfig
+from tokenizer.config import TokenizerConfig
 from tokenizer.networks import UpwardPath, Widths
-from tokenizer.quantizers.base import Mode, QuantizerOutput
-from tokenizer.quantizers.nearest import NearestQuantizer
-from tokenizer.quantizers.stochastic import StochasticQuantizer
+from tokenizer.quantizers import BuildQuantizer, Quantizer, QuantizerOutput
+from tokenizer.quantizers.base import Mode
 
 
 class TopDownGroup(nn.Module):
@@ -21,8 +20,15 @@ class TopDownGroup(nn.Module):
     what is left of Ẑ and add to y.
     """
 
+    quantizer: Quantizer
+
     def __init__(
-        self, config: TokenizerConfig, position: int, widths: Widths, num_features: int
+        self,
+        config: TokenizerConfig,
+        position: int,
+        widths: Widths,
+        num_features: int,
+        build_quantizer: BuildQuantizer,
     ) -> None:
         super().__init__()
         group = config.groups[position]
@@ -35,11 +41,7 @@ class TopDownGroup(nn.Module):
             )
             num_features += group.code_dim
         self.to_latents = UpwardPath(widths, num_features, factor, factor, group.code_dim)
-        self.quantizer: StochasticQuantizer | NearestQuantizer
-        if isinstance(config.quantizer, NearestQuantizerConfig):
-            self.quantizer = NearestQuantizer(group, config.quantizer)
-        else:
-            self.quantizer = StochasticQuantizer(group, config.quantizer)
+        self.quantizer = build_quantizer(group)
 
     def upsampled(self, state: Tensor | None) -> Float[Tensor, "batch dim height width"] | None:
         """U = up(y), or None for the coarsest group."""
@@ -58,7 +60,7 @@ class TopDownGroup(nn.Module):
 
 
 class TopDownOutput(NamedTuple):
-    """The walk through all groups, coarse to fine."""
+    """Of all groups, coarse to fine."""
 
     state: Float[Tensor, "batch dim height width"]
     """y after the last group: what the decoder sees."""
@@ -71,11 +73,15 @@ class TopDownPath(nn.Module):
     """All resolution groups, coarse to fine; the state y depends on the codes alone."""
 
     def __init__(
-        self, config: TokenizerConfig, widths: Widths, feature_channels: Sequence[int]
+        self,
+        config: TokenizerConfig,
+        widths: Widths,
+        feature_channels: Sequence[int],
+        build_quantizer: BuildQuantizer,
     ) -> None:
         super().__init__()
         self.groups = nn.ModuleList(
-            TopDownGroup(config, position, widths, channels)
+            TopDownGroup(config, position, widths, channels, build_quantizer)
             for position, channels in enumerate(feature_channels)
         )
 
@@ -108,9 +114,9 @@ class TopDownPath(nn.Module):
         """
         state: Tensor | None = None
         latents, outputs = [], []
-        for group, own_features in zip(self, features, strict=True):
+        for group, group_features in zip(self, features, strict=True):
             upsampled = group.upsampled(state)
-            latents.append(group.latents(upsampled, own_features))
+            latents.append(group.latents(upsampled, group_features))
             if initialization is not None:
                 group.quantizer.initialize(latents[-1], initialization)
             outputs.append(group.quantizer(latents[-1], mode, temperature, generator))
@@ -124,13 +130,13 @@ class TopDownPath(nn.Module):
     ) -> Float[Tensor, "batch dim height width"]:
         """The state y from the first `num_layers` layers; the later ones add nothing."""
         state: Tensor | None = None
-        for group, own_indices in zip(self, indices, strict=True):
+        for group, group_indices in zip(self, indices, strict=True):
             upsampled = group.upsampled(state)
-            first_codes = group.quantizer.codebook(0)[own_indices[:, 0]]  # (B, H, W, D)
+            first_codes = group.quantizer.codebook(0)[group_indices[:, 0]]  # (B, H, W, D)
             quantized = torch.zeros_like(first_codes)
-            for layer in range(min(num_layers, own_indices.shape[1])):
-                quantized = quantized + group.quantizer.codebook(layer)[own_indices[:, layer]]
-            num_layers = max(num_layers - own_indices.shape[1], 0)
+            for layer in range(min(num_layers, group_indices.shape[1])):
+                quantized = quantized + group.quantizer.codebook(layer)[group_indices[:, layer]]
+            num_layers = max(num_layers - group_indices.shape[1], 0)
             quantized = quantized.movedim(-1, 1)
             state = quantized if upsampled is None else upsampled + quantized
         assert state is not None

@@ -22,7 +22,7 @@ from benchmarks.quality.cells import (
     Setting,
     Shape,
 )
-from pipelines.config import DataConfig, TokenizerRunConfig, TrainingConfig
+from pipelines.config import DataConfig, TokenizerRecipe, TokenizerRunConfig, TrainingConfig
 from pipelines.presets import CIFAR10_NETWORKS
 from tokenizer.builders import hq_vae
 from tokenizer.config import NetworkConfig
@@ -201,14 +201,16 @@ def run_config(cell: Cell, budget: Budget, data: DataConfig, folder: Path) -> To
         shares_codebook=cell.method.shares_codebook,
         networks=budget.networks[cell.setting],
     )
-    quantizer = cell.method.quantizer
+    quantizer, recipe = cell.method.quantizer, cell.method.recipe
     if cell.ablation:
-        changes = ABLATIONS[cell.ablation].quantizer
-        quantizer = type(quantizer)(**{**quantizer.model_dump(), **changes})
+        ablation = ABLATIONS[cell.ablation]
+        quantizer = type(quantizer)(**{**quantizer.model_dump(), **ablation.quantizer})
+        recipe = TokenizerRecipe(**{**recipe.model_dump(), **ablation.recipe})
     return TokenizerRunConfig(
         run_dir=folder / cell.name,
         data=data,
         tokenizer=tokenizer.model_copy(update={"quantizer": quantizer}),
+        recipe=recipe,
         training=TrainingConfig(
             total_steps=total_steps,
             batch_size=budget.batch_size,

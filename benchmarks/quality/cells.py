@@ -12,7 +12,8 @@ from typing import Literal, NamedTuple
 
 from benchmarks.quality.peers import Peer
 from benchmarks.quality.variants import Variant
-from tokenizer.config import NearestQuantizerConfig, StochasticQuantizerConfig
+from pipelines.config import TokenizerRecipe
+from tokenizer.quantizers import NearestQuantizerConfig, StochasticQuantizerConfig
 
 RATES = (2e-3, 4e-3, 8e-3)
 """Peak learning rates to choose from."""
@@ -56,13 +57,15 @@ class Method(NamedTuple):
     titles: dict[str, str]
     """What it is called, by family; families that are missing have no such method."""
     quantizer: StochasticQuantizerConfig | NearestQuantizerConfig
+    recipe: TokenizerRecipe = TokenizerRecipe()
     peer: Peer | None = None
     shares_codebook: bool = False
 
 
 FAMILIES = ("SQ-VAE", "SQ-VAE-2", "RSQ-VAE", "HQ-VAE")
 BASELINES = dict(zip(FAMILIES, ("VQ-VAE", "VQ-VAE-2", "RQ-VAE", "HQ-VAE baseline"), strict=True))
-PEER_CONFIG = NearestQuantizerConfig(commitment_weight=1.0)
+# A peer takes the place of the quantizer; what it adds to the loss is counted in full.
+PEER = (NearestQuantizerConfig(), TokenizerRecipe(latent_weight=1.0))
 
 STOCHASTIC = Method("stochastic", {name: name for name in FAMILIES}, StochasticQuantizerConfig())
 FAIR = Method(
@@ -81,10 +84,10 @@ SHARED = Method(
     NearestQuantizerConfig(),
     shares_codebook=True,
 )
-RESIDUAL_VQ = Method("residualvq", {"RSQ-VAE": "ResidualVQ"}, PEER_CONFIG, "ResidualVQ")
-FSQ = Method("fsq", {"SQ-VAE": "FSQ"}, PEER_CONFIG, "FSQ")
-SIM_VQ = Method("simvq", {"SQ-VAE": "SimVQ"}, PEER_CONFIG, "SimVQ")
-LFQ = Method("lfq", {"SQ-VAE": "LFQ"}, PEER_CONFIG, "LFQ")
+RESIDUAL_VQ = Method("residualvq", {"RSQ-VAE": "ResidualVQ"}, *PEER, "ResidualVQ")
+FSQ = Method("fsq", {"SQ-VAE": "FSQ"}, *PEER, "FSQ")
+SIM_VQ = Method("simvq", {"SQ-VAE": "SimVQ"}, *PEER, "SimVQ")
+LFQ = Method("lfq", {"SQ-VAE": "LFQ"}, *PEER, "LFQ")
 METHODS = (STOCHASTIC, FAIR, PLAIN, SHARED, RESIDUAL_VQ, FSQ, SIM_VQ, LFQ)
 
 
@@ -93,6 +96,8 @@ class Ablation(NamedTuple):
 
     quantizer: Mapping[str, float] = MappingProxyType({})
     """Options of the quantizer with another value."""
+    recipe: Mapping[str, float] = MappingProxyType({})
+    """Options of the recipe with another value."""
     variant: Variant | None = None
     warms_up_latents: bool = False
     """The weight of the latent terms rises linearly over the first half of the training."""
@@ -104,17 +109,17 @@ ABLATIONS = {
     "start-factor-1": Ablation({"variance_factor": 1.0}),
     "start-factor-2": Ablation({"variance_factor": 2.0}),
     "start-factor-10": Ablation({"variance_factor": 10.0}),
-    "final-temperature-0.1": Ablation({"final_temperature": 0.1}),
-    "final-temperature-0.25": Ablation({"final_temperature": 0.25}),
-    "final-temperature-1": Ablation({"final_temperature": 1.0}),
-    "temperature-hold-0": Ablation({"temperature_hold": 0.0}),
+    "final-temperature-0.1": Ablation(recipe={"final_temperature": 0.1}),
+    "final-temperature-0.25": Ablation(recipe={"final_temperature": 0.25}),
+    "final-temperature-1": Ablation(recipe={"final_temperature": 1.0}),
+    "temperature-hold-0": Ablation(recipe={"temperature_hold": 0.0}),
     "linear-temperature": Ablation(has_linear_temperature=True),
-    "fixed-variance": Ablation({"variance_rate": 0.0}),
-    "variance-rate-1": Ablation({"variance_rate": 1.0}),
-    "codebook-rate-1": Ablation({"codebook_rate": 1.0}),
-    "codebook-rate-3": Ablation({"codebook_rate": 3.0}),
-    "latent-weight-1": Ablation({"latent_weight": 1.0}),
-    "latent-weight-0.1": Ablation({"latent_weight": 0.1}),
+    "fixed-variance": Ablation(recipe={"variance_rate": 0.0}),
+    "variance-rate-1": Ablation(recipe={"variance_rate": 1.0}),
+    "codebook-rate-1": Ablation(recipe={"codebook_rate": 1.0}),
+    "codebook-rate-3": Ablation(recipe={"codebook_rate": 3.0}),
+    "latent-weight-1": Ablation(recipe={"latent_weight": 1.0}),
+    "latent-weight-0.1": Ablation(recipe={"latent_weight": 0.1}),
     "latent-weight-warmed-up": Ablation(warms_up_latents=True),
     "per-layer-terms": Ablation(variant="per-layer-terms"),
     "expected-terms": Ablation(variant="expected-terms"),

@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from benchmarks.quality.run_cell import test_data
-from pipelines.command import load_run
 from pipelines.config import TokenizerRunConfig
 from pipelines.data.dataset import ImageDataset
 from pipelines.data.sources import load_images
 from pipelines.images import image_grid, to_float, to_uint8
+from pipelines.run.folder import load_run
 from tokenizer import Tokenizer
 
 mpl.use("agg")
@@ -63,9 +63,8 @@ def write_figures(folder: Path, rows: Sequence[Any], budget: str) -> None:
     for family, cell in best.items():
         if not (folder / cell["cell"] / "tokenizer").exists():  # trained on another machine
             continue
-        trained = folder / cell["cell"] / "tokenizer"
-        run = load_run(TokenizerRunConfig, trained / "config.json")
-        tokenizer = Tokenizer.from_pretrained(trained / "model")
+        run = load_run(TokenizerRunConfig, folder / cell["cell"] / "tokenizer" / "config.json")
+        tokenizer = Tokenizer.from_pretrained(folder / cell["cell"] / "tokenizer" / "model")
         pictures = {
             "progressive": progressive(tokenizer, load_images(test_data(run.data), "validation")),
             "codes": codebook_picture(tokenizer, run.data.image_size),
@@ -91,13 +90,8 @@ def rate_distortion(rows: Sequence[Any]) -> Figure:
             own = [row for row in rows if row.first["method"] == method]
             bits = [row.value(name) for row in own]
             errors = [100 * row.value("RMSE") for row in own]
-            style: dict[str, Any] = {
-                "linestyle": "none",
-                "markersize": 5,
-                "alpha": 0.8,
-                **_style(method),
-            }
-            axes.plot(bits, errors, label=LABELS[method], **style)
+            style: dict[str, Any] = {"linestyle": "none", "markersize": 5, "alpha": 0.8}
+            axes.plot(bits, errors, label=LABELS[method], **style, **_style(method))
         axes.set(xlabel=f"{title} per image", ylabel="RMSE×100", xscale="log", yscale="log")
         _plain_ticks(axes)
         if place == 2:
@@ -123,7 +117,7 @@ def perplexity_by_layer(rows: Sequence[Any]) -> Figure:
         axes.set(title=shape, xlabel="layer", ylabel="perplexity / K", ylim=(0, 1.02))
         axes.grid(alpha=0.25)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    style = {"ncols": len(lines), "fontsize": 7, "edgecolor": "none"}
+    style: dict[str, Any] = {"ncols": len(lines), "fontsize": 7, "edgecolor": "none"}
     figure.legend([*lines.values()], [*lines], loc="outside lower center", **style)
     return figure
 

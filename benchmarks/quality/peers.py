@@ -1,15 +1,15 @@
-"""Quantizers of vector-quantize-pytorch in the place of our own, everything else unchanged."""
+"""Quantizers of vector-quantize-pytorch in the place of ours, everything else unchanged."""
 
 import math
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from vector_quantize_pytorch import FSQ, LFQ, ResidualVQ, SimVQ
 
-from tokenizer.config import GroupConfig
-from tokenizer.quantizers.base import Collective, Mode, QuantizerOutput
+from tokenizer import GroupConfig, Quantizer, QuantizerOutput
+from tokenizer.quantizers.base import Mode
 
 Peer = Literal["ResidualVQ", "FSQ", "SimVQ", "LFQ"]
 
@@ -17,17 +17,16 @@ FSQ_LEVELS = {16: (4, 4), 64: (8, 8), 128: (8, 4, 4), 256: (8, 8, 4), 512: (8, 8
 """Levels per dimension with exactly K products, so that the bits are equal."""
 
 
-class PeerQuantizer(nn.Module):
-    """One group quantized by a peer, with the interface of `NearestQuantizer`.
+class PeerQuantizer(Quantizer):
+    """One group quantized by a peer.
 
     Each peer has the setting that its documentation recommends (LFQ: that of its author's MAGVIT-2;
-    without a commitment its gradient became infinite here). Its auxiliary loss is counted in
-    full: the objective's weight of the commitment is to be 1.
+    without a commitment its gradient became infinite here). Its auxiliary loss is the latent
+    term: the recipe's weight is to be 1.
     """
 
     def __init__(self, group: GroupConfig, peer: Peer) -> None:
-        super().__init__()
-        self.num_layers = group.num_layers
+        super().__init__(group)
         self.size = group.codebook_sizes[0]
         self.peer = _build(peer, group)
 
@@ -57,9 +56,8 @@ class PeerQuantizer(nn.Module):
         return QuantizerOutput(
             quantized.mT.reshape(latents.shape),
             indices.view(batch, height, width, -1).movedim(-1, 1).long(),
-            zeros,
             zeros.unsqueeze(1).expand(batch, self.num_layers),
-            zeros + loss,
+            {"commitment": zeros + loss},
         )
 
     @torch.no_grad()
@@ -68,9 +66,6 @@ class PeerQuantizer(nn.Module):
     ) -> None:
         """A forward pass in training mode, in which k-means sets the codebooks of ResidualVQ."""
         self.peer.train()(latents.flatten(2).mT)
-
-    def update_codebooks(self, total: Collective, from_main: Collective) -> None:
-        """Nothing: peers move their codebooks themselves."""
 
 
 def _build(peer: Peer, group: GroupConfig) -> Any:

@@ -1,11 +1,13 @@
 """One cell: trains it with the ordinary loop, measures it on the test images."""
 
+import functools
 import json
 import math
 import shlex
 import statistics
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +23,28 @@ from benchmarks.quality.cells import ABLATIONS, FAIR, STOCHASTIC, Ablation, Cell
 from benchmarks.quality.peers import PeerQuantizer
 from benchmarks.quality.variants import VariantQuantizer
 from pipelines.config import DataConfig, PriorRunConfig, TokenizerRunConfig, TrainingConfig
-from pipelines.data.dataset import ImageDataset, chosen_items
+from pipelines.data.dataset import ImageDataset, chosen_items, image_shape
 from pipelines.data.sources import load_images
+from pipelines.evaluation.distances import extract_features
 from pipelines.evaluation.features import ExtractorConfig, load_extractor
-from pipelines.evaluation.measurements import (
-    EvaluationConfig,
-    bound_bits_per_dim,
-    extract_features,
-)
 from pipelines.evaluation.metrics import (
     frechet_distance,
     metric_name,
     reconstruction_metrics,
 )
-from pipelines.evaluation.reconstruction import measure_reconstruction
+from pipelines.evaluation.reconstruction import bound_bits_per_dim, measure_reconstruction
 from pipelines.images import to_float, to_uint8
 from pipelines.processes import seed_everything
 from pipelines.run.folder import check_output_dir
 from pipelines.run.log import read_metrics
+from pipelines.train_prior import prior_stage
 from pipelines.training.divergence import DivergenceError
-from pipelines.training.loop import Loss, make_accelerator, train
-from pipelines.training.prior_stage import PriorStage
+from pipelines.training.loop import make_accelerator, train
+from pipelines.training.losses import Bound, Loss
 from pipelines.training.tokenizer_stage import LoadedImages, TokenizerStage
 from prior.config import PriorNetworkConfig
 from tokenizer import Tokenizer
-from tokenizer.config import StochasticQuantizerConfig
+from tokenizer.quantizers import BuildQuantizer, StochasticQuantizerConfig
 from tokenizer.storage.files import replace_file
 
 NUM_MIXTURE_IMAGES = 2_000
@@ -60,36 +59,26 @@ class CellStage(TokenizerStage):
     """The ordinary stage with the cell's quantizer, and a clock."""
 
     def __init__(self, cell: Cell, config: TokenizerRunConfig, accelerator: Accelerator) -> None:
-        super().__init__(config, accelerator)
         self.ablation = ABLATIONS[cell.ablation] if cell.ablation else Ablation()
-        for group, own in zip(self.model.top_down, config.tokenizer.groups, strict=True):
-            if cell.method.peer is not None:
-                group.quantizer = PeerQuantizer(own, cell.method.peer)  # type: ignore[assignment]
-            elif self.ablation.variant is not None:
-                quantizer = config.tokenizer.quantizer
-                assert isinstance(quantizer, StochasticQuantizerConfig)
-                group.quantizer = VariantQuantizer(own, quantizer, self.ablation.variant)
-        if self.ablation.has_linear_temperature:
-            self.model.temperature = self._linear_temperature  # type: ignore[method-assign]
+        super().__init__(config, accelerator, quantizer=_quantizer(cell, self.ablation))
         self.num_steps = 0
         self.seconds = 0.0
         self._started = 0.0
 
-    def loss(self, model: nn.Module, batch: Tensor, step: int) -> Loss:
+    def loss(self, name: str, modules: Mapping[str, nn.Module], batch: Tensor, step: int) -> Loss:
         """The ordinary loss, changed as the ablation has it."""
         total_steps = self.config.training.total_steps
-        for group in self.model.top_down:
-            if isinstance(group.quantizer, VariantQuantizer):
+        for quantizer in self.model.quantizers:
+            if isinstance(quantizer, VariantQuantizer):
                 is_late = step >= (1 - HARD_SHARE) * total_steps
-                group.quantizer.is_hard = self.ablation.variant == "hard-phase" and is_late
-        loss = super().loss(model, batch, step)
+                quantizer.is_hard = self.ablation.variant == "hard-phase" and is_late
+        loss = super().loss(name, modules, batch, step)
         if not self.ablation.warms_up_latents:
             return loss
         latents = loss.terms["quantization_error"] - loss.terms["posterior_entropy"]
-        quantizer = self.config.tokenizer.quantizer
-        assert isinstance(quantizer, StochasticQuantizerConfig)
-        missing = quantizer.latent_weight * (1 - min(1.0, 2 * step / total_steps))
-        return loss._replace(minimized=loss.minimized - missing * latents * (2 / self.num_values))
+        assert isinstance(self.objective, Bound)
+        missing = self.objective.latent_weight * (1 - min(1.0, 2 * step / total_steps))
+        return loss._replace(minimized=loss.minimized - missing * latents * (2 / batch[0].numel()))
 
     def images_per_second(self) -> float:
         """Of training; by the clock on the wall if an earlier process has trained to the end."""
@@ -98,10 +87,11 @@ class CellStage(TokenizerStage):
         speeds = read_metrics(self.config.output_dir, "train")["images_per_second"][1]
         return float(statistics.median(speeds))
 
-    def _linear_temperature(self, step: int) -> float:
-        quantizer = self.config.tokenizer.quantizer
-        assert isinstance(quantizer, StochasticQuantizerConfig)
-        first, last = quantizer.initial_temperature, quantizer.final_temperature
+    def temperature(self, step: int) -> float:
+        """The recipe's, or linear from the first step."""
+        if not self.ablation.has_linear_temperature:
+            return super().temperature(step)
+        first, last = self.config.recipe.initial_temperature, self.config.recipe.final_temperature
         return first + (last - first) * step / max(self.config.training.total_steps - 1, 1)
 
     def prepare(self, batch: LoadedImages) -> Tensor:
@@ -118,6 +108,17 @@ class CellStage(TokenizerStage):
         super().after_step(accelerator)
         self.seconds += time.process_time() - self._started
         self.num_steps += 1
+
+
+def _quantizer(cell: Cell, ablation: Ablation) -> BuildQuantizer | None:
+    if cell.method.peer is not None:
+        return functools.partial(PeerQuantizer, peer=cell.method.peer)
+    if ablation.variant is None:
+        return None
+    config = cell.method.quantizer
+    assert isinstance(config, StochasticQuantizerConfig)
+    changed = config.model_copy(update=dict(ablation.quantizer))
+    return functools.partial(VariantQuantizer, config=changed, variant=ablation.variant)
 
 
 def run_cell(cell: Cell, budget: Budget, data: DataConfig, folder: Path) -> None:
@@ -214,28 +215,30 @@ def measure(
         "nominal_bits": sum(usage.nominal_bits()),
         "marginal_bits": sum(usage.marginal_bits()),
     }
-    if tokenizer.config.quantizer.kind == "stochastic":
-        values["mixture_RMSE"] = mixture_error(tokenizer, test, accelerator)
-        values["bound_bits_per_dim"] = bound_bits_per_dim(
-            tokenizer, stage.train_images, test, EvaluationConfig(), accelerator
+    if tokenizer.has_posterior:
+        values["mixture_RMSE"] = mixture_error(tokenizer, stage, test, accelerator)
+        values["bound_bits_per_dim"], _ = bound_bits_per_dim(
+            tokenizer, stage.train_images, test, accelerator, BATCH
         )
     return values
 
 
 @torch.no_grad()
-def mixture_error(tokenizer: Tokenizer, test: ImageDataset, accelerator: Accelerator) -> float:
+def mixture_error(
+    tokenizer: Tokenizer, stage: TokenizerStage, test: ImageDataset, accelerator: Accelerator
+) -> float:
     """RMSE on [0, 1] as training sees it at its last step, of some test images."""
-    assert tokenizer.total_steps is not None
-    last_step = tokenizer.total_steps - 1
+    temperature = stage.temperature(stage.config.training.total_steps - 1)
     seed_everything(0)
     tokenizer.train()
     items = chosen_items(len(test), NUM_MIXTURE_IMAGES)
     total = 0.0
     for start in range(0, len(items), BATCH):
         images = to_float(test.images_at(items[start : start + BATCH])).to(accelerator.device)
-        total += tokenizer(images, last_step).squared_error.item() * len(images)
+        reconstructions = tokenizer(images, temperature).reconstructions
+        total += (images - reconstructions).square().sum().item()
     tokenizer.eval()
-    return math.sqrt(total / len(items) / test.images[0].size) / 2
+    return math.sqrt(total / len(items) / math.prod(image_shape(test))) / 2
 
 
 def distance(
@@ -285,7 +288,9 @@ def prior_code_length(config: TokenizerRunConfig, test: DataConfig, steps: int) 
     """Bits per test image under a small prior trained over the cell's codes."""
     prior = PriorRunConfig(
         run_dir=config.run_dir,
-        prior=PriorNetworkConfig(width=64, body_depth=2, head_depth=1, num_heads=2, dropout=0.0),
+        prior=PriorNetworkConfig(
+            width=64, num_spatial_layers=2, num_depth_layers=1, num_heads=2, dropout=0.0
+        ),
         training=TrainingConfig(
             total_steps=steps,
             batch_size=32,
@@ -298,7 +303,6 @@ def prior_code_length(config: TokenizerRunConfig, test: DataConfig, steps: int) 
     )
     accelerator = make_accelerator(prior)
     images = load_images(test, "train"), load_images(test, "validation")
-    stage = PriorStage(prior, *images, accelerator)
-    train(stage, prior, accelerator)
+    train(prior_stage(prior, *images, accelerator), prior, accelerator)
     bits = read_metrics(prior.output_dir, "validation")["bits_per_image"][1][-1]
     return float(bits)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tokenizer.config import GroupConfig, StochasticQuantizerConfig
+from tokenizer.quantizers import GroupConfig, StochasticQuantizerConfig
 from tokenizer.quantizers.base import Mode, QuantizerOutput, at_least_float32, full_precision
 from tokenizer.quantizers.mixture import proximity, stochastic_quantization
 from tokenizer.quantizers.stochastic import StochasticQuantizer
@@ -75,7 +75,6 @@ class VariantQuantizer(StochasticQuantizer):
         return QuantizerOutput(
             quantized.view(batch, height, width, -1).movedim(-1, 1),
             torch.stack(indices, 1),
-            error,
             torch.stack(entropies, 1),
-            torch.zeros_like(error),
+            {"quantization_error": error},
         )

@@ -18,7 +18,7 @@ from x_transformers.x_transformers import Attention, FeedForward
 
 from benchmarks.speed.steps import new_prior, num_codes, random_codes
 from pipelines.config import TrainingConfig
-from pipelines.training.optimizer import make_optimizer
+from pipelines.training.optimizer import Network, make_optimizer
 from prior.config import PriorNetworkConfig
 from tokenizer.config import CodeMapConfig
 
@@ -26,7 +26,7 @@ STEPS = 5
 BATCH = 8
 MAPS = (CodeMapConfig(height=4, width=4, codebook_sizes=(32, 32), code_dim=16),)
 NETWORK = PriorNetworkConfig(
-    width=64, body_depth=4, head_depth=2, num_heads=2, dropout=0.0, label_dropout=0.0
+    width=64, num_spatial_layers=4, num_depth_layers=2, num_heads=2, dropout=0.0, label_dropout=0.0
 )
 
 
@@ -50,7 +50,7 @@ def train_sharded() -> dict[str, object]:
     torch.manual_seed(0)
     model = new_prior(NETWORK, MAPS)
     config = TrainingConfig(learning_rate=1e-3, weight_decay=0.05)
-    optimizer = make_optimizer(model, config)
+    optimizer = make_optimizer(Network.from_config(model, config))
     num_parameters = sum(own.numel() for own in model.parameters())
     prepared, prepared_optimizer = accelerator.prepare(model, optimizer)
     losses, norms = [], []

@@ -10,29 +10,27 @@ from prior.transformer import Prior
 
 
 class LibraryCache:
-    """`prior.PriorCache` with the forward and the cache of x-transformers.
+    """`prior.IncrementalDecoder` with the forward and the cache of x-transformers.
 
     That cache grows by concatenation and rotates all keys anew at each step.
 
     Args:
-        prior: The prior; its weights must not change meanwhile.
-        labels: One class per image, `num_classes` being the null class; an unconditional prior
-            reads only their number.
+        prior: An unconditional prior; its weights must not change meanwhile.
+        batch: Number of images.
     """
 
-    def __init__(self, prior: Prior, labels: Int[Tensor, " batch"]) -> None:
+    def __init__(self, prior: Prior, batch: int) -> None:
         self.prior = prior
         self.step, self.slot = 0, 0
-        self._condition = prior.condition(labels if prior.config.num_classes else None)
         self._table = prior.embedding.table()
-        batch, width, ordering = len(labels), self._table.shape[1], prior.ordering
+        width, ordering = self._table.shape[1], prior.ordering
         self._contents = self._table.new_zeros(batch, ordering.num_steps + 1, width)
         self._contents[:, 0] = prior.start
         self._values = self._table.new_zeros(batch, 1, ordering.num_slots + 1, width)
-        self._body: Any = None
-        self._body_length = 0
-        self._head: Any = None
-        self._head_length = 0
+        self._spatial_cache: Any = None
+        self._spatial_length = 0
+        self._depth_cache: Any = None
+        self._depth_length = 0
 
     @property
     def slot_type(self) -> SlotType:
@@ -42,19 +40,22 @@ class LibraryCache:
     def next_logits(self) -> Float[Tensor, "batch codes"]:
         """Logits of the next code; computes only what was appended since the last call."""
         prior, step, slot = self.prior, self.step, self.slot
-        if self._body_length <= step:
-            hidden, self._body = prior.body(
-                prior.body_inputs(self._contents, self._condition, self._body_length, step + 1),
-                **prior.rotary_arguments(step + 1),  # keys go back to step 0, queries do not
-                **_extends(self._body, step + 1 - self._body_length),
+        if self._spatial_length <= step:
+            rotary: dict[str, Any] = {}
+            if prior.rotary is not None:  # keys go back to step 0, queries do not
+                rotary["rotary_pos_emb"] = (prior.rotary[:, : step + 1], 1.0)
+            hidden, self._spatial_cache = prior.spatial_transformer(
+                prior.spatial_inputs(self._contents, None, self._spatial_length, step + 1),
+                **rotary,
+                **_extends(self._spatial_cache, step + 1 - self._spatial_length),
             )
             self._values[:, 0, 0] = hidden[:, -1]
-            self._body_length = step + 1
-        inputs = prior.head_inputs(self._values, step, step + 1, self._head_length, slot + 1)
-        hidden, self._head = prior.head(
-            inputs.flatten(0, 1), **_extends(self._head, slot + 1 - self._head_length)
+            self._spatial_length = step + 1
+        inputs = prior.depth_inputs(self._values, step, step + 1, self._depth_length, slot + 1)
+        hidden, self._depth_cache = prior.depth_transformer(
+            inputs.flatten(0, 1), **_extends(self._depth_cache, slot + 1 - self._depth_length)
         )
-        self._head_length = slot + 1
+        self._depth_length = slot + 1
         return prior.project(hidden[:, -1], self.slot_type.group, self.slot_type.layer)
 
     def append(self, codes: Int[Tensor, " batch"]) -> None:
@@ -66,7 +67,7 @@ class LibraryCache:
             self._contents[:, self.step + 1] = self.prior.summarize(self._values[:, 0, 1:])
             self._values.zero_()
             self.step, self.slot = self.step + 1, 0
-            self._head, self._head_length = None, 0
+            self._depth_cache, self._depth_length = None, 0
 
 
 def _extends(cache: Any, num_new: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ PEAK = PEAK_BF16["H100"]
 BYTES_PER_PARAMETER = 20
 """Weights, gradients, two moments and the moving average, 4 bytes each."""
 BILLION = PriorNetworkConfig(
-    width=1536, body_depth=22, head_depth=4, num_heads=24, positions="rotary"
+    width=1536, num_spatial_layers=22, num_depth_layers=4, num_heads=24, positions="rotary"
 )
 """A prior of about a billion parameters."""
 

@@ -23,9 +23,9 @@ LAYOUTS = {
 }
 """Side length and depth of the code maps."""
 NETWORKS = {
-    "tiny": PriorNetworkConfig(width=32, body_depth=2, head_depth=1, num_heads=2),
-    "cpu": PriorNetworkConfig(width=384, body_depth=6, head_depth=2, num_heads=6),
-    "gpu": PriorNetworkConfig(width=512, body_depth=6, head_depth=2, num_heads=8),
+    "tiny": PriorNetworkConfig(width=32, num_spatial_layers=2, num_depth_layers=1, num_heads=2),
+    "cpu": PriorNetworkConfig(width=384, num_spatial_layers=6, num_depth_layers=2, num_heads=6),
+    "gpu": PriorNetworkConfig(width=512, num_spatial_layers=6, num_depth_layers=2, num_heads=8),
 }
 CACHED_TARGETS = {"x-transformers cache": 2, "flattened, AutoregressiveWrapper": 4}
 COPIED_BYTES = 2**30
@@ -63,12 +63,13 @@ def comparisons(budget: Budget) -> Iterator[Comparison]:
 
 
 class NoCache:
-    """`prior.PriorCache` by a full forward for each code."""
+    """`prior.IncrementalDecoder` by a full forward for each code of an unconditional prior."""
 
-    def __init__(self, prior: Prior, labels: Tensor) -> None:
+    def __init__(self, prior: Prior, batch: int) -> None:
         self._prior = prior
         ordering = prior.ordering
-        self._codes = labels.new_zeros(len(labels), ordering.num_steps, ordering.num_slots)
+        shape = (batch, ordering.num_steps, ordering.num_slots)
+        self._codes = torch.zeros(shape, dtype=torch.int64, device=prior.start.device)
         places = zip(ordering.mask.nonzero().tolist(), _slot_types(ordering), strict=True)
         self._places = list(places)
         self._number = 0
@@ -123,7 +124,7 @@ def _ours(prior: Prior, batch: int) -> Callable[[], Callable[[], None]]:
             wait_for_gpu()
 
         if prior.start.device.type == "cuda":  # only on a GPU
-            for _ in range(2):  # to start up, and to record
+            for _ in range(2):  # to start up, and to capture
                 call()
         return call
 
@@ -138,21 +139,21 @@ def _with(
     @torch.inference_mode()
     def call() -> None:
         device, ordering = prior.start.device, prior.ordering
-        cache = cache_class(prior, torch.zeros(batch, dtype=torch.int64, device=device))
+        cache = cache_class(prior, batch)
         generators = sample_generators(0, range(batch))
         number = len(_slot_types(ordering))
         uniforms = torch.stack(
             [torch.rand(number, generator=g, dtype=torch.float64) for g in generators]
         ).to(device)
-        for own in uniforms.unbind(1):
-            cache.append(draw(cache.next_logits().double(), own))
+        for column in uniforms.unbind(1):
+            cache.append(draw(cache.next_logits().double(), column))
         wait_for_gpu()
 
     return lambda: call
 
 
 def _flattened(prior: Prior, batch: int) -> Callable[[], Callable[[], None]]:
-    """All codes of an image in one sequence, the layers of body and head stacked."""
+    """All codes of an image in one sequence, the layers of both transformers stacked."""
 
     def set_up() -> Callable[[], None]:
         network, device = prior.config.network, prior.start.device
@@ -163,7 +164,7 @@ def _flattened(prior: Prior, batch: int) -> Callable[[], Callable[[], None]]:
                 max_seq_len=number + 1,
                 attn_layers=Decoder(
                     dim=network.width,
-                    depth=network.body_depth + network.head_depth,
+                    depth=network.num_spatial_layers + network.num_depth_layers,
                     heads=network.num_heads,
                     attn_dim_head=network.width // network.num_heads,
                     attn_flash=True,
@@ -194,12 +195,12 @@ def _details(prior: Prior, batch: int, bandwidth: float | None) -> dict[str, Any
     element = prior.start.element_size()
     weights, cached = 0, 0
     for step, slots in enumerate(ordering.steps):
-        weights += _num_parameters(prior.body)
-        cached += network.body_depth * (step + 1)
+        weights += _num_parameters(prior.spatial_transformer)
+        cached += network.num_spatial_layers * (step + 1)
         for slot, slot_type in enumerate(slots):
             output = prior.outputs[_layer_number(ordering, slot_type.group, slot_type.layer)]
-            weights += _num_parameters(prior.head) + _num_parameters(output)
-            cached += network.head_depth * (slot + 1)
+            weights += _num_parameters(prior.depth_transformer) + _num_parameters(output)
+            cached += network.num_depth_layers * (slot + 1)
     moved = element * (weights + 2 * network.width * batch * cached)
     details: dict[str, Any] = {
         "parameters": _num_parameters(prior),

@@ -47,8 +47,10 @@ def _tokenizer(depth: int = 1, codebook_size: int = 256) -> TokenizerConfig:
 def curves(device: torch.device) -> dict[str, Curve]:
     """By what grows; everything else stays."""
 
-    def layers(body_depth: int) -> Callable[[], None]:
-        network = PriorNetworkConfig(width=128, body_depth=body_depth, head_depth=1, num_heads=4)
+    def layers(num_spatial_layers: int) -> Callable[[], None]:
+        network = PriorNetworkConfig(
+            width=128, num_spatial_layers=num_spatial_layers, num_depth_layers=1, num_heads=4
+        )
         maps = code_maps_of(_tokenizer(4, 64).groups, 32, 32)
         return prior_step(network, maps, 8, device)
 
@@ -78,7 +80,7 @@ def curves(device: torch.device) -> dict[str, Curve]:
             {"tiny": (2, 4), "cpu": (4, 8, 16, 32, 64, 128), "gpu": (16, 32, 64, 128, 256, 512)},
         ),
         "layers": Curve(
-            "layers of the prior's body, width 128, 8×8×4 codes, 8 images",
+            "layers of the prior's spatial transformer, width 128, 8×8×4 codes, 8 images",
             layers,
             {"tiny": (1, 2), "cpu": (2, 4, 8, 16), "gpu": (2, 4, 8, 16, 32)},
         ),

@@ -1,6 +1,8 @@
 """Training steps by themselves, without data and loop: what is timed, and its FLOPs."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 from unittest.mock import patch
 
@@ -11,8 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.quality.peers import Peer, PeerQuantizer
 from benchmarks.speed.measure import wait_for_gpu
-from pipelines.config import TrainingConfig
-from pipelines.training.optimizer import make_optimizer
+from pipelines.config import TokenizerRecipe, TrainingConfig
+from pipelines.training.losses import Bound
+from pipelines.training.optimizer import Network, make_optimizer
 from prior import Prior, PriorConfig
 from prior.config import PriorNetworkConfig
 from tokenizer import Tokenizer
@@ -48,15 +51,14 @@ def tokenizer_step(
         batch: images.
         device: where.
         training: `compile` and `channels_last` are heeded.
-        peer: a quantizer of vector-quantize-pytorch in the place of our own.
+        peer: a quantizer of vector-quantize-pytorch in the place of ours.
     """
     training = training or TrainingConfig()
     torch.manual_seed(0)
-    model = Tokenizer(config)
-    model.total_steps = TOTAL_STEPS
-    if peer is not None:
-        for group, own in zip(model.top_down, config.groups, strict=True):
-            group.quantizer = PeerQuantizer(own, peer)  # type: ignore[assignment]
+    recipe = TokenizerRecipe(latent_weight=None if peer is None else 1.0)
+    quantizer = None if peer is None else functools.partial(PeerQuantizer, peer=peer)
+    model = Tokenizer(config, quantizer)
+    objective = Bound(recipe, model.has_posterior)
     images = torch.rand(batch, config.channels, image_size, image_size) * 2 - 1
     model.initialize_from_data(images[:64], torch.Generator().manual_seed(0))
     model.train().to(device)
@@ -64,11 +66,18 @@ def tokenizer_step(
     if training.channels_last:
         model.to(memory_format=torch.channels_last)
         images = images.contiguous(memory_format=torch.channels_last)
-    step = _step(model, training, device, lambda: model(images, 0).loss * (2 / images[0].numel()))
+    temperature = recipe.temperature(0, TOTAL_STEPS)
+    step = _step(
+        model,
+        training,
+        device,
+        lambda: objective(images, model(images, temperature)).minimized,
+        recipe.rate_factors(model.learned_roles()),
+    )
 
     def call() -> None:
         step()
-        model.update_codebooks()
+        model.after_step()
 
     return call
 
@@ -113,10 +122,11 @@ def _step(
     training: TrainingConfig,
     device: torch.device,
     loss: Callable[[], Tensor],
+    rate_factors: Mapping[str, float] = MappingProxyType({}),
 ) -> Callable[[], None]:
     if training.compile:
         model.compile()
-    optimizer = make_optimizer(model, training)
+    optimizer = make_optimizer(Network.from_config(model, training, rate_factors))
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
@@ -142,15 +152,14 @@ def repeated(step: Callable[[], None], count: int) -> Callable[[], None]:
 
 def tokenizer_facts(config: TokenizerConfig, image_size: int, batch: int = 2) -> dict[str, float]:
     """Parameters, and FLOPs of a training step per image (matrix products and convolutions)."""
-    no_seed = patch(
-        "tokenizer.quantizers.mixture.draw_seed", return_value=0
-    )  # a number, not a shape
+    # A number, not a shape.
+    no_seed = patch("tokenizer.quantizers.mixture.draw_seed", return_value=0)
     with FakeTensorMode(), no_seed:  # shapes alone: neither memory nor work
         model = Tokenizer(config)
-        model.total_steps = TOTAL_STEPS
+        objective = Bound(TokenizerRecipe(), model.has_posterior)
         images = torch.rand(batch, config.channels, image_size, image_size)
         with FlopCounterMode(display=False) as counter:
-            model(images, 0).loss.backward()
+            torch.autograd.backward(objective(images, model(images)).minimized)
     return _facts(model, counter, batch)
 
 

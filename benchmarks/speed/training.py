@@ -4,7 +4,7 @@ And what the loop adds to forward and backward: measured within ordinary runs.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -25,17 +25,19 @@ from benchmarks.speed.steps import (
     tokenizer_facts,
     tokenizer_step,
 )
-from pipelines.command import load_run
 from pipelines.config import PriorRunConfig, RunConfig, TokenizerRunConfig, TrainingConfig
 from pipelines.data.sources import trained_images
 from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
-from pipelines.training.loop import Loss, make_accelerator, train
+from pipelines.run.folder import load_run
+from pipelines.train_prior import prior_stage
+from pipelines.training.loop import make_accelerator, train
+from pipelines.training.losses import Loss
 from pipelines.training.prior_stage import PriorStage
 from pipelines.training.tokenizer_stage import TokenizerStage
 from prior.config import PriorNetworkConfig
 from tokenizer.builders import deterministic, rsq_vae, sq_vae
 from tokenizer.code_maps import code_maps_of
-from tokenizer.config import CodeMapConfig, NearestQuantizerConfig, NetworkConfig, TokenizerConfig
+from tokenizer.config import CodeMapConfig, NetworkConfig, TokenizerConfig
 
 PROBED_STEPS = 10
 """Steps from one probe of forward and backward to the next."""
@@ -67,7 +69,11 @@ SIZES: dict[Budget, Size] = {
     "gpu": Size(
         NetworkConfig(width=128, max_width=256, num_blocks=4),
         *(32, 256, 20, 5, "images128-rsqvae"),
-        *(PriorNetworkConfig(width=768, body_depth=12, head_depth=4, num_heads=12), 256, 120),
+        *(
+            PriorNetworkConfig(width=768, num_spatial_layers=12, num_depth_layers=4, num_heads=12),
+            256,
+            120,
+        ),
     ),
 }
 
@@ -81,15 +87,12 @@ def comparisons(budget: Budget) -> Iterator[Comparison]:
     ):
         config = _at(config, size.image_size)
         baseline = deterministic(config)
-        peer = baseline.model_copy(
-            update={"quantizer": NearestQuantizerConfig(commitment_weight=1)}
-        )
         yield Comparison(
             name=f"stage one, {name}",
             contenders={
                 ours: _tokenizer(config, size, device),
                 # ResidualVQ of one layer is VectorQuantize and a loop around it.
-                theirs: _tokenizer(peer, size, device, peer="ResidualVQ"),
+                theirs: _tokenizer(baseline, size, device, peer="ResidualVQ"),
                 f"{ours} made deterministic": _tokenizer(baseline, size, device),
             },
             **_images(size, device, config),
@@ -211,7 +214,7 @@ class ProbingStage:
         self._accelerator = accelerator
         is_cpu = accelerator.device.type == "cpu"
         self._clock = time.process_time if is_cpu else time.perf_counter
-        self._latest: tuple[nn.Module, Any, int] | None = None
+        self._latest: tuple[str, Mapping[str, nn.Module], Any, int] | None = None
         self._num_steps = 0
         self._started = 0.0
         self.loop: list[float] = []
@@ -223,10 +226,10 @@ class ProbingStage:
         """All else is the stage's."""
         return getattr(self._stage, name)
 
-    def loss(self, model: nn.Module, batch: Any, step: int) -> Loss:
+    def loss(self, name: str, modules: Mapping[str, nn.Module], batch: Any, step: int) -> Loss:
         """The stage's, on a batch that is remembered."""
-        self._latest = model, batch, step
-        return self._stage.loss(model, batch, step)
+        self._latest = name, modules, batch, step
+        return self._stage.loss(*self._latest)
 
     def after_step(self, accelerator: Accelerator) -> None:
         """After some steps, a probe."""
@@ -259,7 +262,7 @@ def _measured_loop(config: RunConfig) -> dict[str, Any]:
         assert isinstance(config, PriorRunConfig)
         run = load_run(TokenizerRunConfig, config.tokenizer_dir / "config.json")
         images = trained_images(run, config.tokenizer_dir, accelerator)
-        stage = PriorStage(config, *images, accelerator)
+        stage = prior_stage(config, *images, accelerator)
         prior = stage.model.config
         facts = prior_facts(prior.network, prior.code_maps, prior.num_classes)
         codes = stage.num_codes

@@ -1,163 +1,111 @@
-"""Decoded images on disk: written once, then read through a memory map."""
+"""Entries of a cache: folders of arrays with a manifest, `facts.json`, written once.
 
-import hashlib
-import json
+Opening an entry compares the size and the modification time of each file with the manifest. Only
+where a time differs, after a copy say, are the files compared with their hashes, and the new times
+recorded. `check_data --verify` always compares the hashes.
+"""
+
+import contextlib
 import logging
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from shutil import rmtree
-from typing import BinaryIO, NamedTuple
+from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, UInt8
-from pydantic import PositiveInt
+from numpy.typing import DTypeLike
 
-from pipelines.run.manifest import check_files, read_manifest, write_manifest
-from tokenizer.storage.configs import StrictConfig
+from pipelines.run.manifest import (
+    check_files,
+    modification_times,
+    read_manifest,
+    replace_manifest,
+    write_manifest,
+)
 from tokenizer.storage.errors import InputError
-from tokenizer.storage.files import flush_to_disk, naming
 
 logger = logging.getLogger(__name__)
 
-
-class ImageBlock(NamedTuple):
-    """Some decoded images, and the files between them that could not be read."""
-
-    images: UInt8[np.ndarray, "items size size channels"]
-    labels: Int64[np.ndarray, " items"]
-    unreadable: tuple[str, ...] = ()
+_MANIFEST = "facts.json"
+_TIMES = "mtime_ns"
 
 
-class ImageFacts(StrictConfig):
-    """What the manifest, facts.json, says of the images."""
-
-    description: str
-    """One line: source, split, conversion."""
-    class_names: tuple[str, ...]
-    """Empty when the images have no classes."""
-    num_images: PositiveInt
-    """Images kept."""
-    unreadable: tuple[str, ...]
-    """Files left out, each with the reason."""
-    content_hash: str
-    """SHA-256 over images, labels and class names."""
+def write_entry(folder: Path, metadata: Mapping[str, Any]) -> None:
+    """Adds the manifest to the files in `folder`, with `metadata` in it."""
+    times = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    write_manifest(folder / _MANIFEST, {**metadata, _TIMES: times})
 
 
-class StoredImages(NamedTuple):
-    """An opened cache entry; `images` is a read-only memory map."""
+def open_entry(folder: Path) -> dict[str, Any]:
+    """The manifest of an entry whose files are as they were written, by size and time.
 
-    images: UInt8[np.ndarray, "items height width channels"]
-    labels: Int64[np.ndarray, " items"]
-    facts: ImageFacts
-
-
-class ImageSource(NamedTuple):
-    """Images that can be produced, and everything that determines them."""
-
-    name: str
-    """Starts the folder's name, for people."""
-    description: str
-    """One line, part of the identity."""
-    identity: Mapping[str, object]
-    """JSON values; another identity is another cache entry."""
-    produce: Callable[[], tuple[tuple[str, ...], Iterable[ImageBlock]]]
-    """Class names, and the images, of which there must be at least one."""
-
-
-def load_or_store(
-    cache_dir: Path, source: ImageSource, shape: tuple[int, int, int]
-) -> StoredImages:
-    """Opens the images of `source`, each of `shape`, producing and storing them the first time.
-
-    Any number of processes may do so at once: each entry appears in one step, and the first wins.
-    All of its files are compared with their hashes (about 2 GB/s).
+    Entries of version 0.1 hold no times; they are compared with their hashes once.
 
     Raises:
-        InputError: `cache_dir` cannot be written, or an entry in it is damaged.
+        InputError: one of its files is damaged.
     """
-    identity = json.dumps([source.description, shape, source.identity], sort_keys=True)
-    key = hashlib.sha256(identity.encode()).hexdigest()[:20]
-    folder = cache_dir / f"{source.name}-{key}"
-    if not folder.exists():
-        with _temporary_folder(folder) as temporary:
-            with naming(folder):
-                _store(temporary, source, shape)
-            try:
-                temporary.rename(folder)
-            except OSError:
-                if not folder.exists():
-                    raise
-                logger.info("%s was stored by another process meanwhile", folder)
-            flush_to_disk(cache_dir)
-    return _open(folder)
-
-
-@contextmanager
-def _temporary_folder(folder: Path) -> Iterator[Path]:
-    temporary = folder.with_name(f".{folder.name}.tmp{uuid.uuid4().hex[:12]}")
+    path = folder / _MANIFEST
+    manifest = read_manifest(path)
+    times = modification_times(path, manifest)  # before reading: a later change shows next time
+    if manifest.get(_TIMES) == times:
+        return manifest
+    logger.info("%s has other times than recorded: comparing it with its hashes", folder)
+    check_files(path, manifest)
+    manifest[_TIMES] = times
     try:
-        temporary.mkdir(parents=True)
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise InputError(f"data.cache_dir: {folder.parent} cannot be written: {error}") from error
+        replace_manifest(path, manifest)
+    except OSError as error:
+        logger.warning(
+            "%s: cannot record that it is whole, so each start reads all of it: %s", folder, error
+        )
+    return manifest
+
+
+def open_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.ndarray:
+    """A read-only memory map of an array of an entry.
+
+    Raises:
+        InputError: it holds another one, or its header is damaged.
+    """
     try:
-        yield temporary
-    finally:
-        rmtree(temporary, ignore_errors=True)
+        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # numpy evaluates the header, which fails in many ways
+        raise InputError(f"{path} is damaged: {error}") from error
+    if array.dtype != dtype or array.shape != shape:
+        raise InputError(f"{path} is damaged: it holds {array.dtype} {array.shape}")
+    return array
 
 
-def _write_header(file: BinaryIO, dtype: type[np.generic], shape: tuple[int, ...]) -> None:
-    """An .npy header; numpy pads it so that its length is the same for any number of rows."""
-    descriptor = np.lib.format.dtype_to_descr(np.dtype(dtype))
-    header = {"descr": descriptor, "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, header)
-
-
-def _store(folder: Path, source: ImageSource, shape: tuple[int, int, int]) -> None:
-    """Writes with plain writes: through a memory map, a full disk would kill the process."""
-    digest = hashlib.sha256()
-    labels: list[Int64[np.ndarray, " items"]] = []
-    unreadable: list[str] = []
-    num_images = 0
-    class_names, blocks = source.produce()
-    with (folder / "images.npy").open("wb") as file:
-        _write_header(file, np.uint8, (0, *shape))
-        start = file.tell()
-        for block in blocks:
-            content = np.ascontiguousarray(block.images).tobytes()
-            file.write(content)
-            digest.update(content)
-            labels.append(block.labels)
-            unreadable.extend(block.unreadable)
-            num_images += len(block.images)
-        file.seek(0)
-        _write_header(file, np.uint8, (num_images, *shape))
-        assert file.tell() == start
-    all_labels = np.concatenate(labels).astype("<i8").tobytes()
-    with (folder / "labels.npy").open("wb") as file:
-        _write_header(file, np.int64, (num_images,))
-        file.write(all_labels)
-    digest.update(all_labels)
-    digest.update(json.dumps([num_images, *shape, *class_names]).encode())
-    facts = ImageFacts(
-        description=source.description,
-        class_names=class_names,
-        num_images=num_images,
-        unreadable=tuple(unreadable),
-        content_hash=digest.hexdigest(),
-    )
-    write_manifest(folder / "facts.json", facts.model_dump(mode="json"))
-
-
-def _open(folder: Path) -> StoredImages:
-    path = folder / "facts.json"
+@contextlib.contextmanager
+def delete_and_start_again(folder: Path) -> Iterator[None]:
+    """Adds to an error in opening an entry what to do about it."""
     try:
-        manifest = read_manifest(path)
-        check_files(path, manifest)
-        facts = {name: manifest[name] for name in ImageFacts.model_fields}
-        labels = np.load(folder / "labels.npy", allow_pickle=False)
-        images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
+        yield
     except InputError as error:
         raise InputError(f"{error}; delete {folder} and start again") from error
-    return StoredImages(images, labels, ImageFacts.model_validate_json(json.dumps(facts)))
+
+
+def verify_cache(cache_dir: Path) -> Iterator[tuple[Path, str]]:
+    """Compares all files of all entries with their hashes; each entry with its damage, or "".
+
+    Raises:
+        InputError: there is no entry.
+    """
+    entries = sorted({path.parent for path in cache_dir.glob("[!.]*/*") if _is_of_entry(path)})
+    if not entries:
+        raise InputError(f"cache_dir: {cache_dir} holds no decoded images and no codes")
+    for folder in entries:
+        yield folder, _damage(folder)
+
+
+def _is_of_entry(path: Path) -> bool:
+    return path.name == _MANIFEST or path.suffix == ".npy"
+
+
+def _damage(folder: Path) -> str:
+    path = folder / _MANIFEST
+    try:
+        with delete_and_start_again(folder):
+            check_files(path, read_manifest(path))
+    except InputError as error:
+        return str(error)
+    return ""

@@ -14,9 +14,9 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from pipelines.data.dataset import ImageDataset
+from pipelines.data.cache import delete_and_start_again, open_array, open_entry, write_entry
+from pipelines.data.dataset import ImageDataset, image_shape
 from pipelines.images import to_float
-from pipelines.run.manifest import check_files, read_manifest, write_manifest
 from tokenizer import Tokenizer
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.files import flush_to_disk, naming
@@ -35,11 +35,11 @@ class CodeDataset:
 
     def indices_at(self, entries: np.ndarray) -> list[Tensor]:
         """Indices (B, depth, h, w) in int64 per group."""
-        return [torch.from_numpy(own[entries].astype(np.int64)) for own in self.indices]
+        return [torch.from_numpy(array[entries].astype(np.int64)) for array in self.indices]
 
     def latents_at(self, entries: np.ndarray) -> list[Tensor]:
         """Latents (B, dim, h, w) in float32 per group."""
-        return [torch.from_numpy(own[entries].astype(np.float32)) for own in self.latents]
+        return [torch.from_numpy(array[entries].astype(np.float32)) for array in self.latents]
 
     def labels_at(self, entries: np.ndarray) -> Tensor:
         """Labels (B,) in int64."""
@@ -59,56 +59,62 @@ def extract_codes(
     """Encodes `dataset` into `folder/<key>/`, or opens what an earlier run has left there.
 
     The key is a hash of tokenizer, data and options; `batch_size` changes memory and speed alone.
-    Each process encodes a share; a folder under its final name is complete, and its files are
-    compared with their hashes whenever it is opened.
+    Each process encodes a share; a folder under its final name is complete.
+
+    Raises:
+        InputError: what an earlier run has left there is damaged.
     """
-    facts: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "tokenizer": tokenizer.content_hash(),
-        "data": dataset.content_hash,
+        "data": dataset.fingerprint,
         "flips": flips,
         "latents": keeps_latents,
     }
-    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps(metadata).encode()).hexdigest()[:16]
     target = folder / key
     num_entries = len(dataset) * (2 if flips else 1)
-    height, width = dataset.images.shape[1:3]
-    maps = tokenizer.code_maps(height, width)
+    arrays = _arrays(tokenizer, dataset, num_entries, keeps_latents)
     if not (target / "facts.json").exists():
         temporary = folder / f".{key}.tmp"
         if accelerator.is_main_process:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-            for number, code_map in enumerate(maps):
-                largest = max(code_map.codebook_sizes)
-                kind = np.uint16 if largest <= 2**16 else np.int32
-                shape = (num_entries, code_map.depth, code_map.height, code_map.width)
-                _create(temporary / f"indices_{number}.npy", kind, shape)
-                if keeps_latents:
-                    shape = (num_entries, code_map.code_dim, code_map.height, code_map.width)
-                    _create(temporary / f"latents_{number}.npy", np.float16, shape)
+            for name, (dtype, shape) in arrays.items():
+                _create(temporary / name, dtype, shape)
         accelerator.wait_for_everyone()
         _encode(tokenizer, dataset, temporary, accelerator, num_entries, keeps_latents, batch_size)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             with naming(target):
-                write_manifest(temporary / "facts.json", facts)
+                write_entry(temporary, metadata)
             shutil.rmtree(target, ignore_errors=True)
             temporary.rename(target)
             flush_to_disk(folder)
         accelerator.wait_for_everyone()
-    manifest = target / "facts.json"
-    try:
-        found = read_manifest(manifest)
-        check_files(manifest, found)
-        if {name: found.get(name) for name in facts} != facts:
+    with delete_and_start_again(target):
+        found = open_entry(target)
+        if {name: found.get(name) for name in metadata} != metadata:
             raise InputError(f"{target} does not hold the codes of this tokenizer and data")
-    except InputError as error:
-        raise InputError(f"{error}; delete {target} and start again") from error
-    indices = [_open(target / f"indices_{number}.npy") for number in range(len(maps))]
-    latents = [
-        _open(target / f"latents_{number}.npy") for number in range(len(maps) * keeps_latents)
-    ]
+        opened = {name: open_array(target / name, *array) for name, array in arrays.items()}
+    indices = [array for name, array in opened.items() if name.startswith("indices")]
+    latents = [array for name, array in opened.items() if name.startswith("latents")]
     return CodeDataset(indices, latents, dataset.labels, len(dataset))
+
+
+def _arrays(
+    tokenizer: Tokenizer, dataset: ImageDataset, num_entries: int, keeps_latents: bool
+) -> dict[str, tuple[type[np.generic], tuple[int, ...]]]:
+    """Type and shape of each file."""
+    _, height, width = image_shape(dataset)
+    arrays: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {}
+    for number, code_map in enumerate(tokenizer.code_maps(height, width)):
+        size = (code_map.height, code_map.width)
+        dtype = np.uint16 if max(code_map.codebook_sizes) <= 2**16 else np.int32
+        arrays[f"indices_{number}.npy"] = (dtype, (num_entries, code_map.depth, *size))
+        if keeps_latents:
+            shape = (num_entries, code_map.code_dim, *size)
+            arrays[f"latents_{number}.npy"] = (np.float16, shape)
+    return arrays
 
 
 def _encode(
@@ -144,13 +150,8 @@ def _encode(
         target.flush()
 
 
-def _create(path: Path, kind: type, shape: tuple[int, ...]) -> None:
-    np.lib.format.open_memmap(path, "w+", dtype=kind, shape=shape).flush()
+def _create(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> None:
+    np.lib.format.open_memmap(path, "w+", dtype=dtype, shape=shape).flush()
     if hasattr(os, "posix_fallocate"):  # on a full disk, a write to a memory map kills the process
         with naming(path), path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-
-
-def _open(path: Path) -> np.ndarray:
-    array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    return array

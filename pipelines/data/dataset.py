@@ -1,44 +1,55 @@
 """What training and evaluation need to know of a set of images."""
 
-import dataclasses
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
+Split = Literal["train", "validation"]
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class ImageDataset:
-    """Decoded images of one size, in memory or a read-only memory map."""
 
-    images: UInt8[np.ndarray, "items height width channels"]
-    labels: Int64[np.ndarray, " items"]
-    """Class indices; zeros without classes."""
-    class_names: tuple[str, ...]
-    """Empty without classes."""
-    content_hash: str
-    """SHA-256 over images, labels and class names, wherever they lie."""
-    description: str
-    """One line: source, split, resize and crop."""
-    num_skipped: int
-    """Unreadable files that were left out."""
+@runtime_checkable
+class ImageDataset(Protocol):
+    """Images of one size, each of which can be had at any time: the data order needs no state."""
+
+    @property
+    def labels(self) -> Int64[np.ndarray, " items"]:
+        """Class indices; zeros without classes."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Empty without classes."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the content, wherever it lies: a run goes on, and is measured, with this one."""
+
+    @property
+    def description(self) -> str:
+        """One line that names source, split and conversion."""
 
     def __len__(self) -> int:
-        return len(self.images)
+        """Number of images; at least one."""
 
     def images_at(
         self, item_indices: Int64[np.ndarray, " batch"]
     ) -> UInt8[Tensor, "batch channels height width"]:
-        """The chosen images, in the given order, as a copy."""
-        return torch.from_numpy(self.images[item_indices]).permute(0, 3, 1, 2).contiguous()
+        """The chosen images, in the given order, as a copy; called from several threads."""
+
+
+def image_shape(dataset: ImageDataset) -> tuple[int, int, int]:
+    """Channels, height and width."""
+    channels, height, width = dataset.images_at(np.zeros(1, np.int64)).shape[1:]
+    return channels, height, width
 
 
 def image_hashes(train: ImageDataset, validation: ImageDataset) -> dict[str, str]:
     """What a run learns from, by name and content."""
     return {
-        "training images": train.content_hash,
-        "validation images": validation.content_hash,
+        "training images": train.fingerprint,
+        "validation images": validation.fingerprint,
     }
 
 

@@ -1,83 +1,106 @@
-"""Images for training and evaluation, decoded once and read from disk."""
+"""Images for training and evaluation, by the name of their source."""
 
-import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import NamedTuple
 
 import numpy as np
 from accelerate import Accelerator
 
 from pipelines.config import DataConfig, TokenizerRunConfig
 from pipelines.data import shapes
-from pipelines.data.cache import ImageBlock, ImageSource, load_or_store
-from pipelines.data.dataset import ImageDataset, image_hashes
-from pipelines.data.folder import folder_source
-from pipelines.data.torchvision_sets import torchvision_source
+from pipelines.data.dataset import ImageDataset, Split, image_hashes
+from pipelines.data.decoded_images import ImageBlock, ImageSource, load_or_store
+from pipelines.data.folder import folder_source, whole_folder_source
+from pipelines.data.torchvision_sets import NAMED_SETS, torchvision_source
 from pipelines.run.checkpoints import check_sources, newest_sources
 from tokenizer.storage.errors import InputError
-
-logger = logging.getLogger(__name__)
 
 _SHAPES_PER_BLOCK = 1_000
 
 
-def load_images(config: DataConfig, split: Literal["train", "validation"]) -> ImageDataset:
-    """Opens one split, decoding it into `config.cache_dir` if that has not been done before.
+class DataSource(NamedTuple):
+    """A row of the table of sources."""
+
+    open: Callable[[DataConfig, Split], ImageDataset]
+    unused: tuple[str, ...]
+    """Fields of `DataConfig` that must be None."""
+
+
+def load_images(config: DataConfig, split: Split) -> ImageDataset:
+    """Opens one split of the source `config.dataset`.
 
     Raises:
         InputError: a parameter, folder or file is unusable; the message names it.
     """
-    if config.dataset != "folder" and config.validation_root is not None:
-        raise InputError(
-            f"data.validation_root must be None where data.dataset is {config.dataset!r}, "
-            f"got {config.validation_root}"
-        )
-    if config.dataset == "shapes" and config.root is not None:
-        raise InputError(
-            f"data.root must be None where data.dataset is 'shapes', got {config.root}"
-        )
-    if config.dataset == "shapes":
-        source = _shapes_source(config, split)
-    elif config.dataset == "folder":
-        source = folder_source(config, split)
-    else:
-        source = torchvision_source(config, split)
+    source = SOURCES[config.dataset]
+    for field in source.unused:
+        if getattr(config, field) is not None:
+            raise InputError(
+                f"data.{field} must be None where data.dataset is {config.dataset!r}, "
+                f"got {getattr(config, field)}"
+            )
+    return source.open(config, split)
+
+
+def load_splits(config: DataConfig, accelerator: Accelerator) -> tuple[ImageDataset, ImageDataset]:
+    """Training and validation images; the main process decodes what the others then open.
+
+    Raises:
+        InputError: as `load_images`.
+    """
+    with accelerator.main_process_first():
+        return load_images(config, "train"), load_images(config, "validation")
+
+
+def load_folder(
+    config: DataConfig, root: Path, field: str, accelerator: Accelerator
+) -> ImageDataset:
+    """All images of another folder, decoded as those of `config` are.
+
+    Raises:
+        InputError: a folder or file is unusable; `field` names the folder.
+    """
     shape = (config.image_size, config.image_size, config.channels)
-    images, labels, facts = load_or_store(config.cache_dir, source, shape)
-    if facts.unreadable:
-        logger.warning(
-            "%s: left out %d files that are unreadable, the first is %s; %d images remain",
-            facts.description,
-            len(facts.unreadable),
-            facts.unreadable[0],
-            facts.num_images,
-        )
-    return ImageDataset(
-        images=images,
-        labels=labels,
-        class_names=facts.class_names,
-        content_hash=facts.content_hash,
-        description=facts.description,
-        num_skipped=len(facts.unreadable),
-    )
+    with accelerator.main_process_first():
+        return load_or_store(config.cache_dir, whole_folder_source(config, root, field), shape)
 
 
 def trained_images(
-    run: TokenizerRunConfig, tokenizer_dir: Path, accelerator: Accelerator
+    run: TokenizerRunConfig,
+    tokenizer_dir: Path,
+    accelerator: Accelerator,
+    images: tuple[ImageDataset, ImageDataset] | None = None,
 ) -> tuple[ImageDataset, ImageDataset]:
     """Training and validation images of the run of stage one that lies in `tokenizer_dir`.
+
+    Args:
+        run: its config.
+        tokenizer_dir: its folder.
+        accelerator: the processes that open the images.
+        images: those of a source that `run.data` cannot name.
 
     Raises:
         InputError: they cannot be had, or are others than it was trained on.
     """
-    with accelerator.main_process_first():
-        train, validation = load_images(run.data, "train"), load_images(run.data, "validation")
+    train, validation = images or load_splits(run.data, accelerator)
     check_sources(tokenizer_dir, newest_sources(tokenizer_dir), image_hashes(train, validation))
     return train, validation
 
 
-def _shapes_source(config: DataConfig, split: Literal["train", "validation"]) -> ImageSource:
+def _decoded(
+    source_of: Callable[[DataConfig, Split], ImageSource],
+) -> Callable[[DataConfig, Split], ImageDataset]:
+    """Opens images that are decoded into `config.cache_dir` the first time."""
+
+    def open_images(config: DataConfig, split: Split) -> ImageDataset:
+        shape = (config.image_size, config.image_size, config.channels)
+        return load_or_store(config.cache_dir, source_of(config, split), shape)
+
+    return open_images
+
+
+def _shapes_source(config: DataConfig, split: Split) -> ImageSource:
     num_images = config.num_images if split == "train" else config.num_validation_images
 
     def blocks() -> Iterator[ImageBlock]:
@@ -97,3 +120,16 @@ def _shapes_source(config: DataConfig, split: Literal["train", "validation"]) ->
         identity={"version": shapes.VERSION},
         produce=lambda: (shapes.CLASS_NAMES, blocks()),
     )
+
+
+SOURCES: Mapping[str, DataSource] = {
+    "shapes": DataSource(
+        _decoded(_shapes_source), unused=("validation_root", "root", "white_value")
+    ),
+    "folder": DataSource(_decoded(folder_source), unused=()),
+    **dict.fromkeys(
+        NAMED_SETS,
+        DataSource(_decoded(torchvision_source), unused=("validation_root", "white_value")),
+    ),
+}
+"""By `DataConfig.dataset`."""

@@ -4,12 +4,14 @@ import errno
 from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pipelines.config import DataConfig
-from pipelines.data.cache import ImageBlock, ImageSource
+from pipelines.data.color_profiles import to_srgb
+from pipelines.data.dataset import Split
+from pipelines.data.decoded_images import ImageBlock, ImageSource
 from pipelines.data.decoding import VERSION, convert_image, describe_conversion
 from tokenizer.storage.errors import InputError
 
@@ -39,7 +41,7 @@ NAMED_SETS = {
 }
 
 
-def torchvision_source(config: DataConfig, split: Literal["train", "validation"]) -> ImageSource:
+def torchvision_source(config: DataConfig, split: Split) -> ImageSource:
     """One split of the set `config.dataset`; its test part is for validation.
 
     Flowers102 has a validation part of its own, which is taken instead.
@@ -85,5 +87,7 @@ def _convert(dataset: Any, config: DataConfig) -> Iterator[ImageBlock]:
     for start in range(0, len(dataset), _IMAGES_PER_BLOCK):
         rows = range(start, min(start + _IMAGES_PER_BLOCK, len(dataset)))
         images, labels = zip(*(dataset[row] for row in rows), strict=True)
-        converted = [convert_image(image, config.image_size, config.channels) for image in images]
+        converted = [
+            convert_image(to_srgb(image)[0], config.image_size, config.channels) for image in images
+        ]
         yield ImageBlock(np.stack(converted), np.array(labels, dtype=np.int64))

@@ -54,7 +54,7 @@ def train_classifier(
     protocol: dict[str, str | int | float] = {
         "model": ARCHITECTURE,
         "trained_on": dataset.description,
-        "trained_on_hash": dataset.content_hash,
+        "trained_on_hash": dataset.fingerprint,
         "num_steps": num_steps,
         "batch_size": BATCH,
         "seed": seed,

@@ -1,4 +1,4 @@
-"""Pictures: grids of images, curves of a run, use of the codebooks."""
+"""Charts: curves of a run, use of the codebooks."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,7 +30,8 @@ def curves(folder: Path, panels: Mapping[str, Sequence[str]]) -> Figure:
     Args:
         folder: of one stage, with `metrics.jsonl`.
         panels: by phase ("train", "validation"), the metrics to show, a panel each; those that
-            the run did not log are left out. A list-valued metric gets a line per layer.
+            the run did not log, or only as zeros or empty lists because its quantizer has no such
+            term, are left out. A list-valued metric gets a line per layer.
 
     Raises:
         InputError: the run logged none of them.
@@ -40,8 +41,7 @@ def curves(folder: Path, panels: Mapping[str, Sequence[str]]) -> Figure:
         (phase, name)
         for phase, names in panels.items()
         for name in names
-        # The baselines log some per-layer metrics as empty lists.
-        if name in by_phase[phase] and by_phase[phase][name][1][0] != []
+        if name in by_phase[phase] and any(map(np.any, by_phase[phase][name][1]))
     ]
     if not shown:
         raise InputError(f"{folder / 'metrics.jsonl'} holds none of the metrics to show")

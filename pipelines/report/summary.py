@@ -1,23 +1,30 @@
-"""One page about a run: `summary.html` with its pictures inside, and also beside it."""
+"""One page about a run: `summary.html` with its images and charts inside, and also beside it."""
 
+import base64
 import functools
+import io
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from PIL import Image
 
-from pipelines.command import load_run
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
-from pipelines.data.dataset import chosen_items
+from pipelines.data.dataset import chosen_items, image_shape
 from pipelines.data.sources import trained_images
 from pipelines.evaluation.metrics import CodeUsage, reconstruction_metrics
+from pipelines.evaluation.protocol import compared_numbers
 from pipelines.evaluation.reconstruction import measure_reconstruction
 from pipelines.generation import ImageGenerationPipeline
 from pipelines.images import image_grid, to_float, to_uint8
 from pipelines.processes import new_accelerator
-from pipelines.report import page
 from pipelines.report.plots import curves, usage_chart
 from pipelines.report.tables import (
     SummarizedRun,
@@ -26,12 +33,17 @@ from pipelines.report.tables import (
     shown,
     what_was_run,
 )
+from pipelines.run.folder import load_run
 from pipelines.run.log import read_metrics
 from tokenizer.storage.files import replace_file
 
 MOST_CLASSES = 20
 ROW_WIDTH = 860
 """Pixels on the page for a row of images."""
+CHART_WIDTH_PER_INCH = 82.0
+"""CSS pixels: a full row of panels then fills the page."""
+SMALL = 96
+"""Images up to this side stay sharp-edged where a browser scales them."""
 
 TOKENIZER_PANELS = {
     "train": (
@@ -39,6 +51,7 @@ TOKENIZER_PANELS = {
         "reconstruction",
         "quantization_error",
         "posterior_entropy",
+        "commitment",
         "rmse",
         "temperature",
         "dequantization_variance",
@@ -46,14 +59,39 @@ TOKENIZER_PANELS = {
     ),
     "validation": ("RMSE", "PSNR", "perplexity", "codebook_usage"),
 }
-BASELINE_PANELS = {
-    "train": ("loss", "reconstruction", "commitment", "rmse"),
-    "validation": TOKENIZER_PANELS["validation"],
-}
 PRIOR_PANELS: dict[str, tuple[str, ...]] = {
     "train": ("loss", "nats_per_layer"),
     "validation": ("bits_per_image",),
 }
+
+
+class PngImage(NamedTuple):
+    """An image of the page."""
+
+    data: str
+    """Base64."""
+    alt: str
+    width: int | None = None
+    """In CSS pixels; None takes that of the image."""
+    is_small: bool = False
+
+
+def printable(value: object) -> object:
+    """Text in which what UTF-8 or HTML cannot hold has become a replacement character."""
+    if isinstance(value, Markup):  # of a macro, whose values went through here
+        return value
+    return re.sub(
+        "[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", str(value)
+    )
+
+
+TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    finalize=printable,
+    undefined=StrictUndefined,
+)
+"""Whatever text they are given, they escape."""
 
 
 def write_summary(
@@ -63,9 +101,9 @@ def write_summary(
     title: str | None = None,
     durations: Mapping[str, float] | None = None,
 ) -> None:
-    """Writes the page to `path`, and its pictures as PNG files into the same folder.
+    """Writes the page to `path`, and its images as PNG files into the same folder.
 
-    The pictures are drawn anew from both models; the measurements are those that
+    The images are made anew from both models; the measurements are those that
     `python -m pipelines.evaluate RUN` has left, if it was run. To be called in one process.
 
     Args:
@@ -87,7 +125,6 @@ def write_summary(
         ImageGenerationPipeline.from_pretrained(run_dir).to(accelerator.device),
         *trained_images(tokenizer_config, run_dir / "tokenizer", accelerator),
         load_evaluation(run_dir / "evaluation"),
-        path.parent,
     )
     count = min(len(run.validation), tokenizer_config.training.num_validation_images)
     items = chosen_items(len(run.validation), count, tokenizer_config.training.seed)
@@ -95,24 +132,54 @@ def write_summary(
         run.pipeline.tokenizer, run.validation, items, accelerator
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    parts = [
-        page.paragraph("A tokenizer for images and a prior over its codes."),
-        _headline(run, usage, reconstruction_metrics(errors)["PSNR"]),
-        *_reconstructions(run),
-        *_samples(run),
-        *_training(run),
-        *_codebooks(run, usage, count),
-        *measurements(run.evaluation),
-        *what_was_run(run, durations or {}),
-    ]
-    data = page.document(title or run_dir.resolve().name, parts)
+    page = TEMPLATES.get_template("summary.html.jinja").render(
+        title=title or run_dir.resolve().name,
+        headline=_headline(run, usage, reconstruction_metrics(errors)["PSNR"]),
+        reconstructions=_reconstructions(run, path.parent),
+        samples=_samples(run, path.parent),
+        training={
+            "tokenizer": write_chart(
+                path.parent / "curves_tokenizer.png",
+                curves(run_dir / "tokenizer", TOKENIZER_PANELS),
+                "curves of the tokenizer",
+            ),
+            "prior": write_chart(
+                path.parent / "curves_prior.png",
+                curves(run_dir / "prior", PRIOR_PANELS),
+                "curves of the prior",
+            ),
+        },
+        codebooks=_codebooks(usage, count, path.parent),
+        measurements=[measurements(name, results) for name, results in run.evaluation.items()],
+        what_was_run=what_was_run(run, durations or {}),
+    )
+    replace_file(path, functools.partial(Path.write_bytes, data=page.encode()))
+
+
+def write_image(path: Path, image: Image.Image, alt: str, size: int) -> PngImage:
+    """Writes a grid of images with side `size`, and gives the same bytes for the page."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return PngImage(_write(path, buffer), alt, is_small=size <= SMALL)
+
+
+def write_chart(path: Path, figure: Figure, alt: str) -> PngImage:
+    """Writes a chart, and gives the same bytes for the page."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return PngImage(_write(path, buffer), alt, round(CHART_WIDTH_PER_INCH * figure.get_figwidth()))
+
+
+def _write(path: Path, buffer: io.BytesIO) -> str:
+    data = buffer.getvalue()
     replace_file(path, functools.partial(Path.write_bytes, data=data))
+    return base64.b64encode(data).decode()
 
 
-def _headline(run: SummarizedRun, usage: CodeUsage, psnr: float) -> str:
+def _headline(run: SummarizedRun, usage: CodeUsage, psnr: float) -> dict[str, str]:
     values = {
         "PSNR": f"{psnr:.2f} dB",
-        "an image": f"{8 * run.validation.images[0].size:,} bits",
+        "an image": f"{8 * math.prod(image_shape(run.validation)):,} bits",
         "its codes": f"{sum(usage.nominal_bits()):,.0f} bits",
     }
     bits = read_metrics(run.run_dir / "prior", "validation").get("bits_per_image")
@@ -121,12 +188,14 @@ def _headline(run: SummarizedRun, usage: CodeUsage, psnr: float) -> str:
     for results in run.evaluation.values():
         for name, entry in results["metrics"].items():
             if re.fullmatch(r"r?(FID|FD-.*)(?<! floor)", name):
-                values[name] = shown(entry["value"])
-    return page.tiles(values)
+                numbers = compared_numbers(entry["protocol"])
+                values[f"{name}, {numbers} images"] = shown(entry["value"])
+    return values
 
 
-def _reconstructions(run: SummarizedRun) -> list[str]:
-    size = run.validation.images.shape[1]
+def _reconstructions(run: SummarizedRun, folder: Path) -> dict[str, Any]:
+    """Originals above their reconstructions, and these from the first layers alone."""
+    size = image_shape(run.validation)[-1]
     columns = min(_columns(size), len(run.validation))
     num_bands = min(2, len(run.validation) // columns)
     chosen = np.linspace(0, len(run.validation) - 1, num_bands * columns).astype(np.int64)
@@ -138,30 +207,24 @@ def _reconstructions(run: SummarizedRun) -> list[str]:
     bands = (num_bands, columns, *originals.shape[1:])
     pairs = torch.stack([originals.view(bands), decoded[-1].view(bands)], 1)
     stack = torch.cat([images[:columns] for images in [*decoded, originals]])
-    labels = [f"layers 1–{number}" if number > 1 else "layer 1" for number in layers]
-    return [
-        page.heading("Reconstructions"),
-        page.paragraph("Validation images, and what their hard codes keep."),
-        page.labelled_rows(
-            ["original", "reconstruction"] * num_bands,
-            run.picture(
-                "reconstructions",
-                image_grid(pairs.flatten(0, 2), columns),
-                "originals above their reconstructions",
-                size,
-            ),
+    layer_labels = [f"layers 1–{number}" if number > 1 else "layer 1" for number in layers]
+    return {
+        "pairs": write_image(
+            folder / "reconstructions.png",
+            image_grid(pairs.flatten(0, 2), columns),
+            "originals above their reconstructions",
+            size,
         ),
-        page.heading("Layer by layer"),
-        page.paragraph("The same images, decoded from the first layers alone, coarse to fine."),
-        page.labelled_rows(
-            [*labels, "original"],
-            run.picture("progressive", image_grid(stack, columns), "from the first layers", size),
+        "pair_labels": ["original", "reconstruction"] * num_bands,
+        "progressive": write_image(
+            folder / "progressive.png", image_grid(stack, columns), "from the first layers", size
         ),
-    ]
+        "layer_labels": [*layer_labels, "original"],
+    }
 
 
-def _samples(run: SummarizedRun) -> list[str]:
-    size = run.train.images.shape[1]
+def _samples(run: SummarizedRun, folder: Path) -> dict[str, Any]:
+    size = image_shape(run.train)[-1]
     columns = _columns(size)
     num_classes = run.pipeline.prior.config.num_classes
     names = run.train.class_names[: min(num_classes, MOST_CLASSES)]
@@ -176,35 +239,14 @@ def _samples(run: SummarizedRun) -> list[str]:
         output="tensor",
     )
     assert isinstance(images, torch.Tensor)
-    text = (
-        f"Drawn from the prior, not selected: seed 0, temperature {temperature:g}, "
-        f"guidance {guidance:g}."
-    )
-    if len(names) < num_classes:
-        text += f" The first {len(names)} of {num_classes} classes."
-    image = run.picture("samples", image_grid(images, columns), "generated images", size)
-    return [
-        page.heading("Samples per class" if names else "Samples"),
-        page.paragraph(text),
-        page.labelled_rows(names, image) if names else page.figure(image),
-    ]
-
-
-def _training(run: SummarizedRun) -> list[str]:
-    is_baseline = run.tokenizer_config.tokenizer.quantizer.kind == "nearest"
-    panels = BASELINE_PANELS if is_baseline else TOKENIZER_PANELS
-    tokenizer_curves = curves(run.run_dir / "tokenizer", panels)
-    prior_curves = curves(run.run_dir / "prior", PRIOR_PANELS)
-    return [
-        page.heading("Training"),
-        page.paragraph(
-            "Tokenizer: terms of the loss in nats per image; validation with hard codes. "
-            "Layers count from coarse to fine."
-        ),
-        page.figure(run.picture("curves_tokenizer", tokenizer_curves, "curves of the tokenizer")),
-        page.paragraph("Prior: loss in nats per image, exact likelihood of validation codes."),
-        page.figure(run.picture("curves_prior", prior_curves, "curves of the prior")),
-    ]
+    grid = image_grid(images, columns)
+    return {
+        "grid": write_image(folder / "samples.png", grid, "generated images", size),
+        "class_names": names,
+        "num_classes": num_classes,
+        "temperature": f"{temperature:g}",
+        "guidance": f"{guidance:g}",
+    }
 
 
 def _columns(size: int) -> int:
@@ -213,33 +255,25 @@ def _columns(size: int) -> int:
     return min(max(ROW_WIDTH // cell, 4), 12)
 
 
-def _codebooks(run: SummarizedRun, usage: CodeUsage, count: int) -> list[str]:
+def _codebooks(usage: CodeUsage, count: int, folder: Path) -> dict[str, Any]:
     nominal, marginal = usage.nominal_bits(), usage.marginal_bits()
     columns = (usage.counts, usage.perplexity(), usage.usage(), nominal, marginal)
     rows = [
         (
             f"layer {number}",
             len(counts),
-            f"{effective:.1f}",
+            f"{perplexity:.1f}",
             f"{share:.1%}",
             f"{n:,.1f}",
             f"{m:,.1f}",
         )
-        for number, (counts, effective, share, n, m) in enumerate(zip(*columns, strict=True), 1)
+        for number, (counts, perplexity, share, n, m) in enumerate(zip(*columns, strict=True), 1)
     ]
-    return [
-        page.heading("Use of the codebooks"),
-        page.paragraph(
-            f"Hard codes of {count:,} validation images; the dashed line is even use. "
-            "Bits per image: nominal is log2 K per code, marginal an ideal code for these counts."
+    return {
+        "num_images": f"{count:,}",
+        "chart": write_chart(
+            folder / "codebook_usage.png", usage_chart(usage.counts), "how often codes are used"
         ),
-        page.figure(
-            run.picture("codebook_usage", usage_chart(usage.counts), "how often codes are used")
-        ),
-        page.table(
-            ["", "codes", "perplexity", "used", "nominal bits", "marginal bits"],
-            rows,
-            total=("all", "", "", "", f"{sum(nominal):,.1f}", f"{sum(marginal):,.1f}"),
-            holds_numbers=True,
-        ),
-    ]
+        "rows": rows,
+        "total": ("all", "", "", "", f"{sum(nominal):,.1f}", f"{sum(marginal):,.1f}"),
+    }

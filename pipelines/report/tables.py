@@ -11,16 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from matplotlib.figure import Figure
-from PIL import Image
 from torch import nn
 
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
 from pipelines.data.dataset import ImageDataset
-from pipelines.evaluation.protocol import library_versions
+from pipelines.evaluation.protocol import compared_numbers, library_versions
 from pipelines.generation import ImageGenerationPipeline
 from pipelines.presets import TOKENIZER_PRESETS
-from pipelines.report import page
 from pipelines.run.log import read_metrics
 
 SETTINGS = (
@@ -35,7 +32,7 @@ SETTINGS = (
 
 
 class SummarizedRun(NamedTuple):
-    """What the sections of a summary tell about."""
+    """What the sections of a summary are made from."""
 
     run_dir: Path
     tokenizer_config: TokenizerRunConfig
@@ -45,14 +42,6 @@ class SummarizedRun(NamedTuple):
     validation: ImageDataset
     evaluation: dict[str, Any]
     """Contents of evaluation/*.json by name."""
-    folder: Path
-    """Of the page."""
-
-    def picture(
-        self, name: str, content: Image.Image | Figure, alt: str, image_size: int = 0
-    ) -> str:
-        """Writes a picture beside the page."""
-        return page.picture(self.folder / f"{name}.png", content, alt, image_size)
 
 
 def load_evaluation(folder: Path) -> dict[str, Any]:
@@ -61,106 +50,105 @@ def load_evaluation(folder: Path) -> dict[str, Any]:
     return {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
 
 
-def measurements(evaluation: dict[str, Any]) -> list[str]:
-    """Each number; the protocol that most of them share once, beside others what differs."""
-    parts = [page.heading("Measurements")]
-    if not evaluation:
-        parts.append(page.paragraph("None yet: python -m pipelines.evaluate RUN"))
-    for name, results in evaluation.items():
-        protocols = [entry["protocol"] for entry in results["metrics"].values()]
-        texts = Counter(json.dumps(protocol) for protocol in protocols)
-        shared = json.loads(texts.most_common(1)[0][0])
-        rows = []
-        for metric, entry in results["metrics"].items():
-            own = {key: part for key, part in entry["protocol"].items() if part != shared[key]}
-            note = "; ".join(f"{_words(key)}: {shown(part) or 'none'}" for key, part in own.items())
-            rows.append((metric, shown(entry["value"]), note))
-        has_notes = any(note for *_, note in rows)
-        parts += [
-            page.subheading(name.capitalize()),
-            page.table(
-                ["", "value", "measured otherwise"] if has_notes else ["", "value"],
-                rows if has_notes else [row[:2] for row in rows],
-            ),
-            page.paragraph("Measured by this protocol:"),
-            page.table(
-                [], [(_words(key), shown(part)) for key, part in shared.items() if part != {}]
-            ),
-            page.folded(
-                f"{name}.json", _without_folders(json.dumps(results, indent=2, ensure_ascii=False))
-            ),
-        ]
-    return parts
+def measurements(name: str, results: dict[str, Any]) -> dict[str, Any]:
+    """Each number; the protocol that most of them share once, beside the others what differs."""
+    metrics = results["metrics"]
+    texts = Counter(json.dumps(entry["protocol"]) for entry in metrics.values())
+    shared = json.loads(texts.most_common(1)[0][0])
+    rows = []
+    for metric, entry in metrics.items():
+        differing = {key: value for key, value in entry["protocol"].items() if value != shared[key]}
+        notes = [f"{_words(key)}: {shown(value) or 'none'}" for key, value in differing.items()]
+        numbers = compared_numbers(entry["protocol"])
+        rows.append((metric, shown(entry["value"]), numbers, "; ".join(notes)))
+    columns = ["", "value", "images", "measured otherwise"]
+    num_columns = 4 if len(texts) > 1 else 3
+    return {
+        "name": name,
+        "columns": columns[:num_columns],
+        "rows": [row[:num_columns] for row in rows],
+        "notes": [f"{name}: {entry['note']}" for name, entry in metrics.items() if "note" in entry],
+        "protocol": [(_words(key), shown(value)) for key, value in shared.items() if value != {}],
+        "content": _without_folders(json.dumps(results, indent=2, ensure_ascii=False)),
+    }
 
 
-def what_was_run(run: SummarizedRun, durations: Mapping[str, float]) -> list[str]:
-    """Models, settings, data, durations in seconds, versions and machine."""
-    configs = (run.tokenizer_config, run.prior_config)
+def what_was_run(run: SummarizedRun, durations: Mapping[str, float]) -> dict[str, Any]:
+    """Settings of both stages, details (data, durations in seconds, machine), and configs."""
+    stages = (run.tokenizer_config, run.prior_config)
     models = (run.pipeline.tokenizer, run.pipeline.prior)
-    data, network = run.tokenizer_config.data, run.prior_config.prior
-    presets = [
-        name
-        for name, preset in TOKENIZER_PRESETS.items()
-        if preset.tokenizer == run.tokenizer_config.tokenizer
+    steps = [
+        f"{_last_step(run.run_dir / stage.output_dir.name):,} of {stage.training.total_steps:,}"
+        for stage in stages
     ]
+    settings = [
+        ("parameters", *(f"{_num_parameters(model):,}" for model in models)),
+        ("steps", *steps),
+    ]
+    for name in SETTINGS:
+        settings.append((_words(name), *(shown(getattr(stage.training, name)) for stage in stages)))
+    details = _models(run) | _data(run)
+    details["took"] = ", ".join(f"{name} {_duration(time)}" for name, time in durations.items())
+    details |= _machine()
+    return {
+        "settings": settings,
+        "details": [(name, text) for name, text in details.items() if text],
+        "configs": {
+            f"{stage.output_dir.name}/config.json": _without_folders(
+                stage.model_dump_json(indent=2)
+            )
+            for stage in stages
+        },
+    }
+
+
+def _models(run: SummarizedRun) -> dict[str, str]:
+    tokenizer, network = run.tokenizer_config.tokenizer, run.prior_config.prior
+    presets = [name for name, preset in TOKENIZER_PRESETS.items() if preset.tokenizer == tokenizer]
+    prior = run.pipeline.prior.config
     maps = [
-        f"{own.height}×{own.width} with {' + '.join(map(str, own.codebook_sizes))} codes"
-        for own in run.pipeline.prior.config.code_maps
+        f"{code_map.height}×{code_map.width} with "
+        f"{' + '.join(map(str, code_map.codebook_sizes))} codes"
+        for code_map in prior.code_maps
     ]
-    depths = f"{network.body_depth} + {network.head_depth} layers of width {network.width}"
-    num_classes = run.pipeline.prior.config.num_classes
+    depths = (
+        f"{network.num_spatial_layers} + {network.num_depth_layers} layers of width {network.width}"
+    )
+    classes = f"{prior.num_classes} classes" if prior.num_classes else "no classes"
+    return {
+        "tokenizer": f"{tokenizer.quantizer.kind} quantization, {', then '.join(maps)}",
+        "as in preset": ", ".join(presets),
+        "prior": f"{depths}, order {network.order!r}, {classes}",
+    }
+
+
+def _data(run: SummarizedRun) -> dict[str, str]:
+    is_mirrored = run.tokenizer_config.data.horizontal_flip or run.prior_config.horizontal_flip
+    sets = {"training images": run.train, "validation images": run.validation}
+    return {
+        **{
+            name: f"{len(images):,}: {_without_folders(images.description)}"
+            for name, images in sets.items()
+        },
+        "mirrored": "yes" if is_mirrored else "no",
+    }
+
+
+def _machine() -> dict[str, str]:
     versions = {
         "Python": platform.python_version(),
         **library_versions(),
         **{name: metadata.version(name) for name in ("accelerate", "x-transformers")},
     }
-    facts = {
-        "tokenizer": f"{run.tokenizer_config.tokenizer.quantizer.kind} quantization, "
-        + ", then ".join(maps),
-        "as in preset": ", ".join(presets),
-        "prior": f"{depths}, order {network.order!r}, "
-        + (f"{num_classes} classes" if num_classes else "no classes"),
-        "training images": f"{len(run.train):,}: {_without_folders(run.train.description)}",
-        "validation images": f"{len(run.validation):,}: "
-        + _without_folders(run.validation.description),
-        "mirrored": "yes" if data.horizontal_flip or run.prior_config.horizontal_flip else "no",
-        "took": ", ".join(f"{name} {_duration(own)}" for name, own in durations.items()),
+    return {
         "versions": shown(versions),
         "page made on": f"{_processor()}, {os.cpu_count()} cores, "
         f"torch threads: {torch.get_num_threads()}",
     }
-    steps = [
-        f"{_last_step(config.output_dir.name, run):,} of {config.training.total_steps:,}"
-        for config in configs
-    ]
-    settings = [
-        (_words(name), *(shown(getattr(config.training, name)) for config in configs))
-        for name in SETTINGS
-    ]
-    return [
-        page.heading("What was run"),
-        page.table(
-            ["", "tokenizer", "prior"],
-            [
-                ("parameters", *(f"{_num_parameters(model):,}" for model in models)),
-                ("steps", *steps),
-                *settings,
-            ],
-            holds_numbers=True,
-        ),
-        page.table([], [(name, text) for name, text in facts.items() if text]),
-        *(
-            page.folded(
-                f"{config.output_dir.name}/config.json",
-                _without_folders(config.model_dump_json(indent=2)),
-            )
-            for config in configs
-        ),
-    ]
 
 
-def _last_step(stage: str, run: SummarizedRun) -> int:
-    steps, _ = read_metrics(run.run_dir / stage, "train")["loss"]
+def _last_step(folder: Path) -> int:
+    steps, _ = read_metrics(folder, "train")["loss"]
     return int(steps[-1])
 
 
@@ -190,7 +178,7 @@ def _words(name: str) -> str:
 def shown(value: Any) -> str:
     """A value of a configuration or a protocol; of long hashes the start."""
     if isinstance(value, dict):
-        return " · ".join(f"{_words(key)} {shown(own)}" for key, own in value.items())
+        return " · ".join(f"{_words(key)} {shown(part)}" for key, part in value.items())
     if isinstance(value, list):
         return ", ".join(map(shown, value))
     if isinstance(value, float):
@@ -200,5 +188,5 @@ def shown(value: Any) -> str:
 
 
 def _without_folders(text: str) -> str:
-    """Absolute paths shortened to their last part: a page that is handed on tells no folders."""
+    """Absolute paths shortened to their last part: a page may be handed on, folders should not."""
     return re.sub(r"""(?<![^\s"'=])/\S*/""", "…/", text)

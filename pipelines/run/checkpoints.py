@@ -1,7 +1,8 @@
-"""Everything a run needs to go on, in `state/`: weights, moving average, optimizer and step.
+"""Everything a run needs to go on, in `state/`: named sets of tensors, and the step.
 
-Random numbers, data order and rates are functions of the step, so nothing else has to be kept.
-Only safetensors and JSON are written and read. `state.json` is the manifest.
+They are the weights, EMA and optimizer of each network. Random numbers, data order and learning
+rates are functions of the step, so nothing else has to be kept. Only safetensors and JSON are
+written and read. `state.json` is the manifest.
 """
 
 import contextlib
@@ -14,7 +15,6 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import safetensors.torch
-import torch
 from torch import Tensor
 
 from pipelines.run.manifest import check_files, read_manifest, write_manifest
@@ -23,7 +23,11 @@ from tokenizer.storage.files import flush_to_disk, load_safetensors, naming
 
 logger = logging.getLogger(__name__)
 
-OptimizerState = dict[int, dict[str, Tensor]]
+Tensors = Mapping[str, Tensor]
+
+FORMAT = 2
+"""Of what is written. Format 1 has no number in its manifest; it has the tensors `model`, `ema`
+(empty if there is none) and `optimizer` (by number of the parameter)."""
 
 _NAME = re.compile(r"step_\d{8,}\Z", re.ASCII)
 
@@ -33,15 +37,14 @@ class TrainingState(NamedTuple):
 
     step: int
     """Number of finished optimizer steps."""
-    model: dict[str, Tensor]
-    ema: dict[str, Tensor]
-    """Moving average of the weights; empty if the run keeps none."""
-    optimizer: OptimizerState
-    """Tensors of the optimizer by parameter number."""
+    tensors: Mapping[str, Tensors]
+    """By name of their file."""
     sources: Mapping[str, str] = MappingProxyType({})
     """Hashes of what the run learns from, by name."""
     metrics: str = ""
     """Hash of what metrics.jsonl holds up to this step."""
+    format: int = FORMAT
+    """In which it was read."""
 
 
 def save_state(folder: Path, state: TrainingState) -> None:
@@ -57,18 +60,19 @@ def save_state(folder: Path, state: TrainingState) -> None:
         shutil.rmtree(abandoned)
     temporary.mkdir(parents=True)
     try:
-        for name, tensors in (
-            ("model", state.model),
-            ("ema", state.ema),
-            ("optimizer", _flatten(state.optimizer)),
-        ):
+        for name, tensors in state.tensors.items():
             path = temporary / f"{name}.safetensors"
             contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
             with naming(target):
                 safetensors.torch.save_file(contiguous, path)
-        facts = {"step": state.step, "sources": dict(state.sources), "metrics": state.metrics}
+        fields = {
+            "format": FORMAT,
+            "step": state.step,
+            "sources": dict(state.sources),
+            "metrics": state.metrics,
+        }
         with naming(target):
-            write_manifest(temporary / "state.json", facts)
+            write_manifest(temporary / "state.json", fields)
         if target.exists():
             target.rename(replaced)
         temporary.rename(target)
@@ -124,10 +128,10 @@ def load_state(folder: Path, fallback: str | None = None) -> TrainingState | Non
 
 
 def newest_sources(output_dir: Path) -> Mapping[str, str] | None:
-    """What the newest state was trained on; None if there is none, or it cannot be read."""
-    for newest in _states(output_dir / "state")[-1:]:
+    """What the newest state that can be read was trained on; None if there is none."""
+    for state in reversed(_states(output_dir / "state")):
         with contextlib.suppress(InputError):  # `load_state` will complain
-            sources: dict[str, str] = _read_manifest(newest)["sources"]
+            sources: dict[str, str] = _read_manifest(state)["sources"]
             return sources
     return None
 
@@ -150,23 +154,6 @@ def check_sources(
             )
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer) -> OptimizerState:
-    """The optimizer's tensors by parameter number."""
-    state: OptimizerState = optimizer.state_dict()["state"]
-    return state
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, state: OptimizerState) -> None:
-    """Fills an optimizer that was built alike."""
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-    # Files hold contiguous tensors; the fused kernel wants those of a weight laid out alike.
-    for weight, tensors in optimizer.state.items():
-        for name, tensor in tensors.items():
-            if tensor.shape == weight.shape:
-                tensors[name] = torch.empty_like(weight).copy_(tensor)
-
-
 def _states(folder: Path) -> list[Path]:
     """Old to new; what else somebody has put there is left alone."""
     states = [own for own in folder.glob("step_*") if _NAME.match(own.name) and own.is_dir()]
@@ -175,39 +162,27 @@ def _states(folder: Path) -> list[Path]:
 
 def _read_state(folder: Path) -> TrainingState:
     manifest = _read_manifest(folder)
-    tensors = {}
     check_files(folder / "state.json", manifest)
-    for name in ("model", "ema", "optimizer"):
-        tensors[name] = load_safetensors(folder / f"{name}.safetensors")
     return TrainingState(
         manifest["step"],
-        tensors["model"],
-        tensors["ema"],
-        _unflatten(tensors["optimizer"]),
+        {
+            name.removesuffix(".safetensors"): load_safetensors(folder / name)
+            for name in manifest["files"]
+        },
         manifest["sources"],
         manifest.get("metrics", ""),
+        manifest.get("format", 1),
     )
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / "state.json"
     manifest = read_manifest(path)
+    if manifest.get("format", 1) > FORMAT:
+        raise InputError(
+            f"{path} was written by a later version: format must be at most {FORMAT}, "
+            f"got {manifest['format']}"
+        )
     if folder.name != f"step_{manifest['step']:08d}":
         raise InputError(f"{path} is damaged: it is of step {manifest['step']}")
     return manifest
-
-
-def _flatten(state: OptimizerState) -> dict[str, Tensor]:
-    return {
-        f"{number}.{name}": tensor
-        for number, tensors in state.items()
-        for name, tensor in tensors.items()
-    }
-
-
-def _unflatten(tensors: dict[str, Tensor]) -> OptimizerState:
-    state: OptimizerState = {}
-    for key, tensor in tensors.items():
-        number, name = key.split(".", 1)
-        state.setdefault(int(number), {})[name] = tensor
-    return state

@@ -7,14 +7,17 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pipelines.config import RunConfig
+from pipelines.config import RunConfig, TokenizerRunConfig
+from tokenizer.storage.configs import FORMAT, pop_format, validate_fields
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.files import replace_file
 from tokenizer.storage.untrusted import read_json, shortened
 
 logger = logging.getLogger(__name__)
+
+RunConfigT = TypeVar("RunConfigT", bound=RunConfig)
 
 
 def write_run_config(config: RunConfig) -> None:
@@ -23,7 +26,8 @@ def write_run_config(config: RunConfig) -> None:
     for pattern in (".*tmp*", "model/.*tmp*"):  # of `replace_file` and of safetensors
         for abandoned in config.output_dir.glob(pattern):
             abandoned.unlink()
-    text = config.model_dump_json(indent=2) + "\n"
+    fields = {"format": FORMAT, **config.model_dump(mode="json")}
+    text = json.dumps(fields, indent=2) + "\n"
     replace_file(config.output_dir / "config.json", lambda path: path.write_text(text))
 
 
@@ -47,8 +51,11 @@ def locked(output_dir: Path) -> Iterator[None]:
         yield
 
 
-def check_output_dir(config: RunConfig) -> None:
+def check_output_dir(config: RunConfigT) -> RunConfigT:
     """Compares the run with the one that `output_dir` holds, if any.
+
+    Returns:
+        The run, with the rules for folders by which the one there began.
 
     Raises:
         InputError: it holds another one, or cannot be written.
@@ -66,29 +73,59 @@ def check_output_dir(config: RunConfig) -> None:
         )
     path = config.output_dir / "config.json"
     if not path.exists():
-        return
+        return config
     try:
-        saved = read_json(path)
+        fields = read_json(path)
     except InputError as error:
         raise InputError(f"{error}; remove it to go on with the options that you give") from error
-    given = json.loads(config.model_dump_json())
-    if isinstance(saved, dict):
-        saved["run_dir"] = given["run_dir"]  # a folder may be moved, or named in another way
-        _allow_other_accumulation(saved.get("training"), given["training"])
-    difference = first_difference(saved, given)
+    saved = _saved_run(type(config), fields, path)
+    # A folder may be moved, or named in another way.
+    saved = saved.model_copy(update={"run_dir": config.run_dir})
+    saved = _allow_other_accumulation(saved, config)
+    config = _keep_folder_rules(saved, config)
+    difference = first_difference(saved.model_dump(mode="json"), config.model_dump(mode="json"))
     if difference:
         raise InputError(
             f"{config.output_dir} holds another run: {difference}; give the same options to "
             "resume it, or another run-dir"
         )
+    return config
 
 
-def _allow_other_accumulation(saved: Any, given: dict[str, Any]) -> None:
+def load_run(config_class: type[RunConfigT], path: Path) -> RunConfigT:
+    """Reads a saved run configuration.
+
+    Raises:
+        InputError: there is no such file, a later version has written it, or a field is wrong.
+    """
+    return _saved_run(config_class, read_json(path), path)
+
+
+def _saved_run(config_class: type[RunConfigT], fields: Any, path: Path) -> RunConfigT:
+    if isinstance(fields, dict):  # otherwise pydantic complains
+        fields = config_class.upgrade_config(fields, pop_format(fields, str(path)))
+    return validate_fields(config_class, fields, str(path))
+
+
+def _allow_other_accumulation(saved: RunConfigT, given: RunConfig) -> RunConfigT:
     """A run may go on with less memory: the gradients are the same but for rounding and noise."""
     name = "gradient_accumulation_steps"
-    if isinstance(saved, dict) and name in saved and saved[name] != given[name]:
-        logger.warning("training.%s is %s from here on, it was %s", name, given[name], saved[name])
-        saved[name] = given[name]
+    before, after = getattr(saved.training, name), getattr(given.training, name)
+    if before == after:
+        return saved
+    logger.warning("training.%s is %s from here on, it was %s", name, after, before)
+    return saved.model_copy(update={"training": saved.training.model_copy(update={name: after})})
+
+
+def _keep_folder_rules(saved: RunConfigT, given: RunConfigT) -> RunConfigT:
+    """A run of version 0.1 goes on with the same command, though the default has changed."""
+    if not isinstance(saved, TokenizerRunConfig) or not isinstance(given, TokenizerRunConfig):
+        return given
+    if saved.data.folder_rules == given.data.folder_rules:
+        return given
+    logger.info("data.folder_rules stays %d, with which the run began", saved.data.folder_rules)
+    data = given.data.model_copy(update={"folder_rules": saved.data.folder_rules})
+    return given.model_copy(update={"data": data})
 
 
 def first_difference(saved: Any, given: Any, field: str = "") -> str:

@@ -7,22 +7,27 @@ from pathlib import Path
 from typing import Any
 
 from tokenizer.storage.errors import InputError
-from tokenizer.storage.files import flush_to_disk
+from tokenizer.storage.files import flush_to_disk, replace_file
 
 
-def write_manifest(path: Path, facts: Mapping[str, Any]) -> None:
-    """Writes `facts` and what the other files of the folder hold; returns when all is on the disk.
+def write_manifest(path: Path, metadata: Mapping[str, Any]) -> None:
+    """Writes `metadata` and what the other files of the folder hold; returns when all is stored.
 
     Args:
         path: the manifest, in the folder that it describes.
-        facts: JSON values, without the keys "files" and "sha256".
+        metadata: JSON values, without the keys "files" and "sha256".
     """
-    described = {own.name: _describe(own) for own in sorted(path.parent.iterdir())}
-    manifest = {**facts, "files": described}
-    manifest["sha256"] = _own_hash(manifest)
-    path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    for own in [*path.parent.iterdir(), path.parent]:
-        flush_to_disk(own)
+    described = {listed.name: _describe(listed) for listed in sorted(path.parent.iterdir())}
+    manifest = {**metadata, "files": described}
+    path.write_text(_to_text(manifest), encoding="utf-8")
+    for written in [*path.parent.iterdir(), path.parent]:
+        flush_to_disk(written)
+
+
+def replace_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Writes a changed manifest atomically; what it says of the files stays as it is."""
+    text = _to_text(manifest)
+    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -37,9 +42,24 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is damaged: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged: it is not JSON") from error
-    if not isinstance(manifest, dict) or manifest.get("sha256") != _own_hash(manifest):
+    if not isinstance(manifest, dict) or manifest.get("sha256") != _manifest_hash(manifest):
         raise InputError(f"{path} is damaged: it does not match its own hash")
     return manifest
+
+
+def modification_times(path: Path, manifest: Mapping[str, Any]) -> dict[str, int]:
+    """Times in nanoseconds, by name, of the files beside a manifest; they are not read.
+
+    Raises:
+        InputError: one of them has not the size that the manifest says.
+    """
+    times = {}
+    for name, described in manifest["files"].items():
+        listed = path.with_name(name)
+        if not listed.is_file() or (status := listed.stat()).st_size != described["bytes"]:
+            raise _mismatch(listed, path)
+        times[name] = status.st_mtime_ns
+    return times
 
 
 def check_files(path: Path, manifest: Mapping[str, Any]) -> None:
@@ -49,12 +69,20 @@ def check_files(path: Path, manifest: Mapping[str, Any]) -> None:
         InputError: one of them is not as the manifest says.
     """
     for name, described in manifest["files"].items():
-        own = path.with_name(name)
-        if not own.is_file() or _describe(own) != described:
-            raise InputError(f"{own} is damaged: it does not match {path.name}")
+        listed = path.with_name(name)
+        if not listed.is_file() or _describe(listed) != described:
+            raise _mismatch(listed, path)
 
 
-def _own_hash(manifest: Mapping[str, Any]) -> str:
+def _mismatch(listed: Path, path: Path) -> InputError:
+    return InputError(f"{listed} is damaged: it does not match {path.name}")
+
+
+def _to_text(manifest: Mapping[str, Any]) -> str:
+    return json.dumps({**manifest, "sha256": _manifest_hash(manifest)}, indent=2) + "\n"
+
+
+def _manifest_hash(manifest: Mapping[str, Any]) -> str:
     hashed = {name: value for name, value in manifest.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
 

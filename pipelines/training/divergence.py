@@ -33,12 +33,12 @@ class NonFiniteWatch:
     def note(self, step: int, numbers: Mapping[str, Tensor]) -> None:
         """Looks at the numbers of a step; the same names each time."""
         device = self._accelerator.device
-        parts = {name: own.detach().flatten() for name, own in numbers.items()}
+        parts = {name: tensor.detach().flatten() for name, tensor in numbers.items()}
         values = torch.cat(
-            [own.to(device, torch.float32, non_blocking=True) for own in parts.values()]
+            [part.to(device, torch.float32, non_blocking=True) for part in parts.values()]
         )
         if not self._names:
-            self._names = [name for name, own in parts.items() for _ in range(len(own))]
+            self._names = [name for name, part in parts.items() for _ in range(len(part))]
             self._first_step = torch.full(values.shape, NEVER, device=device)
             self._value = torch.zeros_like(values)
         is_new = ~values.isfinite() & (self._first_step == NEVER)
@@ -68,14 +68,13 @@ class NonFiniteWatch:
         Raises:
             DivergenceError: a weight or a moment of the optimizer is not finite.
         """
-        moments = {
-            f"optimizer.{number}.{name}": tensor
-            for number, tensors in state.optimizer.items()
-            for name, tensor in tensors.items()
+        tensors = {
+            f"{part}.{name}": tensor
+            for part, named in state.tensors.items()
+            for name, tensor in named.items()
         }
-        tensors = {**state.model, **{f"ema.{n}": own for n, own in state.ema.items()}, **moments}
         is_finite = torch.stack(
-            [own.isfinite().all().to(self._accelerator.device) for own in tensors.values()]
+            [tensor.isfinite().all().to(self._accelerator.device) for tensor in tensors.values()]
         ).tolist()
         for name, is_sound in zip(tensors, is_finite, strict=True):
             if not is_sound:

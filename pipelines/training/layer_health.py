@@ -5,7 +5,7 @@ import math
 
 import torch
 
-from pipelines.config import TrainingConfig
+from pipelines.config import TokenizerRecipe
 from pipelines.run.log import Metrics
 from tokenizer import Tokenizer
 
@@ -17,20 +17,21 @@ def relative_variances(tokenizer: Tokenizer) -> list[float]:
 
     That of its inputs, in effect, but known from the weights alone. Far above 1 the posterior is
     the same for all inputs; far below it is a point. 1 for a single code, which has none; empty
-    for the baselines.
+    where the quantizers have no variances.
     """
-    if tokenizer.config.quantizer.kind == "nearest":
+    variances = tokenizer.dequantization_variances().double()
+    if not len(variances):
         return []
     layers = [layer.double() for group in tokenizer.code_vectors() for layer in group]
     spread = torch.stack([layer.var(0, correction=0).mean() for layer in layers])
-    ratios = (tokenizer.dequantization_variances().double() / spread.clamp_min(1e-30)).tolist()
+    ratios = (variances / spread.clamp_min(1e-30)).tolist()
     return [own if len(layer) > 1 else 1.0 for own, layer in zip(ratios, layers, strict=True)]
 
 
 class LayerHealth:
     """Compares usage, perplexity and variance of each layer with the limits of a run."""
 
-    def __init__(self, config: TrainingConfig) -> None:
+    def __init__(self, config: TokenizerRecipe) -> None:
         self._config = config
         self._told: set[tuple[str, int]] = set()
 
@@ -56,6 +57,6 @@ class LayerHealth:
                 elif (name, layer) not in self._told:
                     self._told.add((name, layer))
                     logger.warning(
-                        "layer %d: %s: %.3g, beyond training.%s", layer, name, values[layer], option
+                        "layer %d: %s: %.3g, beyond recipe.%s", layer, name, values[layer], option
                     )
         return flags

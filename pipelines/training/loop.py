@@ -1,93 +1,47 @@
-"""The one training loop, shared by the tokenizer and the prior.
+"""The one training loop, shared by all stages.
 
-All that depends on progress is a function of the step: the rate, the data order and the random
-numbers. A checkpoint therefore holds only weights, optimizer and step, and a resumed run repeats
-the uninterrupted one bit by bit on a CPU. To resume, run the same command again.
+All that depends on progress is a function of the step: the learning rates, the data order and the
+random numbers. A checkpoint therefore holds only weights, optimizers and step, and a resumed run
+repeats the uninterrupted one bit by bit on a CPU. To resume, run the same command again.
 """
 
 import contextlib
-import math
 import os
 import shutil
 import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Generic
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
-from PIL import Image
-from timm.utils.model_ema import ModelEmaV3
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from pipelines.config import RunConfig, TrainingConfig
+from pipelines.config import RunConfig
 from pipelines.data.batches import BatchOrder
 from pipelines.images import save_png
 from pipelines.prefetch import one_ahead
 from pipelines.processes import new_accelerator, seed_everything
 from pipelines.run.checkpoints import (
+    Tensors,
     TrainingState,
     check_sources,
     load_state,
-    optimizer_state,
-    restore_optimizer,
     save_state,
 )
 from pipelines.run.folder import locked, write_run_config
 from pipelines.run.log import Metrics, RunLog
 from pipelines.training.divergence import NonFiniteWatch
 from pipelines.training.loading import loading, to_device
-from pipelines.training.optimizer import make_optimizer, set_learning_rate
+from pipelines.training.losses.base import Loss
+from pipelines.training.networks import TrainedNetwork, saved_networks, without_gradient
+from pipelines.training.stage import BatchT, LoadedT, Stage
 from pipelines.training.stopping import noted_signals
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.pretrained import PretrainedModule
-
-
-class Loss(NamedTuple):
-    """What a stage computes on one micro-batch."""
-
-    minimized: Tensor
-    """Scalar whose gradient is followed."""
-    terms: dict[str, Tensor]
-    """Scalars and vectors to log."""
-
-
-@runtime_checkable
-class Stage(Protocol):
-    """What the loop has to know of the model that it trains."""
-
-    num_items: int
-    """Training items."""
-    sources: dict[str, str]
-    """Hashes of what the run learns from, by name; they must not change in its course."""
-
-    @property
-    def model(self) -> PretrainedModule[Any]:
-        """What is trained."""
-
-    def initialize(self) -> None:
-        """Prepares fresh weights; called once, before the first step of a new run."""
-
-    def load(self, items: np.ndarray, is_flipped: np.ndarray) -> Any:
-        """What the host knows of these training items; runs in a thread of its own, one ahead."""
-
-    def prepare(self, batch: Any) -> Any:
-        """The micro-batch, from what was loaded and has been copied to the device."""
-
-    def loss(self, model: nn.Module, batch: Any, step: int) -> Loss:
-        """Calls the prepared model through its forward."""
-
-    def after_step(self, accelerator: Accelerator) -> None:
-        """What has to follow an optimizer step: the baselines' codebooks."""
-
-    def validate(self, model: nn.Module, accelerator: Accelerator) -> Metrics:
-        """Metrics with hard codes over the validation items, the work shared by all processes."""
-
-    def picture(self, model: nn.Module) -> Image.Image:
-        """A grid for people; called on the main process alone."""
 
 
 def make_accelerator(run_config: RunConfig) -> Accelerator:
@@ -118,17 +72,7 @@ def make_accelerator(run_config: RunConfig) -> Accelerator:
     return accelerator
 
 
-def learning_rate(config: TrainingConfig, step: int) -> float:
-    """Linear warm-up, then constant, or a cosine that ends at zero."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    if config.schedule == "constant":
-        return config.learning_rate
-    progress = (step - config.warmup_steps) / max(config.total_steps - config.warmup_steps, 1)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-
-
-def train(stage: Stage, run_config: RunConfig, accelerator: Accelerator) -> None:
+def train(stage: Stage[Any, Any], run_config: RunConfig, accelerator: Accelerator) -> None:
     """Trains to the last step, going on from the last checkpoint if there is one.
 
     Raises:
@@ -138,107 +82,48 @@ def train(stage: Stage, run_config: RunConfig, accelerator: Accelerator) -> None
     """
     is_main = accelerator.is_main_process
     with locked(run_config.output_dir) if is_main else contextlib.nullcontext():
-        _train(stage, run_config, accelerator)
+        _train(_Run(stage, run_config, accelerator))
 
 
-def _train(stage: Stage, run_config: RunConfig, accelerator: Accelerator) -> None:
-    config, output_dir = run_config.training, run_config.output_dir
-    if accelerator.is_main_process:
-        write_run_config(run_config)
-    state = load_state(output_dir / "state", run_config.resume_from)
-    if state is not None:
-        check_sources(output_dir, state.sources, stage.sources)
-    model = stage.model
-    if state is None:
-        stage.initialize()
-    else:
-        model.load_state_dict(state.model)
-    model.to(accelerator.device)
-    if config.channels_last:
-        model.to(memory_format=torch.channels_last)
-    ema = ModelEmaV3(model, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None
-    optimizer = make_optimizer(model, config)
-    first_step = 0
-    if state is not None:
-        first_step = state.step
-        restore_optimizer(optimizer, state.optimizer)
-        if ema is not None:
-            ema.module.load_state_dict(state.ema)
-    if config.compile:
-        model.compile()
-    prepared, prepared_optimizer = accelerator.prepare(model, optimizer)
-    order = BatchOrder(
-        stage.num_items,
-        config.batch_size,
-        config.seed,
-        accelerator.process_index,
-        accelerator.num_processes,
-        flip=True,
-    )
-    watch = NonFiniteWatch(accelerator, output_dir)
-    run = _Run(stage, config, output_dir, accelerator, model, ema, optimizer, watch)
+def _train(run: "_Run[Any, Any]") -> None:
+    config = run.config
+    steps = range(run.first_step, config.total_steps)
     bar = tqdm(
         total=config.total_steps * config.batch_size,
-        initial=first_step * config.batch_size,
+        initial=run.first_step * config.batch_size,
         unit="image",
         unit_scale=True,
-        disable=not accelerator.is_main_process,
-    )
-    steps = range(first_step, config.total_steps)
-    tasks = loading(
-        stage.load, order, steps, config.gradient_accumulation_steps, accelerator.device
+        disable=not run.accelerator.is_main_process,
     )
     with (
-        noted_signals(accelerator) as stop,  # until all that follows is closed, too
-        RunLog(output_dir, accelerator, first_step, state.metrics if state else "") as log,
+        noted_signals(run.accelerator) as stop,  # until all that follows is closed, too
+        RunLog(run.output_dir, run.accelerator, run.first_step, run.saved_metrics) as log,
         bar,
-        contextlib.closing(one_ahead(tasks)) as loaded,
+        contextlib.closing(one_ahead(run.loading(steps))) as loaded,
     ):
-        started, logged_step = time.perf_counter(), first_step
-        if not steps:  # the model for use may have been damaged, or removed, since
-            run.save_model()
+        if not steps:
+            run.repair_model()
+        clock = _Clock(run.first_step)
         for step in steps:
-            seed_everything(config.seed, accelerator.process_index, step)
-            rate = learning_rate(config, step)
-            set_learning_rate(optimizer, rate)
-            norm = torch.zeros((), device=accelerator.device)
-            for _ in range(config.gradient_accumulation_steps):
-                batch = stage.prepare(to_device(next(loaded), accelerator.device))
-                with accelerator.accumulate(prepared):
-                    loss = stage.loss(prepared, batch, step)
-                    accelerator.backward(loss.minimized)
-                    if accelerator.sync_gradients:
-                        norm = accelerator.clip_grad_norm_(
-                            prepared.parameters(), config.max_gradient_norm
-                        )
-                    prepared_optimizer.step()
-                    prepared_optimizer.zero_grad()
-                numbers = {**loss.terms, "minimized": loss.minimized, "gradient_norm": norm}
-                watch.note(step + 1, numbers)
-            stage.after_step(accelerator)
-            finished = step + 1
-            if ema is not None:
-                ema.update(model, step=finished)
+            terms = run.train_step(step, loaded)
             bar.update(config.batch_size)
+            finished = step + 1
             is_last = finished == config.total_steps
             stops = stop.is_agreed()
             saves = finished % config.checkpoint_interval == 0 or is_last or stops
             logs = finished % config.log_interval == 0 or is_last
             validates = finished % config.validation_interval == 0 or is_last
             if logs or validates or saves:
-                watch.check()
+                run.watch.check()
             if logs:
-                terms = _to_numbers(loss.terms)
-                terms["gradient_norm"] = norm.item()
-                now = time.perf_counter()
-                speed = (finished - logged_step) * config.batch_size / (now - started)
-                started, logged_step = now, finished
-                extra = {"learning_rate": rate, "images_per_second": speed}
-                log.write(finished, "train", {**terms, **extra})
-                bar.set_postfix(loss=f"{terms['loss']:.4g}", refresh=False)
+                speed = clock.steps_per_second(finished) * config.batch_size
+                metrics = run.metrics(step, terms)
+                log.write(finished, "train", {**metrics, "images_per_second": speed})
+                loss = metrics[run.prefix(run.main) + "loss"]
+                bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
             if validates:
                 log.write(finished, "validation", run.validate(finished))
-                started, logged_step = time.perf_counter(), finished
+                clock.restart(finished)
             if saves:
                 run.save(finished, log.flush())
             if stops:
@@ -247,26 +132,123 @@ def _train(stage: Stage, run_config: RunConfig, accelerator: Accelerator) -> Non
                 )
 
 
-class _Run(NamedTuple):
-    """What validation and saving need."""
+class _Clock:
+    """Measures the speed since it was last asked or restarted."""
 
-    stage: Stage
-    config: TrainingConfig
-    output_dir: Path
-    accelerator: Accelerator
-    model: PretrainedModule[Any]
-    ema: ModelEmaV3 | None
-    optimizer: torch.optim.Optimizer
-    watch: NonFiniteWatch
+    def __init__(self, step: int) -> None:
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        self._step, self._started = step, time.perf_counter()
+
+    def steps_per_second(self, step: int) -> float:
+        previous, started = self._step, self._started
+        self.restart(step)
+        return (step - previous) / (self._started - started)
+
+
+class _Run(Generic[LoadedT, BatchT]):
+    """A stage under way; fresh, or as the last checkpoint left it."""
+
+    def __init__(
+        self, stage: Stage[LoadedT, BatchT], run_config: RunConfig, accelerator: Accelerator
+    ) -> None:
+        self.stage = stage
+        self.config = config = run_config.training
+        self.output_dir = run_config.output_dir
+        self.accelerator = accelerator
+        if accelerator.is_main_process:
+            write_run_config(run_config)
+        networks = stage.networks
+        state = load_state(self.output_dir / "state", run_config.resume_from)
+        if state is None:
+            self.first_step, self.saved_metrics, saved = 0, "", None
+            stage.initialize()
+        else:
+            self.first_step, self.saved_metrics = state.step, state.metrics
+            check_sources(self.output_dir, state.sources, stage.sources)
+            saved = saved_networks(state, networks, stage.main_network)
+        self.networks = [
+            TrainedNetwork(name, network, config, accelerator, saved)
+            for name, network in networks.items()
+        ]
+        (self.main,) = (own for own in self.networks if own.name == stage.main_network)
+        self.watch = NonFiniteWatch(accelerator, self.output_dir)
 
     @property
-    def model_in_use(self) -> PretrainedModule[Any]:
-        """The moving average, if the run keeps one."""
-        return self.model if self.ema is None else self.ema.module
+    def model(self) -> PretrainedModule[Any]:
+        """What people will use."""
+        model = self.main.in_use
+        assert isinstance(model, PretrainedModule)
+        return model
+
+    def prefix(self, network: TrainedNetwork) -> str:
+        """Of the names of what is logged of a network; none where it is the only one."""
+        return "" if len(self.networks) == 1 else f"{network.name}/"
+
+    def loading(self, steps: range) -> Iterator[Callable[[], LoadedT]]:
+        """Tasks that load the micro-batches of this process."""
+        config, accelerator = self.config, self.accelerator
+        order = BatchOrder(
+            self.stage.num_items,
+            config.batch_size,
+            config.seed,
+            accelerator.process_index,
+            accelerator.num_processes,
+            flip=True,
+        )
+        num_parts = config.gradient_accumulation_steps
+        return loading(self.stage.load, order, steps, num_parts, accelerator.device)
+
+    def train_step(self, step: int, loaded: Iterator[LoadedT]) -> dict[str, Tensor]:
+        """One step of each network; gives the terms of the last micro-batch."""
+        seed_everything(self.config.seed, self.accelerator.process_index, step)
+        for network in self.networks:
+            network.set_learning_rate(step)
+        terms: dict[str, Tensor] = {}
+        batches: Iterable[BatchT] = (
+            self.stage.prepare(to_device(next(loaded), self.accelerator.device))
+            for _ in range(self.config.gradient_accumulation_steps)
+        )
+        if self.stage.sees_whole_batch:
+            batches = list(batches)
+            modules = {network.name: network.prepared for network in self.networks}
+            self.stage.before_step(modules, batches, step)
+        for batch in batches:
+            minimized: dict[str, Tensor] = {}
+            with self.accelerator.accumulate(*(own.prepared for own in self.networks)):
+                for network in self.networks:
+                    prefix = self.prefix(network)
+                    loss, norm = self._follow_gradient(network, batch, step)
+                    minimized[f"{prefix}minimized"] = loss.minimized
+                    named = {"loss": loss.minimized, **loss.terms, "gradient_norm": norm}
+                    terms |= {f"{prefix}{name}": term.detach() for name, term in named.items()}
+            self.watch.note(step + 1, {**terms, **minimized})
+        self.stage.after_step(self.accelerator)
+        for network in self.networks:
+            network.update_ema(step + 1)
+        return terms
+
+    def _follow_gradient(
+        self, network: TrainedNetwork, batch: BatchT, step: int
+    ) -> tuple[Loss, Tensor]:
+        others = [own for own in self.networks if own is not network]
+        modules = {own.name: own.module for own in others} | {network.name: network.prepared}
+        with without_gradient(others):
+            loss = self.stage.loss(network.name, modules, batch, step)
+            return loss, network.follow_gradient(loss.minimized)
+
+    def metrics(self, step: int, terms: Mapping[str, Tensor]) -> Metrics:
+        """What is logged of a step."""
+        rates = {
+            f"{self.prefix(own)}learning_rate": own.network.learning_rate(step)
+            for own in self.networks
+        }
+        return {name: term.float().cpu().tolist() for name, term in terms.items()} | rates
 
     def validate(self, step: int) -> Metrics:
-        """Metrics of the model in use, and its picture."""
-        used = self.model_in_use
+        """Metrics of the model in use, and its preview."""
+        used = self.model
         was_training = used.training
         used.eval()
         # Compiled code would be made once more, for other batches and without gradients.
@@ -282,23 +264,33 @@ class _Run(NamedTuple):
 
     def save(self, step: int, metrics_hash: str) -> None:
         """The state for resuming, and the model for use."""
-        ema = {} if self.ema is None else self.ema.module.state_dict()
-        moments = optimizer_state(self.optimizer)
-        state = TrainingState(
-            step, self.model.state_dict(), ema, moments, self.stage.sources, metrics_hash
-        )
+        tensors: dict[str, Tensors] = {}
+        for network in self.networks:
+            tensors |= network.state()
+        state = TrainingState(step, tensors, self.stage.sources, metrics_hash)
         self.watch.check_state(state)
         # The state last: a run that was killed in between saves the model once more.
-        self.save_model()
         if self.accelerator.is_main_process:
+            self.model.save_pretrained(self.output_dir / "model")
             save_state(self.output_dir / "state", state)
         self.accelerator.wait_for_everyone()
 
-    def save_model(self) -> None:
-        """The model for use."""
-        if self.accelerator.is_main_process:
-            self.model_in_use.save_pretrained(self.output_dir / "model")
+    def repair_model(self) -> None:
+        """Saves the model of a finished run again if what is there is damaged, or of other weights.
+
+        Otherwise it is left as it is: an earlier version may have written it.
+        """
+        folder = self.output_dir / "model"
+        if self.accelerator.is_main_process and not _holds(folder, self.model):
+            self.model.save_pretrained(folder)
 
 
-def _to_numbers(terms: dict[str, Tensor]) -> dict[str, float | list[float]]:
-    return {name: term.detach().float().cpu().tolist() for name, term in terms.items()}
+def _holds(folder: Path, model: PretrainedModule[Any]) -> bool:
+    try:
+        saved = type(model).from_pretrained(folder).state_dict()
+    except InputError:
+        return False
+    weights = model.state_dict()
+    return saved.keys() == weights.keys() and all(
+        torch.equal(tensor, weights[name].cpu()) for name, tensor in saved.items()
+    )

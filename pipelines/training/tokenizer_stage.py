@@ -1,5 +1,7 @@
 """Stage one for the training loop: images, the tokenizer's objective, hard-code validation."""
 
+import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,17 +13,22 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pipelines.config import TokenizerRunConfig
-from pipelines.data.dataset import ImageDataset, chosen_items, image_hashes
-from pipelines.data.sources import load_images
-from pipelines.evaluation.metrics import SSIM_WINDOW, reconstruction_metrics
+from pipelines.data.dataset import ImageDataset, chosen_items, image_hashes, image_shape
+from pipelines.data.sources import load_splits
+from pipelines.evaluation.metrics import reconstruction_metrics
 from pipelines.evaluation.reconstruction import measure_reconstruction
+from pipelines.evaluation.similarity import SSIM_WINDOW
 from pipelines.images import comparison, to_float, to_uint8
 from pipelines.processes import batch_size_without_gradient, seed_everything
 from pipelines.run.log import Metrics
 from pipelines.training.layer_health import LayerHealth, relative_variances
-from pipelines.training.loop import Loss
+from pipelines.training.losses import Bound, Loss, TokenizerLoss
+from pipelines.training.losses.bound import mean_squared_error
+from pipelines.training.optimizer import Network
+from pipelines.training.stage import Stage
 from tokenizer import Tokenizer
 from tokenizer.backbone import TimmBottomUpPath, load_backbone
+from tokenizer.quantizers import BuildQuantizer
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.files import load_safetensors
 
@@ -39,14 +46,31 @@ class LoadedImages(NamedTuple):
     """(B,): which to mirror."""
 
 
-class TokenizerStage:
+class TokenizerStage(Stage[LoadedImages, Tensor]):
     """What the loop has to know to train a tokenizer.
+
+    Args:
+        config: The run.
+        accelerator: Its processes.
+        images: For training and validation; None opens those that `config.data` names.
+        quantizer: Builds quantizers from outside the package, see `Tokenizer`.
+        loss: Takes the place of the recipe's.
 
     Raises:
         InputError: the data or the backbone's weights do not fit the config.
     """
 
-    def __init__(self, config: TokenizerRunConfig, accelerator: Accelerator) -> None:
+    main_network = "tokenizer"
+
+    def __init__(
+        self,
+        config: TokenizerRunConfig,
+        accelerator: Accelerator,
+        images: tuple[ImageDataset, ImageDataset] | None = None,
+        *,
+        quantizer: BuildQuantizer | None = None,
+        loss: TokenizerLoss | None = None,
+    ) -> None:
         if config.tokenizer.channels != config.data.channels:
             raise InputError(
                 f"data.channels must equal tokenizer.channels {config.tokenizer.channels}, "
@@ -59,23 +83,36 @@ class TokenizerStage:
             )
         seed_everything(config.training.seed)
         self.config = config
-        self.model = Tokenizer(config.tokenizer)
-        self.model.total_steps = config.training.total_steps
+        self.model = Tokenizer(config.tokenizer, quantizer)
+        self.objective = loss or Bound(config.recipe, self.model.has_posterior)
         try:
             self.model.code_maps(config.data.image_size, config.data.image_size)
         except InputError as error:
             raise InputError(f"data.image_size: {error}") from error
         if config.backbone_weights is not None:
             _load_backbone_weights(self.model, config.backbone_weights)
-        with accelerator.main_process_first():
-            self.train_images = load_images(config.data, "train")
-            self.validation_images = load_images(config.data, "validation")
+        rate_factors = config.recipe.rate_factors(self.model.learned_roles())
+        network = Network.from_config(self.model, config.training, rate_factors)
+        self.networks = {"tokenizer": network}
+        self.train_images, self.validation_images = images or load_splits(config.data, accelerator)
+        expected = (config.data.channels, config.data.image_size, config.data.image_size)
+        for dataset in (self.train_images, self.validation_images):
+            if image_shape(dataset) != expected:
+                raise InputError(
+                    f"data.channels and data.image_size must be those of {dataset.description}: "
+                    f"{image_shape(dataset)}, got {expected}"
+                )
         self.num_items = len(self.train_images)
         self.sources = image_hashes(self.train_images, self.validation_images)
         self.device = accelerator.device
-        self.health = LayerHealth(config.training)
+        num_parts = config.training.gradient_accumulation_steps
+        is_closed_form = isinstance(self.objective, Bound) and self.objective.is_closed_form
+        self.sees_whole_batch = is_closed_form and num_parts > 1
+        self.shares_error = is_closed_form and num_parts * accelerator.num_processes > 1
+        self._mean = functools.partial(accelerator.reduce, reduction="mean")
+        self._batch_error: Tensor | None = None
+        self.health = LayerHealth(config.recipe)
         self.batch_size = batch_size_without_gradient(config.training, accelerator)
-        self.num_values = config.data.channels * config.data.image_size**2
 
     def initialize(self) -> None:
         """Starts codebooks and variances from the data: the same images on all processes."""
@@ -97,31 +134,46 @@ class TokenizerStage:
             return images
         return torch.where(batch.is_flipped.view(-1, 1, 1, 1), images.flip(-1), images)
 
-    def loss(self, model: nn.Module, batch: Tensor, step: int) -> Loss:
-        """The bound over D/2: its gradient is then of order one whatever the image size."""
-        output = model(batch, step)
-        terms = {
-            name: getattr(output, name)
-            for name in (
-                "loss",
-                "reconstruction",
-                "quantization_error",
-                "posterior_entropy",
-                "commitment",
-                "layer_entropy",
-            )
-        }
-        terms["rmse"] = (output.squared_error / self.num_values).sqrt() / 2
-        terms["temperature"] = torch.full((), self.model.temperature(step), device=self.device)
-        terms["dequantization_variance"] = self.model.dequantization_variances()
-        return Loss(output.loss * (2 / self.num_values), terms)
+    def before_step(
+        self, modules: Mapping[str, nn.Module], batches: Sequence[Tensor], step: int
+    ) -> None:
+        """A first pass without gradient: the bound takes the logarithm of the whole batch's SSE."""
+        errors = []
+        devices = [self.device] if self.device.type == "cuda" else []
+        # The second pass has the same noise again.
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            for batch in batches:
+                output = modules["tokenizer"](batch, self.temperature(step))
+                errors.append(mean_squared_error(batch, output))
+        self._batch_error = self._mean(torch.stack(errors).mean())
+
+    def loss(self, name: str, modules: Mapping[str, nn.Module], batch: Tensor, step: int) -> Loss:
+        """The recipe's loss at the recipe's temperature."""
+        temperature = self.temperature(step)
+        output = modules[name](batch, temperature)
+        if self.shares_error:
+            assert isinstance(self.objective, Bound)
+            batch_error = self._batch_error
+            if batch_error is None:  # one micro-batch for each process
+                batch_error = self._mean(mean_squared_error(batch, output).detach())
+            loss = self.objective(batch, output, batch_error)
+        else:
+            loss = self.objective(batch, output)
+        if self.model.has_posterior:
+            loss.terms["temperature"] = torch.full((), temperature, device=self.device)
+            loss.terms["dequantization_variance"] = self.model.dequantization_variances()
+        return loss
+
+    def temperature(self, step: int) -> float:
+        """Gumbel-softmax temperature of a step."""
+        return self.config.recipe.temperature(step, self.config.training.total_steps)
 
     def after_step(self, accelerator: Accelerator) -> None:
-        """Moves the codebooks of a baseline."""
+        """Moves EMA codebooks."""
         if accelerator.num_processes == 1:
-            self.model.update_codebooks()
+            self.model.after_step()
         else:
-            self.model.update_codebooks(
+            self.model.after_step(
                 lambda tensor: accelerator.reduce(tensor, "sum"), lambda tensor: broadcast(tensor)
             )
 

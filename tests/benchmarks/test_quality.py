@@ -1,5 +1,6 @@
 """The cells of the quality benchmark: equal but for the quantizer, each with a name of its own."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ from benchmarks.quality.variants import VariantQuantizer
 from pipelines.config import DataConfig
 from tokenizer import Tokenizer
 from tokenizer.builders import rq_vae
-from tokenizer.config import GroupConfig, NetworkConfig, StochasticQuantizerConfig
+from tokenizer.config import NetworkConfig
+from tokenizer.quantizers import GroupConfig, StochasticQuantizerConfig
 
 RATES = {(family, method.key): 4e-3 for family in FAMILIES for method in METHODS}
 
@@ -70,14 +72,15 @@ def test_an_ablation_differs_from_the_default_in_what_it_names(tmp_path: Path) -
     default = run_config(Cell(shape, STOCHASTIC, 1e-3, 0), budget, data, tmp_path)
     for name, ablation in ABLATIONS.items():
         changed = run_config(Cell(shape, STOCHASTIC, 1e-3, 0, name), budget, data, tmp_path)
-        difference = {
-            key: value
-            for key, value in changed.tokenizer.quantizer.model_dump().items()
-            if value != default.tokenizer.quantizer.model_dump()[key]
-        }
-        assert difference == dict(ablation.quantizer)
+        pairs = (
+            (changed.tokenizer.quantizer, default.tokenizer.quantizer, ablation.quantizer),
+            (changed.recipe, default.recipe, ablation.recipe),
+        )
+        for own, other, named in pairs:
+            usual = other.model_dump()
+            assert {k: v for k, v in own.model_dump().items() if v != usual[k]} == dict(named)
         is_changed = ablation.variant, ablation.warms_up_latents, ablation.has_linear_temperature
-        assert difference or any(is_changed)
+        assert ablation.quantizer or ablation.recipe or any(is_changed)
 
 
 def test_a_shape_tells_its_family_and_bits() -> None:
@@ -121,7 +124,7 @@ def test_the_expected_term_is_the_mean_of_the_squared_distance() -> None:
     latents = torch.randn(2, 8, 4, 4, dtype=torch.float64)
     group = GroupConfig(downsampling=4, codebook_sizes=(16,), code_dim=8)
     quantizer = VariantQuantizer(group, StochasticQuantizerConfig(), "expected-terms").double()
-    error = quantizer(latents, "mixture", 1.0).quantization_error
+    error = quantizer(latents, "mixture", 1.0).latent_terms["quantization_error"]
     rows = latents.movedim(1, -1).reshape(2, 16, 1, 8)
     distances = (rows - quantizer.codebook(0)).square().sum(-1) / 2  # s² = 1; (B, positions, K)
     expected = ((-distances).softmax(-1) * distances).sum((1, 2))
@@ -217,14 +220,12 @@ def test_the_rate_with_the_lowest_validation_error_is_chosen(tmp_path: Path) -> 
 
 
 def test_a_tokenizer_takes_a_peer_in_place_of_its_quantizer() -> None:
-
     config = rq_vae(4, 2, 16, 8, networks=NetworkConfig(width=8, max_width=8, num_blocks=1))
-    tokenizer = Tokenizer(config)
-    for group, own in zip(tokenizer.top_down, config.groups, strict=True):
-        group.quantizer = PeerQuantizer(own, "ResidualVQ")  # type: ignore[assignment]
+    build = functools.partial(PeerQuantizer, peer="ResidualVQ")
+    tokenizer = Tokenizer(config, quantizer=build)
     images = torch.rand(4, 3, 16, 16) * 2 - 1
     tokenizer.initialize_from_data(images, torch.Generator())
-    tokenizer.train()(images, 0).loss.backward()
+    tokenizer.train()(images).latent_terms["commitment"].backward()
     tokenizer.eval()
     torch.testing.assert_close(
         tokenizer.decode(tokenizer.encode(images)), tokenizer.reconstruct(images)

@@ -5,18 +5,17 @@ import torch
 
 from benchmarks.speed.library_cache import LibraryCache
 from benchmarks.speed.sampling import NoCache, comparisons
-from prior import PriorCache
-from tests.prior.test_incremental_decoder import assert_close, make_prior
-from tests.prior.test_transformer import random_indices
+from prior import Condition, IncrementalDecoder
+from tests.prior.small_priors import assert_close, random_indices, trained_prior
 
 
 @pytest.mark.parametrize("order", ["coarse_to_fine", "cell"])
 def test_all_caches_give_the_same_logits(order: str) -> None:
-    prior = make_prior(order, num_classes=0)
-    labels = torch.zeros(2, dtype=torch.int64)
+    prior = trained_prior(order, condition="none")
     codes = prior.ordering.flatten(random_indices(prior, 2))
     with torch.no_grad():
-        caches = [kind(prior, labels) for kind in (PriorCache, LibraryCache, NoCache)]
+        decoder = IncrementalDecoder(prior, Condition(), 2)
+        caches = [decoder, LibraryCache(prior, 2), NoCache(prior, 2)]
     for step, slot in prior.ordering.mask.nonzero().tolist():
         with torch.no_grad():
             first, *others = [cache.next_logits() for cache in caches]

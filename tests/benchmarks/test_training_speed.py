@@ -27,7 +27,7 @@ def test_flops_per_image_do_not_depend_on_the_batch() -> None:
 
 def test_flops_of_a_wide_prior_are_six_per_parameter_and_position() -> None:
     """Forward two and backward four per weight: the usual estimate."""
-    network = PriorNetworkConfig(width=512, body_depth=8, head_depth=1)
+    network = PriorNetworkConfig(width=512, num_spatial_layers=8, num_depth_layers=1)
     maps = (CodeMapConfig(height=8, width=8, codebook_sizes=(16,), code_dim=8),)
     facts = prior_facts(network, maps)
     assert facts["flops_per_image"] == pytest.approx(6 * facts["parameters"] * 64, rel=0.1)

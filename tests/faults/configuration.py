@@ -145,7 +145,7 @@ def small_pipeline() -> ImageGenerationPipeline:
     networks = NetworkConfig(width=4, max_width=4, num_blocks=1)
     torch.manual_seed(0)
     tokenizer = Tokenizer(hq_vae((8, 4), (2, 1), 6, 3, networks=networks))
-    network = {"width": 8, "body_depth": 1, "head_depth": 1, "num_heads": 1}
+    network = {"width": 8, "num_spatial_layers": 1, "num_depth_layers": 1, "num_heads": 1}
     maps = [own.model_dump(mode="json") for own in tokenizer.code_maps(8, 8)]
     fields = {"network": network, "code_maps": maps, "num_classes": 2}
     fields["tokenizer_hash"] = tokenizer.content_hash()

@@ -1,9 +1,10 @@
 """Damaged checkpoints, models and caches, disks without space, folders that cannot be written.
 
 Ten of eleven trials damage one file of a finished run: it must be refused by name, in one line,
-and the way out that the line names must lead to the end of an undisturbed run. The rest train on a
-small disk that fills up, or where nothing may be written: one line, exit status 2, and the same
-command must go on to the same end when there is space.
+and the way out that the line names must lead to the end of an undisturbed run. Damage in a cache
+that keeps size and time must be found by its hash. The rest train on a small disk that fills up, or
+where nothing may be written: one line, exit status 2, and the same command must go on to the same
+end when there is space.
 """
 
 import functools
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipelines.data.cache import verify_cache
 from prior import Prior
 from tests.faults.damage import spoiled
 from tests.faults.jobs import Job, files_up_to
@@ -53,6 +55,8 @@ def trial(folder: Path, number: int, generator: np.random.Generator) -> str:
     kind = int(generator.integers(3))
     path = sorted(files[kind])[generator.integers(len(files[kind]))]
     content = spoiled(path.read_bytes(), generator)
+    if kind == 2 and generator.integers(2):
+        return _hidden_complaint(run, path)
     if kind == 0 and generator.integers(5) == 0:  # of another moment
         content = (states[0] / path.name).read_bytes()
     path.write_bytes(content)
@@ -85,6 +89,19 @@ def _cache_complaint(run: TinyRun, path: Path) -> str:
     complaint = Job(*run.command).wrong_refusal(str(path), str(path.parent))
     shutil.rmtree(path.parent)  # all share it, and it is made anew
     return complaint or wrong_end(run)
+
+
+def _hidden_complaint(run: TinyRun, path: Path) -> str:
+    """Size and time stay as they were: only the hashes tell, when they are asked."""
+    before, content = path.stat(), path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    damages = dict(verify_cache(path.parent.parent))
+    found = [entry for entry, damage in damages.items() if damage]
+    shutil.rmtree(path.parent)
+    if found != [path.parent] or str(path) not in damages[path.parent]:
+        return f"{path} is not named: {damages}"
+    return wrong_end(run)
 
 
 # Disks

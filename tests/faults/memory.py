@@ -16,11 +16,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from pipelines.command import TRAINING_MEMORY, load_run, parse_run, run_command
+from pipelines.command import TRAINING_MEMORY, parse_run, run_command
 from pipelines.config import TokenizerRunConfig
 from pipelines.data.sources import load_images
 from pipelines.presets import TOKENIZER_PRESETS
-from pipelines.training.loop import Loss
+from pipelines.run.folder import load_run
+from pipelines.training.losses import Loss
 from tests.faults.jobs import Job, in_child, leave_room
 from tests.faults.runs import CHECKPOINT_INTERVAL, TOTAL_STEPS, finished_run, new_run, wrong_end
 from tests.tiny_runs import train_with

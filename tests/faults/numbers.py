@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipelines.training.divergence import DivergenceError
-from pipelines.training.loop import Loss, make_accelerator, train
+from pipelines.training.loop import make_accelerator, train
+from pipelines.training.losses import Loss
 from tests.tiny_runs import InterferingStage, make_stage, tokenizer_run
 from tokenizer.storage.untrusted import parse_json
 

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -22,6 +23,7 @@ from pipelines.train_tokenizer import train_tokenizer
 from tokenizer import rsq_vae, sq_vae
 
 Facts = dict[str, Any]
+GOLDEN = Path(__file__).parent / "runs.json"
 
 
 def golden_runs() -> dict[str, tuple[TokenizerRunConfig, PriorRunConfig]]:
@@ -83,6 +85,18 @@ def measure_all() -> Facts:
         with tempfile.TemporaryDirectory() as folder:
             runs[name] = measure(Path(folder), *configs)
     return {"machine": machine(), "runs": runs}
+
+
+def assert_same_metrics(found: list[Facts], expected: list[Facts], is_exact: bool) -> None:
+    """Lines of metrics.jsonl; later versions may log more, and leave out constants."""
+    for line, other in zip(expected, found, strict=True):
+        for key, value in line.items():
+            if key not in other:  # what a quantizer does not have is no longer logged
+                assert value in (0, 1) or not any(value), key
+            elif is_exact or isinstance(value, str):
+                assert other[key] == value, key
+            else:
+                assert other[key] == pytest.approx(value, rel=1e-4, abs=1e-5), key
 
 
 def machine() -> list[str]:

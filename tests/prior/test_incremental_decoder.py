@@ -1,191 +1,110 @@
 """The static cache beside the plain forward of x-transformers."""
 
+import copy
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor
+from torch import nn
 
-from prior import Prior, PriorCache, PriorConfig, PriorNetworkConfig, Sampler, sample
-from prior.sampling import sample_generators
-from prior.static_transformer import StaticTransformer
-from tests.prior.test_transformer import LAYOUTS, PYRAMID, every_logit, random_indices
-
-PRECISIONS = pytest.mark.parametrize(
-    ("dtype", "tolerance"),
-    [
-        pytest.param(torch.float32, 1e-5, id="float32"),
-        pytest.param(torch.float64, 1e-12, id="float64"),
-    ],
+from prior import IncrementalDecoder, sample, sample_generators
+from tests.prior.small_priors import (
+    CONDITIONS,
+    LAYOUTS,
+    NULL,
+    assert_close,
+    cached_logits,
+    decoder_of,
+    every_logit,
+    inputs_of,
+    make_prior,
+    random_indices,
+    trained_prior,
 )
+from tokenizer.storage.errors import InputError
 
 
-def make_prior(
-    order: str, positions: str = "learned", num_classes: int = 3, dropout: float = 0.1
-) -> Prior:
-    """One whose every parameter has moved, gains of norms and dropout included."""
-    torch.manual_seed(0)
-    network = PriorNetworkConfig.model_validate(
-        {
-            "width": 32,
-            "body_depth": 2,
-            "head_depth": 2,
-            "num_heads": 4,
-            "order": order,
-            "positions": positions,
-            "dropout": dropout,
-        }
-    )
-    config = PriorConfig(network=network, code_maps=PYRAMID, num_classes=num_classes)
-    prior = Prior(config).train()
-    optimizer = torch.optim.Adam(prior.parameters(), 2e-2)
-    labels = torch.tensor([0, 2, 1, 1]) if num_classes else None
-    for _ in range(8):
-        optimizer.zero_grad()
-        prior(random_indices(prior, 4), labels).loss.backward()
-        optimizer.step()
-    return prior.eval()
-
-
-def cached_logits(cache: PriorCache, indices: list[Tensor]) -> list[Tensor]:
-    """The same from the cache."""
-    ordering = cache.prior.ordering
-    codes, logits = ordering.flatten(indices), []
-    for step, slot in ordering.mask.nonzero().tolist():
-        assert (cache.step, cache.slot) == (step, slot)
-        logits.append(cache.next_logits())
-        cache.append(codes[:, step, slot])
-    return logits
-
-
-def assert_close(found: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
-    for own, other in zip(found, expected, strict=True):
-        assert own.dtype == other.dtype
-        torch.testing.assert_close(own, other, rtol=tolerance, atol=tolerance)
-
-
-@PRECISIONS
-@pytest.mark.parametrize("num_classes", [0, 3])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+@CONDITIONS
 @LAYOUTS
 def test_cached_logits_equal_the_full_forward(
-    order: str, positions: str, num_classes: int, dtype: torch.dtype, tolerance: float
+    order: str, positions: str, condition: str, dtype: torch.dtype, tolerance: float
 ) -> None:
-    prior = make_prior(order, positions, num_classes).to(dtype)
-    indices, labels = random_indices(prior, 3), torch.tensor([0, 2, 3])
-    expected = every_logit(prior, indices, labels if num_classes else None)
-    found = cached_logits(PriorCache(prior, labels), indices)
-    assert_close(found, expected, tolerance)
-
-
-@PRECISIONS
-@LAYOUTS
-def test_cached_logits_need_not_be_asked_for(
-    order: str, positions: str, dtype: torch.dtype, tolerance: float
-) -> None:
-    prior = make_prior(order, positions).to(dtype)
-    indices, labels = random_indices(prior, 2), torch.tensor([0, 2])
-    expected = every_logit(prior, indices, labels)
+    prior = copy.deepcopy(trained_prior(order, positions, condition=condition)).to(dtype)
+    indices, inputs = random_indices(prior, 3), inputs_of(prior, [0, 2, NULL])
+    expected = every_logit(prior, indices, inputs)
+    decoder = decoder_of(prior, inputs, 3)
+    assert_close(cached_logits(decoder, indices), expected, tolerance)
+    decoder.restart(prior.condition(inputs, 3))
     codes = prior.ordering.flatten(indices)
-    cache = PriorCache(prior, labels)
     places = prior.ordering.mask.nonzero().tolist()
     for number, ((step, slot), logits) in enumerate(zip(places, expected, strict=True)):
-        if number % 5 in (2, 4) or number > 18:
-            assert_close([cache.next_logits()], [logits], tolerance)
-        cache.append(codes[:, step, slot])
-
-
-def test_a_strong_dropout_in_training_changes_nothing_in_use() -> None:
-    prior = make_prior("cell", dropout=0.9)
-    indices, labels = random_indices(prior, 2), torch.tensor([0, 2])
-    expected = every_logit(prior, indices, labels)
-    assert_close(cached_logits(PriorCache(prior, labels), indices), expected, 1e-5)
-
-
-def test_a_cache_that_is_restarted_equals_a_new_one() -> None:
-    prior = make_prior("coarse_to_fine")
-    first, second = torch.tensor([0, 2]), torch.tensor([1, 3])
-    cache = PriorCache(prior, first)
-    cached_logits(cache, random_indices(prior, 2, seed=5))
-    cache.restart(second)
-    found = cached_logits(cache, random_indices(prior, 2))
-    assert_close(found, cached_logits(PriorCache(prior, second), random_indices(prior, 2)), 0)
-
-
-def test_known_codes_cost_no_step_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    prior = make_prior("cell", num_classes=0)
-    cache = PriorCache(prior, torch.zeros(2, dtype=torch.int64))
-    calls: list[tuple[int, int]] = []
-    take = StaticTransformer.__call__
-
-    def counted(transformer: StaticTransformer, inputs: Tensor, first: int) -> Tensor:
-        if transformer is cache._body:
-            calls.append((inputs.shape[1], first))
-        return take(transformer, inputs, first)
-
-    monkeypatch.setattr(StaticTransformer, "__call__", counted)
-    codes = prior.ordering.flatten(random_indices(prior, 2))
-    for step in range(3):
-        for slot in range(prior.ordering.num_slots):
-            cache.append(codes[:, step, slot])
-    assert calls == []
-    cache.next_logits()
-    assert calls == [(4, 0)]
+        if number % 5 in (2, 4) or number > 18:  # they need not be asked for
+            assert_close([decoder.next_logits()], [logits], tolerance)
+        decoder.append(codes[:, step, slot])
 
 
 @pytest.mark.skipif(not torch._C._has_mkldnn, reason="promised with oneDNN")
-@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize(("num_threads", "condition"), [(1, "class"), (1, "custom"), (2, "custom")])
 @LAYOUTS
 def test_on_a_cpu_logits_do_not_depend_on_the_batch_bit_for_bit(
-    order: str, positions: str, num_threads: int
+    order: str, positions: str, num_threads: int, condition: str
 ) -> None:
-    prior = make_prior(order, positions)
-    indices, labels = random_indices(prior, 13), torch.arange(13) % 4
+    prior = trained_prior(order, positions, condition=condition)
+    indices, labels = random_indices(prior, 13), [number % 4 for number in range(13)]
+    parts = prior.condition(inputs_of(prior, labels), 13)
     previous = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:
-        together = cached_logits(PriorCache(prior, labels), indices)
+        together = cached_logits(IncrementalDecoder(prior, parts, 13), indices)
         for first, last in ((0, 1), (12, 13), (3, 5), (5, 8), (1, 6), (4, 12)):
             rows = slice(first, last)
-            alone = cached_logits(PriorCache(prior, labels[rows]), [own[rows] for own in indices])
-            assert_close(alone, [logits[rows] for logits in together], 0)
+            some = type(parts)(*(None if part is None else part[rows] for part in parts))
+            decoder = IncrementalDecoder(prior, some, last - first)
+            alone = cached_logits(decoder, [group[rows] for group in indices])
+            assert_close(alone, [logits[rows] for logits in together])
     finally:
         torch.set_num_threads(previous)
 
 
+@pytest.mark.parametrize(
+    ("condition", "scale", "settings"),
+    [
+        ("class", 3.0, {"top_k": 1}),
+        ("custom", 3.0, {"temperature": 1e-6}),
+        ("class", 1.0, {"top_p": 1e-6}),
+    ],
+)
 @LAYOUTS
-def test_guided_codes_are_those_of_the_guided_forward(order: str, positions: str) -> None:
-    prior = make_prior(order, positions)
+def test_the_likeliest_codes_are_those_of_the_guided_forward(
+    order: str, positions: str, condition: str, scale: float, settings: dict[str, Any]
+) -> None:
+    prior = trained_prior(order, positions, condition=condition)
     labels = torch.tensor([0, 2, 1])
-    found = sample(prior, labels, sample_generators(0, range(3)), top_k=1, guidance_scale=3.0)
+    generators = sample_generators(0, range(3))
+    found = sample(prior, labels, generators, guidance_scale=scale, **settings)
     with torch.no_grad():
-        conditional, null = prior.logits(found, labels), prior.logits(found, torch.full((3,), 3))
-    for group, own in enumerate(found):
-        for layer in range(own.shape[1]):
-            logits = null[group][layer] + 3 * (conditional[group][layer] - null[group][layer])
-            torch.testing.assert_close(own[:, layer], logits.argmax(-1))
+        conditional, null = prior.logits(found, labels), prior.logits(found, torch.full((3,), NULL))
+    for group, codes in enumerate(found):
+        for layer in range(codes.shape[1]):
+            logits = null[group][layer] + scale * (conditional[group][layer] - null[group][layer])
+            torch.testing.assert_close(codes[:, layer], logits.argmax(-1))
 
 
-def test_batches_of_one_sampler_equal_samples_of_their_own() -> None:
-    prior = make_prior("cell")
-    sampler = Sampler(prior, temperature=0.8, guidance_scale=1.5)
-    known = random_indices(prior, 2)
-    known[1].fill_(-1)
-    for first, last, given in ((0, 2, None), (2, 4, None), (4, 6, known), (6, 7, None)):
-        labels = torch.arange(first, last) % 3
-        found = sampler(labels, sample_generators(0, range(first, last)), known=given)
-        expected = sample(
-            prior,
-            labels,
-            sample_generators(0, range(first, last)),
-            temperature=0.8,
-            guidance_scale=1.5,
-            known=given,
-        )
-        assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
-
-
-def test_autocast_does_not_change_the_codes() -> None:
-    prior = make_prior("cell")
-    labels = torch.tensor([0, 2, 1])
-    expected = sample(prior, labels, sample_generators(0, range(3)))
-    with torch.autocast("cpu", torch.bfloat16):
-        found = sample(prior, labels, sample_generators(0, range(3)))
-    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+def test_another_structure_of_x_transformers_is_named_before_sampling() -> None:
+    changes: dict[str, Callable[[Any], None]] = {
+        "pre_norm of Decoder is False": lambda decoder: setattr(decoder, "pre_norm", False),
+        "causal of layer 2 is 'nothing'": lambda decoder: delattr(decoder.layers[2][1], "causal"),
+        r"layer 1 has .*1\.ff\.3\.bias": lambda decoder: decoder.layers[1][1].ff.append(
+            nn.Linear(2, 2)
+        ),
+        r"activation GELU.*, not SiLU": lambda decoder: setattr(
+            decoder.layers[1][1].ff[0], "act", nn.GELU()
+        ),
+    }
+    for message, change in changes.items():
+        prior = make_prior()
+        change(prior.spatial_transformer.attn_layers)
+        with pytest.raises(InputError, match=rf"^x-transformers \d+\.[\d.]+ has .*: .*{message}"):
+            sample(prior, torch.tensor([0]), sample_generators(0, [0]))

@@ -4,10 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from prior.config import Order
 from prior.ordering import CodeOrdering
+from tests.prior.small_priors import ORDERS, random_codes
 from tokenizer.config import CodeMapConfig
 from tokenizer.storage.errors import InputError
 
@@ -25,30 +25,13 @@ def layouts(draw: st.DrawFn) -> tuple[CodeMapConfig, ...]:
     return tuple(code_map(height * s, width * s, *draw(sizes)) for s in [1, *scales])
 
 
-def random_indices(code_maps: tuple[CodeMapConfig, ...], batch: int, seed: int = 0) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        torch.stack(
-            [
-                torch.randint(size, (batch, m.height, m.width), generator=generator)
-                for size in m.codebook_sizes
-            ],
-            dim=1,
-        )
-        for m in code_maps
-    ]
-
-
-ORDERS = ["coarse_to_fine", "cell"]
-
-
 @settings(deadline=None, max_examples=40)
 @given(layouts(), st.sampled_from(ORDERS), st.integers(0, 99))
 def test_unflatten_is_the_exact_inverse_of_flatten(
     code_maps: tuple[CodeMapConfig, ...], order: Order, seed: int
 ) -> None:
     ordering = CodeOrdering(code_maps, order)
-    indices = random_indices(code_maps, 2, seed)
+    indices = random_codes(code_maps, 2, seed)
     codes = ordering.flatten(indices)
     assert (codes[:, ~ordering.mask] == 0).all()
     for group, restored in zip(indices, ordering.unflatten(codes), strict=True):
@@ -62,23 +45,20 @@ def test_every_code_has_exactly_one_slot_with_its_coordinates(
     code_maps: tuple[CodeMapConfig, ...], order: Order
 ) -> None:
     ordering = CodeOrdering(code_maps, order)
-    indices = random_indices(code_maps, 1)
+    indices = random_codes(code_maps, 1)
     codes = ordering.flatten(indices)[0]
     seen = set()
     for step in range(ordering.num_steps):
         for slot in range(ordering.num_slots):
             if ordering.mask[step, slot]:
-                place = tuple(
-                    int(getattr(ordering, name)[step, slot])
-                    for name in ("group", "layer", "row", "column")
-                )
-                group, layer, row, column = place
+                tables = (ordering.group, ordering.layer, ordering.row, ordering.column)
+                group, layer, row, column = (int(table[step, slot]) for table in tables)
                 assert codes[step, slot] == indices[group][0, layer, row, column]
                 assert ordering.steps[step][slot][::2] == (group, layer)
                 assert ordering.slot_types[ordering.slot_type[step, slot]][::2] == (group, layer)
                 flat = step * ordering.num_slots + slot
                 assert ordering.slots(group, layer)[row, column] == flat
-                seen.add(place)
+                seen.add((group, layer, row, column))
             else:
                 assert slot >= len(ordering.steps[step])
     assert len(seen) == sum(m.depth * m.height * m.width for m in code_maps)
@@ -135,40 +115,19 @@ def test_maps_that_are_no_multiples_have_a_coarse_to_fine_order() -> None:
     assert ordering.parent_step.tolist() == [-1] * 4 + [0, 0, 1, 0, 0, 1, 2, 2, 3]
 
 
-@pytest.mark.parametrize(
-    ("indices", "message"),
-    [
-        ([torch.zeros(1, 2, 2, 2, dtype=torch.int64)], "must hold 2 maps, got 1"),
-        (
-            [torch.zeros(1, 1, 2, 2).long(), torch.zeros(1, 1, 4, 4).long()],
-            r"indices\[0\] must have shape \(1, 2, 2, 2\)",
-        ),
-        (
-            [torch.zeros(1, 2, 2, 2).long(), torch.zeros(2, 1, 4, 4).long()],
-            r"indices\[1\] must have shape \(1, 1, 4, 4\)",
-        ),
-        (
-            [torch.zeros(1, 2, 2, 2).int(), torch.zeros(1, 1, 4, 4).long()],
-            r"indices\[0\] must be int64",
-        ),
-        (
-            [torch.zeros(1, 2, 2, 2).long(), torch.full((1, 1, 4, 4), 7)],
-            r"indices\[1\], layer 0, must lie in \[0, 7\), got 7",
-        ),
-        (
-            [torch.full((1, 2, 2, 2), -1), torch.zeros(1, 1, 4, 4).long()],
-            r"indices\[0\], layer 0, must lie in \[0, 3\), got -1",
-        ),
-    ],
-)
-def test_wrong_indices_are_rejected(indices: list[Tensor], message: str) -> None:
+def test_wrong_indices_are_rejected() -> None:
     ordering = CodeOrdering((code_map(2, 2, 3, 5), code_map(4, 4, 7)), "cell")
-    with pytest.raises(InputError, match=message):
-        ordering.check(indices)
-
-
-def test_unknown_codes_are_allowed_on_request_only() -> None:
-    ordering = CodeOrdering((code_map(2, 2, 3),), "cell")
-    ordering.check([torch.full((1, 1, 2, 2), -1)], "known", allows_unknown=True)
-    with pytest.raises(InputError, match=r"known\[0\], layer 0, must lie in \[-1, 3\), got -2"):
-        ordering.check([torch.full((1, 1, 2, 2), -2)], "known", allows_unknown=True)
+    coarse, fine = torch.zeros(1, 2, 2, 2).long(), torch.zeros(1, 1, 4, 4).long()
+    for indices, message in (
+        ([coarse], "must hold 2 maps, got 1"),
+        ([coarse[:, :1], fine], r"indices\[0\] must have shape \(1, 2, 2, 2\)"),
+        ([coarse, fine.repeat(2, 1, 1, 1)], r"indices\[1\] must have shape \(1, 1, 4, 4\)"),
+        ([coarse.int(), fine], r"indices\[0\] must be int64"),
+        ([coarse, fine + 7], r"indices\[1\], layer 0, must lie in \[0, 7\), got 7"),
+        ([coarse - 1, fine], r"indices\[0\], layer 0, must lie in \[0, 3\), got -1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            ordering.check(indices)
+    ordering.check([coarse - 1, fine], allows_unknown=True)
+    with pytest.raises(InputError, match=r"indices\[0\], layer 0, must lie in \[-1, 3\), got -2"):
+        ordering.check([coarse - 2, fine], allows_unknown=True)

@@ -1,4 +1,4 @@
-"""The prior's network: likelihoods, causality, caching, training."""
+"""The prior's network: likelihoods, causality, training, saved priors."""
 
 import itertools
 import math
@@ -7,92 +7,58 @@ from pathlib import Path
 import pytest
 import torch
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
-from prior import Prior, PriorConfig, PriorNetworkConfig
+from prior import Condition, IncrementalDecoder, Prior, PriorConfig, PriorNetworkConfig
 from prior import transformer as transformer_module
+from tests.prior.small_priors import (
+    CONDITIONS,
+    FLAT,
+    LAYOUTS,
+    ORDERS,
+    PYRAMID,
+    SINGLE,
+    VectorAndTokens,
+    every_logit,
+    inputs_of,
+    make_prior,
+    random_indices,
+)
 from tokenizer.config import CodeMapConfig
 from tokenizer.storage.errors import InputError
 
-torch.set_num_threads(1)
 
-PYRAMID = (
-    CodeMapConfig(height=2, width=2, codebook_sizes=(5, 4), code_dim=3),
-    CodeMapConfig(height=4, width=4, codebook_sizes=(6,), code_dim=4),
-)
-FLAT = (CodeMapConfig(height=2, width=3, codebook_sizes=(5,), code_dim=3),)
-SINGLE = (CodeMapConfig(height=1, width=1, codebook_sizes=(5,), code_dim=3),)
-ORDERS = ("coarse_to_fine", "cell")
-POSITIONS = ("learned", "rotary")
-LAYOUTS = pytest.mark.parametrize(
-    ("order", "positions"),
-    [pytest.param(*pair, id="-".join(pair)) for pair in itertools.product(ORDERS, POSITIONS)],
-)
-
-
-def make_prior(
-    code_maps: tuple[CodeMapConfig, ...] = PYRAMID,
-    order: str = "cell",
-    positions: str = "learned",
-    num_classes: int = 3,
-    **network: float,
-) -> Prior:
-    """A small prior whose outputs are far from uniform."""
-    torch.manual_seed(0)
-    fields = {"width": 16, "body_depth": 2, "head_depth": 1, "num_heads": 2, **network}
-    fields |= {"order": order, "positions": positions}
-    config = PriorConfig(
-        network=PriorNetworkConfig.model_validate(fields),
-        code_maps=code_maps,
-        num_classes=num_classes,
-    )
-    prior = Prior(config).eval()
-    with torch.no_grad():
-        for output in prior.outputs:
-            output.weight.mul_(6)
-    return prior
-
-
-def random_indices(prior: Prior, batch: int, seed: int = 1) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        torch.stack(
-            [
-                torch.randint(size, (batch, m.height, m.width), generator=generator)
-                for size in m.codebook_sizes
-            ],
-            dim=1,
-        )
-        for m in prior.config.code_maps
-    ]
-
-
-def every_logit(prior: Prior, indices: list[Tensor], labels: Tensor | None) -> list[Tensor]:
-    """Logits (B, K) by (step, slot) in the order of generation."""
-    by_layer = prior.logits(indices, labels)
-    ordering = prior.ordering
-    return [
-        by_layer[group][layer][:, ordering.row[step, slot], ordering.column[step, slot]]
-        for step, types in enumerate(ordering.steps)
-        for slot, (group, _, layer) in enumerate(types)
-    ]
-
-
+@CONDITIONS
 @LAYOUTS
-def test_a_code_never_changes_its_own_or_earlier_logits(order: str, positions: str) -> None:
-    prior = make_prior(order=order, positions=positions)
-    indices, labels = random_indices(prior, 2), torch.tensor([0, 2])
-    before = every_logit(prior, indices, labels)
+def test_a_code_never_changes_its_own_or_earlier_logits(
+    order: str, positions: str, condition: str
+) -> None:
+    prior = make_prior(order=order, positions=positions, condition=condition)
+    indices, inputs = random_indices(prior, 2), inputs_of(prior, [0, 2])
+    before = every_logit(prior, indices, inputs)
     codes = prior.ordering.flatten(indices)
     places = prior.ordering.mask.nonzero().tolist()
     for number, (step, slot) in enumerate(places):
         changed = codes.clone()
         changed[:, step, slot] = (changed[:, step, slot] + 1) % 4
-        after = every_logit(prior, prior.ordering.unflatten(changed), labels)
+        after = every_logit(prior, prior.ordering.unflatten(changed), inputs)
         for earlier in range(number + 1):
             torch.testing.assert_close(after[earlier], before[earlier], rtol=0, atol=0)
         if number + 1 < len(places):
             assert not torch.equal(after[number + 1], before[number + 1])
+
+
+@pytest.mark.parametrize("part", [0, 1])
+@LAYOUTS
+def test_every_step_sees_both_parts_of_a_condition(order: str, positions: str, part: int) -> None:
+    prior = make_prior(order=order, positions=positions, condition="custom")
+    indices, labels = random_indices(prior, 2), torch.tensor([0, 2])
+    before = every_logit(prior, indices, labels)
+    condition = list(prior.condition(labels, 2))
+    condition[part] = condition[part] + 0.1
+    prior.conditioner.forward = lambda inputs: Condition(*condition)  # type: ignore[method-assign]
+    for logits, others in zip(before, every_logit(prior, indices, labels), strict=True):
+        assert not torch.isclose(logits, others).all(1).any()
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -101,7 +67,7 @@ def test_probabilities_of_all_code_combinations_sum_to_one(order: str) -> None:
         CodeMapConfig(height=2, width=1, codebook_sizes=(2, 3), code_dim=3),
         CodeMapConfig(height=2, width=2, codebook_sizes=(2,), code_dim=3),
     )
-    prior = make_prior(code_maps, order, num_classes=0)
+    prior = make_prior(code_maps, order, condition="none")
     ranges = [range(2)] * 2 + [range(3)] * 2 + [range(2)] * 4
     combinations = torch.tensor(list(itertools.product(*ranges)))
     coarse = combinations[:, :4].reshape(-1, 2, 2, 1)
@@ -112,86 +78,46 @@ def test_probabilities_of_all_code_combinations_sum_to_one(order: str) -> None:
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_log_prob_sums_the_log_softmax_of_the_codes(order: str) -> None:
+def test_losses_are_cross_entropies_with_the_codes_or_soft_targets(order: str) -> None:
     prior = make_prior(order=order)
     indices, labels = random_indices(prior, 3), torch.tensor([0, 2, 1])
-    expected = torch.zeros(3, dtype=torch.float64)
-    codes = prior.ordering.flatten(indices)
-    places = prior.ordering.mask.nonzero().tolist()
-    for (step, slot), logits in zip(places, every_logit(prior, indices, labels), strict=True):
-        log_probs = logits.double().log_softmax(-1)
-        expected += log_probs[torch.arange(3), codes[:, step, slot]]
-    log_prob = prior.log_prob(indices, labels)
-    torch.testing.assert_close(log_prob.double(), expected, rtol=1e-6, atol=1e-5)
-    output = prior(indices, labels)
-    torch.testing.assert_close(output.loss, -log_prob.mean())
-    torch.testing.assert_close(output.nats_per_layer.sum(), output.loss)
-    assert output.nats_per_layer.shape == (3,)
-    torch.testing.assert_close(prior.bits_per_image(indices, labels), -log_prob / math.log(2))
-
-
-def test_a_new_prior_starts_near_uniform() -> None:
-    prior = make_prior()
-    with torch.no_grad():
-        for output in prior.outputs:
-            output.weight.div_(6)
-    uniform = 4 * math.log(5) + 4 * math.log(4) + 16 * math.log(6)
-    loss = prior(random_indices(prior, 8), torch.zeros(8, dtype=torch.int64)).loss
-    assert loss.item() == pytest.approx(uniform, rel=0.05)
-
-
-def test_images_of_a_batch_are_independent() -> None:
-    prior = make_prior()
-    indices, labels = random_indices(prior, 4), torch.tensor([0, 2, 1, 0])
-    together = prior.log_prob(indices, labels)
-    for image in range(4):
-        alone = prior.log_prob(
-            [group[image : image + 1] for group in indices], labels[image : image + 1]
-        )
-        torch.testing.assert_close(alone, together[image : image + 1])
-
-
-def test_labels_change_the_distribution() -> None:
-    prior = make_prior()
-    indices = [group.expand(3, -1, -1, -1) for group in random_indices(prior, 1)]
-    assert len(set(prior.log_prob(indices, torch.arange(3)).tolist())) == 3
-
-
-def test_one_hot_soft_targets_equal_hard_targets() -> None:
-    prior = make_prior()
-    indices, labels = random_indices(prior, 2), torch.tensor([0, 2])
-    soft_targets = [
+    logits = prior.logits(indices, labels)
+    hard = [
         [
-            torch.nn.functional.one_hot(group[:, layer], size).float()
-            for layer, size in enumerate(m.codebook_sizes)
+            nn.functional.one_hot(*pair)
+            for pair in zip(codes.unbind(1), m.codebook_sizes, strict=True)
         ]
-        for group, m in zip(indices, prior.config.code_maps, strict=True)
+        for codes, m in zip(indices, prior.config.code_maps, strict=True)
     ]
-    hard, soft = prior(indices, labels), prior(indices, labels, soft_targets)
-    torch.testing.assert_close(soft.nats_per_layer, hard.nats_per_layer)
+    soft = [[torch.rand_like(layer).softmax(-1) for layer in group] for group in logits]
+    for targets, given in ((hard, None), (soft, soft)):
+        nats = [
+            -(target * layer.log_softmax(-1)).sum((1, 2, 3))
+            for pair in zip(targets, logits, strict=True)
+            for target, layer in zip(*pair, strict=True)
+        ]
+        output = prior(indices, labels, given)
+        torch.testing.assert_close(output.nats_per_layer, torch.stack(nats).mean(1))
+        torch.testing.assert_close(output.loss, torch.stack(nats).sum(0).mean())
+        if given is None:
+            log_prob = -torch.stack(nats).sum(0)
+            torch.testing.assert_close(prior.log_prob(indices, labels), log_prob)
+            bits = prior.bits_per_image(indices, labels)
+            torch.testing.assert_close(bits, -log_prob / math.log(2))
 
 
-def test_soft_targets_weigh_the_log_probabilities() -> None:
-    prior = make_prior(FLAT, num_classes=0)
-    indices = random_indices(prior, 2)
-    targets = torch.rand(2, 2, 3, 5).softmax(-1)
-    expected = -(targets * prior.logits(indices)[0][0].log_softmax(-1)).sum((1, 2, 3)).mean()
-    torch.testing.assert_close(prior(indices, None, [[targets]]).loss, expected)
-
-
-@pytest.mark.parametrize("num_classes", [0, 3])
 @pytest.mark.parametrize("code_maps", [PYRAMID, FLAT, SINGLE], ids=["pyramid", "flat", "single"])
+@CONDITIONS
 @LAYOUTS
 def test_every_parameter_gets_a_gradient(
-    code_maps: tuple[CodeMapConfig, ...], order: str, positions: str, num_classes: int
+    code_maps: tuple[CodeMapConfig, ...], order: str, positions: str, condition: str
 ) -> None:
-    prior = make_prior(code_maps, order, positions, num_classes).train()
-    labels = torch.tensor([0, 2]) if num_classes else None
-    prior(random_indices(prior, 2), labels).loss.backward()
+    prior = make_prior(code_maps, order, positions, condition).train()
+    prior(random_indices(prior, 2), inputs_of(prior, [0, 2])).loss.backward()
     for name, parameter in prior.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
-        # A head over a single slot has nothing to attend to, a single step no predecessor.
+        # Within a single slot there is nothing to attend to, a single step has no predecessor.
         if code_maps is PYRAMID:
             assert parameter.grad.abs().max() > 0, name
 
@@ -210,7 +136,7 @@ def test_training_overfits_a_batch(order: str, positions: str) -> None:
 
 
 def test_label_dropout_hides_labels_in_training_only() -> None:
-    prior = make_prior(num_classes=2, dropout=0.0, label_dropout=0.5)
+    prior = make_prior(dropout=0.0, label_dropout=0.5)
     indices = [group.expand(64, -1, -1, -1) for group in random_indices(prior, 1)]
     labels = torch.zeros(64, dtype=torch.int64)
 
@@ -251,24 +177,9 @@ def test_code_vectors_stay_under_their_projection_next_to_each_other() -> None:
             torch.testing.assert_close(embeddings[0, step, slot], projection(vector))
 
 
-def test_checkpoints_restore_the_prior_with_its_code_vectors(tmp_path: Path) -> None:
-    prior = make_prior(positions="rotary", order="coarse_to_fine")
-    prior.load_code_vectors(
-        [[torch.randn(5, 3), torch.randn(4, 3)], [torch.randn(6, 4)]],
-    )
-    prior.save_pretrained(tmp_path)
-    restored = Prior.from_pretrained(tmp_path)
-    assert restored.config == prior.config
-    assert restored.content_hash() == prior.content_hash()
-    indices, labels = random_indices(prior, 2), torch.tensor([0, 2])
-    torch.testing.assert_close(
-        restored.log_prob(indices, labels), prior.log_prob(indices, labels), rtol=0, atol=0
-    )
-
-
 @LAYOUTS
 def test_logits_stay_in_float32_under_bfloat16_autocast(order: str, positions: str) -> None:
-    prior = make_prior(order=order, positions=positions)
+    prior = make_prior(order=order, positions=positions, condition="custom")
     indices, labels = random_indices(prior, 2), torch.tensor([0, 2])
     exact = prior(indices, labels).loss
     with torch.autocast("cpu", torch.bfloat16):
@@ -280,7 +191,7 @@ def test_logits_stay_in_float32_under_bfloat16_autocast(order: str, positions: s
     assert all(parameter.grad is not None for parameter in prior.parameters())
 
 
-def test_the_head_gives_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_depth_transformer_gives_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     prior = make_prior()
     indices, labels = random_indices(prior, 3), torch.tensor([0, 2, 1])
     whole = prior.log_prob(indices, labels)
@@ -291,48 +202,70 @@ def test_the_head_gives_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> No
 def test_weight_decay_spares_embeddings_and_gains_only() -> None:
     prior = make_prior(order="coarse_to_fine")
     spared = prior.no_weight_decay()
-    assert {"start", "position_embedding", "slot_embedding", "class_embedding"} <= spared
     names = {name for name, _ in prior.named_parameters()}
+    assert {"start", "position_embedding", "slot_embedding", "conditioner.embedding"} <= spared
     assert spared < names
     assert all(name.endswith((".weight", ".bias")) for name in names - spared)
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
+def test_wrong_network_settings_are_rejected() -> None:
+    for fields, message in (
         ({"width": 30, "num_heads": 4}, "width must be a multiple of num_heads = 4, got 30"),
         ({"width": 12, "num_heads": 2, "positions": "rotary"}, "multiple of 4 for rotary"),
-        ({"label_dropout": 1.0}, "label_dropout"),
-        ({"order": "raster"}, "order"),
+    ):
+        with pytest.raises(ValidationError, match=message):
+            PriorNetworkConfig.model_validate(fields)
+
+
+def test_a_conditioner_that_the_config_does_not_name_is_refused_and_the_other_way(
+    tmp_path: Path,
+) -> None:
+    make_prior(condition="custom").save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="conditioner must be given to this prior"):
+        Prior.from_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"conditioner must be None .*, got VectorAndTokens"):
+        Prior(make_prior().config, VectorAndTokens(16))
+    with pytest.raises(ValidationError, match="num_classes must be 0 with has_custom_conditioner"):
+        PriorConfig(code_maps=PYRAMID, num_classes=1, has_custom_conditioner=True)
+
+
+def test_a_conditioner_of_other_shapes_is_refused() -> None:
+    prior = make_prior(condition="custom")
+    prior.conditioner.parts = nn.Linear(16, 3 * 15)
+    with pytest.raises(InputError, match=r"vector must have shape \(2, 16\), got \(2, 15\)"):
+        prior.log_prob(random_indices(prior, 2), torch.tensor([0, 1]))
+    prior = make_prior(condition="custom")
+    prior.conditioner.num_tokens = 3
+    with pytest.raises(InputError, match=r"tokens must have shape \(2, 3, 16\), got \(2, 2, 16\)"):
+        prior.null_condition(2)
+    decoder = IncrementalDecoder(make_prior(), Condition(torch.zeros(2, 16)), 2)
+    with pytest.raises(InputError, match="vector must be given always or never"):
+        decoder.restart(Condition())
+
+
+@pytest.mark.parametrize(
+    ("condition", "inputs", "message"),
+    [
+        ("class", None, "labels must be given"),
+        ("class", torch.tensor([0, 3]), r"labels must lie in \[0, 3\), got 3"),
+        ("class", torch.tensor([-1, 0]), r"labels must lie in \[0, 3\), got -1"),
+        ("class", torch.tensor([0, 1], dtype=torch.int32), "labels must be int64"),
+        ("class", torch.tensor([0, 1, 2]), r"labels must have shape \(2,\), got \(3,\)"),
+        ("none", torch.tensor([0, 1]), "labels must be None"),
+        ("custom", None, "condition must be given"),
+        ("custom", torch.tensor([0]), "condition must have one row for 2 images, got 1"),
     ],
 )
-def test_wrong_network_settings_are_rejected(fields: dict[str, object], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
-        PriorNetworkConfig.model_validate(fields)
-
-
-def test_wrong_labels_are_rejected() -> None:
-    prior = make_prior()
-    indices = random_indices(prior, 2)
-    for labels, message in [
-        (None, "labels must be given"),
-        (torch.tensor([0, 3]), r"labels must lie in \[0, 3\), got 3"),
-        (torch.tensor([-1, 0]), r"labels must lie in \[0, 3\), got -1"),
-        (torch.tensor([0, 1], dtype=torch.int32), "labels must be int64"),
-    ]:
-        with pytest.raises(InputError, match=message):
-            prior.log_prob(indices, labels)
-    with pytest.raises(InputError, match=r"labels must have shape \(2,\), got \(3,\)"):
-        prior.check_labels(torch.tensor([0, 1, 2]), 2)
-    with pytest.raises(InputError, match="labels must be given"):
-        prior(indices)
-    unconditional = make_prior(num_classes=0)
-    with pytest.raises(InputError, match="labels must be None"):
-        unconditional(indices, torch.tensor([0, 1]))
+def test_wrong_inputs_of_a_conditioner_are_rejected(
+    condition: str, inputs: Tensor | None, message: str
+) -> None:
+    prior = make_prior(condition=condition)
+    with pytest.raises(InputError, match=message):
+        prior.log_prob(random_indices(prior, 2), inputs)
 
 
 def test_log_prob_rejects_wrong_indices_and_training_mode() -> None:
-    prior = make_prior(num_classes=0)
+    prior = make_prior(condition="none")
     indices = random_indices(prior, 2)
     indices[1][0, 0, 0, 0] = 6
     with pytest.raises(InputError, match=r"indices\[1\], layer 0, must lie in \[0, 6\), got 6"):

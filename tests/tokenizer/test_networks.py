@@ -1,12 +1,14 @@
 """Residual networks: shapes, reach and gradients."""
 
+import functools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from tokenizer.config import NetworkConfig
@@ -48,23 +50,26 @@ def test_widths_double_at_each_halving_up_to_the_limit() -> None:
     assert [widths[factor] for factor in (2, 4, 8, 16)] == [8, 16, 20, 20]
 
 
-def test_the_last_convolution_of_a_block_is_scaled_by_the_root_of_the_number_of_blocks() -> None:
-    def last_weight(scale: float) -> torch.Tensor:
+def test_the_last_layer_of_a_block_is_scaled_by_the_root_of_the_number_of_blocks() -> None:
+    def last_weights(build: Callable[[], nn.Module]) -> list[Tensor]:
         torch.manual_seed(0)
-        last = ResidualBlock(8, scale).layers[-1]
-        assert isinstance(last, nn.Conv2d)
-        return last.weight
+        built = build()
+        return [
+            own.to_output.weight if isinstance(own, SelfAttention) else own.layers[-1].weight
+            for own in built.modules()
+            if isinstance(own, ResidualBlock | SelfAttention)
+        ]
 
-    torch.testing.assert_close(last_weight(0.25), 0.25 * last_weight(1.0))
+    for block in (ResidualBlock, SelfAttention):
+        (scaled,) = last_weights(functools.partial(block, 8, 0.25))
+        (plain,) = last_weights(functools.partial(block, 8, 1.0))
+        torch.testing.assert_close(scaled, 0.25 * plain)
     # Three resolutions, 2, 4 and 8, of three blocks.
-    stage = Widths(NetworkConfig(patch_size=2, width=8, max_width=8, num_blocks=3), 8).stage(4)
-    torch.manual_seed(0)
-    expected = [ResidualBlock(8, 1 / math.sqrt(9)).layers[-1].weight for _ in range(3)]
-    torch.manual_seed(0)
-    stage = Widths(NetworkConfig(patch_size=2, width=8, max_width=8, num_blocks=3), 8).stage(4)
-    found = [block.layers[-1].weight for block in stage]  # type: ignore[index, union-attr]
-    for first, second in zip(found, expected, strict=True):
-        assert torch.equal(first, second)
+    widths = Widths(NetworkConfig(patch_size=2, width=8, max_width=8, num_blocks=3), 8)
+    found = last_weights(lambda: widths.stage(4))
+    scale = 1 / math.sqrt(9)
+    expected = last_weights(lambda: nn.Sequential(*[ResidualBlock(8, scale) for _ in range(3)]))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 def test_a_block_is_gelu_and_convolutions_of_sides_1_3_3_1_around_a_skip() -> None:
@@ -114,23 +119,3 @@ def test_attention_stands_at_the_chosen_downsamplings_alone() -> None:
     for factor, stage in path.stages.items():
         has_attention = any(isinstance(layer, SelfAttention) for layer in stage.modules())
         assert has_attention == (factor == "4")
-
-
-def test_every_parameter_of_every_path_gets_a_gradient() -> None:
-    config = NetworkConfig(width=8, max_width=16, num_blocks=2, attention_downsampling=(4,))
-    widths = Widths(config, 8)
-    bottom_up, upward = BottomUpPath(widths, 3, [8, 4]), UpwardPath(widths, 5, 8, 2, 7)
-    outputs = [*bottom_up(torch.randn(2, 3, 16, 16)), upward(torch.randn(2, 5, 2, 2))]
-    torch.stack([output.square().sum() for output in outputs]).sum().backward()
-    for module in (bottom_up, upward):
-        for name, parameter in module.named_parameters():
-            assert parameter.grad is not None, name
-            assert (parameter.grad != 0).any(), name
-
-
-def test_the_output_of_attention_is_scaled_at_the_start() -> None:
-    def output_weight(scale: float) -> torch.Tensor:
-        torch.manual_seed(0)
-        return SelfAttention(8, scale).to_output.weight
-
-    torch.testing.assert_close(output_weight(0.25), 0.25 * output_weight(1.0))

@@ -1,12 +1,22 @@
-"""What all quantizers share."""
+"""The interface of quantizers: latents to code indices and code vectors.
+
+To add one: a file beside this one with its config and its class, a row in `__init__.py`, and a
+builder in `tokenizer/builders.py`. Nobody else asks which quantizer it is.
+"""
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from pydantic import model_validator as validates
+from torch import Tensor, nn
+
+from tokenizer.fields import CodebookSizes, Downsampling, Width
+from tokenizer.storage.configs import StrictConfig
+from tokenizer.storage.errors import InputError
 
 Mode = Literal["mixture", "sample", "nearest"]
 """What stands for a latent: a Gumbel-softmax mixture of codes (training), one code drawn from the
@@ -44,6 +54,35 @@ Collective = Callable[[Tensor], Tensor]
 """Combines a tensor over processes: its sum, or the main process's."""
 
 
+class GroupConfig(StrictConfig):
+    """The layers that work at one resolution: the first is injected, the others are residual."""
+
+    downsampling: Downsampling
+    """Image side over code map side; a power of two."""
+    codebook_sizes: CodebookSizes
+    """Number K of code vectors of each layer; as many layers as numbers."""
+    code_dim: Width = 64
+    """Dimension of a code vector."""
+    shares_codebook: bool = False
+    """Whether all layers of the group use one codebook."""
+
+    @validates(mode="after")
+    def _check(self) -> "GroupConfig":
+        if self.downsampling & (self.downsampling - 1):
+            raise ValueError(f"downsampling must be a power of two, got {self.downsampling}")
+        if self.shares_codebook and len(set(self.codebook_sizes)) > 1:
+            raise ValueError(
+                "codebook_sizes must be equal where shares_codebook is set, "
+                f"got {self.codebook_sizes}"
+            )
+        return self
+
+    @property
+    def num_layers(self) -> int:
+        """Depth of the group."""
+        return len(self.codebook_sizes)
+
+
 class QuantizerOutput(NamedTuple):
     """One group after quantization.
 
@@ -51,15 +90,85 @@ class QuantizerOutput(NamedTuple):
     """
 
     quantized: Float[Tensor, "batch dim height width"]
-    """Sum of the layers' code vectors, or of their mixtures."""
+    """Sum of the layers' code vectors, or of what stands for them in training."""
     indices: Int[Tensor, "batch depth height width"]
     """Code indices; of mixtures, the heaviest code."""
-    quantization_error: Float[Tensor, " batch"]
-    """‖Ẑ - Σ_l Z_l‖² / (2 Σ_l s_l²), nats per image; zero for the baselines."""
     posterior_entropy: Float[Tensor, "batch depth"]
-    """H(P_l), nats per image; zero for the nearest code, which is a point mass."""
-    commitment: Float[Tensor, " batch"]
-    """Baselines only: mean squared distance to the partial sums; otherwise zero."""
+    """H(P_l), nats per image; zero for a point mass."""
+    latent_terms: Mapping[str, Float[Tensor, " batch"]]
+    """What else the quantizer adds to the objective, per image, by the name to log it under.
+
+    With a posterior in nats; without one squared distances per value, as a commitment is.
+    """
+
+
+class Quantizer(nn.Module, ABC):
+    """The layers of one resolution group: each quantizes what the layers before it left over.
+
+    Built from a `GroupConfig`, so that `num_layers` and the sizes of the codebooks are known.
+    """
+
+    has_posterior: ClassVar[bool] = False
+    """Whether P(code | latents) is a distribution: then there is a bound, and soft targets."""
+
+    def __init__(self, group: GroupConfig) -> None:
+        super().__init__()
+        self.num_layers = group.num_layers
+
+    @abstractmethod
+    def codebook(self, layer: int) -> Float[Tensor, "codes dim"]:
+        """Code vectors of a layer."""
+
+    @abstractmethod
+    def forward(
+        self,
+        latents: Float[Tensor, "batch dim height width"],
+        mode: Mode,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> QuantizerOutput:
+        """Quantizes `latents`.
+
+        In the mode "nearest", `quantized` is the sum of the code vectors of `indices`, to the
+        last bit: decoding starts from these.
+        """
+
+    def initialize(
+        self, latents: Float[Tensor, "batch dim height width"], generator: torch.Generator
+    ) -> None:
+        """Starts from encoder outputs, once, before the first step; nothing by default.
+
+        Raises:
+            InputError: it cannot start from these.
+        """
+
+    def after_step(self, total: Collective, from_main: Collective) -> None:
+        """What has to follow an optimizer step, the same on all processes; nothing by default.
+
+        Args:
+            total: sums a tensor over all processes.
+            from_main: gives every process the main process's tensor.
+        """
+
+    def variances(self) -> Float[Tensor, " layers"]:
+        """s² of each layer; empty where there are none."""
+        return torch.zeros(0)
+
+    def learned_roles(self) -> dict[str, Literal["codebook", "variance"]]:
+        """By name, parameters that weight decay spares and that learn at rates of their own."""
+        return {}
+
+    def log_posteriors(
+        self,
+        latents: Float[Tensor, "batch dim height width"],
+        indices: Int[Tensor, "batch depth height width"],
+    ) -> list[Float[Tensor, "batch height width codes"]]:
+        """Logarithm of P_l(k | residual of layer l), given the codes of the layers before.
+
+        Raises:
+            InputError: this quantizer has no posterior.
+        """
+        raise InputError(f"{type(self).__name__} has no posterior over its codes")
 
 
 def random_rows(

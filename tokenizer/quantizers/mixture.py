@@ -52,18 +52,34 @@ def nearest_codes(
 ) -> Int[Tensor, " positions"]:
     """Index of the nearest code, the first of several: arg min_k ‖ẑ - b_k‖."""
     with torch.no_grad():
+        origin = codebook.mean(0)
+        codebook = codebook - origin  # see `centered`
         bias = code_biases(codebook)
         # One tensor: many small ones would lie between the blocks, and keep their memory apart.
         found = torch.empty(len(latents), dtype=torch.int64, device=latents.device)
-        scores = latents.new_empty(0)
+        scores = rows_at_origin = latents.new_empty(0)
         for _, rows in _blocks(latents, codebook):
-            own = latents[rows]
-            if len(own) != len(scores):
-                scores = own.new_empty(len(own), len(codebook))
-            # As `proximity`, which would copy the latents to scale them, into memory that is warm.
-            torch.addmm(bias, own, codebook.T, out=scores)
+            block = latents[rows]
+            if len(block) != len(scores):
+                scores = block.new_empty(len(block), len(codebook))
+                rows_at_origin = torch.empty_like(block)
+            # As `proximity`, into memory that is warm.
+            torch.sub(block, origin, out=rows_at_origin)
+            torch.addmm(bias, rows_at_origin, codebook.T, out=scores)
             found[rows] = scores.argmax(1)
     return found
+
+
+def centered(
+    latents: Float[Tensor, "positions dim"], codebook: Float[Tensor, "codes dim"]
+) -> tuple[Float[Tensor, "positions dim"], Float[Tensor, "codes dim"], Float[Tensor, " dim"]]:
+    """Both relative to the mean of the codebook, and that mean.
+
+    Distances stay as they are; far from the origin, float32 has no digits left for their
+    differences. The mean has no gradient, since the same constant is taken from both.
+    """
+    origin = codebook.detach().mean(0)
+    return latents - origin, codebook - origin, origin
 
 
 def draw_seed(generator: torch.Generator | None) -> int:
@@ -103,9 +119,17 @@ def stochastic_quantization(
         indices = nearest_codes(latents, codebook)
         return Draw(codebook[indices], indices, torch.zeros_like(latents[:, 0]))
     seed = draw_seed(generator)
+    near_latents, near_codebook, origin = centered(latents, codebook)
     if mode == "sample":
-        indices, posterior_entropy = _sampled(latents, codebook, variance, seed)
+        indices, posterior_entropy = _sampled(near_latents, near_codebook, variance, seed)
         return Draw(codebook[indices], indices, posterior_entropy)
+    draw = _mixture(near_latents, near_codebook, variance, temperature, seed)
+    return draw._replace(quantized=draw.quantized + origin)
+
+
+def _mixture(
+    latents: Tensor, codebook: Tensor, variance: Tensor, temperature: float, seed: int
+) -> Draw:
     if latents.is_cuda and importlib.util.find_spec("triton") is not None:  # only on a GPU
         from tokenizer.quantizers.mixture_triton import can_fuse, fused_mixture
 

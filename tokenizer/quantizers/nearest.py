@@ -1,38 +1,55 @@
-"""The deterministic baselines: nearest code, straight-through gradient, codebooks as moving means.
+"""The deterministic baselines: nearest code, straight-through gradient, EMA codebooks.
 
 VQ-VAE (arXiv 1711.00937, appendix A.1), VQ-VAE-2 (1906.00446), RQ-VAE (2203.01941).
 """
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from tokenizer.config import GroupConfig, NearestQuantizerConfig
+from tokenizer.fields import Factor, Share
 from tokenizer.quantizers.base import (
     Collective,
+    GroupConfig,
     Mode,
     QuantizerOutput,
     at_least_float32,
     full_precision,
     random_rows,
 )
+from tokenizer.quantizers.codebooks import CodebookQuantizer
 from tokenizer.quantizers.mixture import nearest_codes
+from tokenizer.storage.configs import StrictConfig
 
 
-class NearestQuantizer(nn.Module):
-    """The layers of one group with nearest codes: VQ-VAE with one layer, RQ-VAE with several.
+class NearestQuantizerConfig(StrictConfig):
+    """Deterministic baselines: nearest code, straight-through gradient, EMA codebooks.
+
+    Sources: VQ-VAE (arXiv 1711.00937), VQ-VAE-2 (arXiv 1906.00446), RQ-VAE (arXiv 2203.01941).
+    """
+
+    kind: Literal["nearest"] = "nearest"
+    starts_from_data: bool = True
+    """Draw the initial code vectors from encoder outputs, not from N(0, 1)."""
+    decay: Share = 0.99
+    """Decay of the exponential moving averages."""
+    restart_threshold: Factor = 1.0
+    """A code whose average count falls below this is replaced by an encoder output; 0 = never."""
+
+
+class NearestQuantizer(CodebookQuantizer):
+    """VQ-VAE with one layer, RQ-VAE with several.
 
     Codebooks are buffers. Training steps (training mode, "mixture") only collect statistics; the
-    codebooks move in `update_codebooks`, once per optimizer step.
+    codebooks move in `after_step`. Latent terms: the commitment, a mean squared distance.
     """
 
     def __init__(self, group: GroupConfig, config: NearestQuantizerConfig) -> None:
-        super().__init__()
+        super().__init__(group)
         self.config = config
-        self.num_layers = group.num_layers
-        sizes = group.codebook_sizes[:1] if group.shares_codebook else group.codebook_sizes
-        self.num_codebooks = len(sizes)
-        for number, size in enumerate(sizes):
+        for number, size in enumerate(group.codebook_sizes[: self.num_codebooks]):
             vectors = torch.randn(size, group.code_dim)
             self.register_buffer(f"codebook_{number}", vectors)
             self.register_buffer(f"mean_count_{number}", torch.ones(size))
@@ -65,7 +82,8 @@ class NearestQuantizer(nn.Module):
                 residual = flat - quantized.flatten(0, 2)
                 codebook = self.codebook(layer)
                 chosen = nearest_codes(residual, codebook)
-                if self.training and mode == "mixture":  # not to encode a picture midway
+                # Not to encode a preview midway, nor in a first pass over the batch.
+                if self.training and mode == "mixture" and torch.is_grad_enabled():
                     self._pending.append((layer % self.num_codebooks, residual, chosen))
                 quantized = quantized + codebook[chosen].view_as(inputs)
                 commitment = commitment + (inputs - quantized).square().mean((1, 2, 3))
@@ -73,23 +91,20 @@ class NearestQuantizer(nn.Module):
             commitment = commitment / self.num_layers
             # The straight-through gradient, with the value of the codes to the last bit.
             quantized = quantized + (inputs - inputs.detach())
-        zeros = torch.zeros_like(commitment)
         return QuantizerOutput(
             quantized.movedim(-1, 1),
             torch.stack(indices, 1),
-            zeros,
-            zeros.unsqueeze(1).expand(batch, self.num_layers),
-            commitment,
+            torch.zeros_like(commitment).unsqueeze(1).expand(batch, self.num_layers),
+            {"commitment": commitment},
         )
 
     @torch.no_grad()
-    def update_codebooks(self, total: Collective, from_main: Collective) -> None:
+    def after_step(self, total: Collective, from_main: Collective) -> None:
         """Moves the codebooks towards the means of what chose them since the last call.
 
-        Codes whose moving count is below `restart_threshold` become encoder outputs of the batch.
-        The same on all processes, given `total` and `from_main`.
+        Codes whose average count is below `restart_threshold` become encoder outputs of the batch.
         """
-        assert self._pending, "update_codebooks needs a training step before it"
+        assert self._pending, "after_step needs a training step before it"
         config = self.config
         for number in range(self.num_codebooks):
             codebook = self.get_buffer(f"codebook_{number}")
@@ -114,17 +129,18 @@ class NearestQuantizer(nn.Module):
             codebook.copy_(mean_sum / (share * mean_count.sum()).unsqueeze(1))
         self._pending.clear()
 
-    @torch.no_grad()
     def initialize(
         self, latents: Float[Tensor, "batch dim height width"], generator: torch.Generator
     ) -> None:
         """Draws the code vectors from the latents, unless the config keeps N(0, 1)."""
-        if not self.config.starts_from_data:
-            return
-        residual = latents.movedim(1, -1).flatten(0, 2).to(self.codebook(0).dtype)
-        for layer in range(self.num_layers):
+        if self.config.starts_from_data:
+            super().initialize(latents, generator)
+
+    def initialize_layer(
+        self, layer: int, inputs: Float[Tensor, "positions dim"], generator: torch.Generator
+    ) -> None:
+        """Code vectors = random inputs."""
+        if layer < self.num_codebooks:
             codebook = self.codebook(layer)
-            if layer < self.num_codebooks:
-                codebook.copy_(random_rows(residual, len(codebook), generator))
-                self.get_buffer(f"mean_sum_{layer}").copy_(codebook)
-            residual = residual - codebook[nearest_codes(residual, codebook)]
+            codebook.copy_(self.draw_codes(layer, inputs, generator))
+            self.get_buffer(f"mean_sum_{layer}").copy_(codebook)

@@ -1,43 +1,66 @@
 """Stochastic quantization (SQ-VAE, arXiv 2205.07547) of one group (HQ-VAE, arXiv 2401.00365)."""
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tokenizer.config import GroupConfig, StochasticQuantizerConfig
+from tokenizer.fields import Factor, PositiveFactor
 from tokenizer.quantizers.base import (
+    GroupConfig,
     Mode,
     QuantizerOutput,
     at_least_float32,
     full_precision,
-    random_rows,
 )
-from tokenizer.quantizers.mixture import nearest_codes, proximity, stochastic_quantization
+from tokenizer.quantizers.codebooks import CodebookQuantizer
+from tokenizer.quantizers.mixture import centered, proximity, stochastic_quantization
+from tokenizer.storage.configs import StrictConfig
 from tokenizer.storage.errors import InputError
 
+SMALLEST_LOG_VARIANCE = -60.0
 
-class StochasticQuantizer(nn.Module):
-    """The layers of one group: each quantizes what the layers before it left over.
 
-    One layer is SQ-VAE; several are RSQ-VAE (HQ-VAE, section 4).
+class StochasticQuantizerConfig(StrictConfig):
+    """Stochastic quantization (SQ-VAE, arXiv 2205.07547)."""
+
+    kind: Literal["stochastic"] = "stochastic"
+    variance_factor: PositiveFactor = 5.0
+    """Initial variance s² of a layer, in units of its inputs' variance per dimension."""
+    noise_factor: Factor = 0.2
+    """Variance of the noise on the initial code vectors, in the same units."""
+
+
+class StochasticQuantizer(CodebookQuantizer):
+    """One layer is SQ-VAE; several are RSQ-VAE (HQ-VAE, section 4).
+
+    Latent terms: the quantization error ‖Ẑ - Σ_l Z_l‖² / (2 Σ_l s_l²), in nats.
     """
 
+    has_posterior = True
+
     def __init__(self, group: GroupConfig, config: StochasticQuantizerConfig) -> None:
-        super().__init__()
+        super().__init__(group)
         self.config = config
-        self.num_layers = group.num_layers
-        sizes = group.codebook_sizes[:1] if group.shares_codebook else group.codebook_sizes
-        self.codebooks = nn.ParameterList(torch.randn(size, group.code_dim) for size in sizes)
+        self.codebooks = nn.ParameterList(
+            torch.randn(size, group.code_dim) for size in group.codebook_sizes[: self.num_codebooks]
+        )
         self.log_variances = nn.Parameter(torch.zeros(group.num_layers))
 
     def codebook(self, layer: int) -> Float[Tensor, "codes dim"]:
         """Code vectors of a layer."""
-        codebook: Tensor = self.codebooks[layer % len(self.codebooks)]
+        codebook: Tensor = self.codebooks[layer % self.num_codebooks]
         return codebook
 
     def variances(self) -> Float[Tensor, " layers"]:
-        """s² of each layer."""
-        return self.log_variances.exp()
+        """s² of each layer; log s² counts as at least -60, so that 1 / s² stays finite."""
+        return self.log_variances.clamp_min(SMALLEST_LOG_VARIANCE).exp()
+
+    def learned_roles(self) -> dict[str, Literal["codebook", "variance"]]:
+        """Codebooks, and the logarithms of the variances."""
+        names = [name for name, _ in self.named_parameters()]
+        return {name: "variance" if name == "log_variances" else "codebook" for name in names}
 
     def forward(
         self,
@@ -66,9 +89,8 @@ class StochasticQuantizer(nn.Module):
         return QuantizerOutput(
             quantized.view(batch, height, width, -1).movedim(-1, 1),
             torch.stack(indices, 1),
-            error,
             torch.stack(entropies, 1),
-            torch.zeros_like(error),
+            {"quantization_error": error},
         )
 
     def log_posteriors(
@@ -81,35 +103,30 @@ class StochasticQuantizer(nn.Module):
             residual = at_least_float32(latents).movedim(1, -1)  # (B, H, W, D)
             log_posteriors = []
             for layer, variance in enumerate(self.variances()):
-                scores = proximity(residual.flatten(0, 2), self.codebook(layer), 1 / variance)
+                latents, codebook, _ = centered(residual.flatten(0, 2), self.codebook(layer))
+                scores = proximity(latents, codebook, 1 / variance)
                 log_posterior = scores.log_softmax(1)
                 log_posteriors.append(log_posterior.view(*residual.shape[:3], -1))
                 residual = residual - self.codebook(layer)[indices[:, layer]]
         return log_posteriors
 
-    @torch.no_grad()
-    def initialize(
-        self, latents: Float[Tensor, "batch dim height width"], generator: torch.Generator
+    def initialize_layer(
+        self, layer: int, inputs: Float[Tensor, "positions dim"], generator: torch.Generator
     ) -> None:
-        """Start from the data: code vectors = random latents plus noise, s² ∝ their variance.
-
-        A shared codebook starts from the inputs of the first layer.
+        """Code vectors = random inputs plus noise, s² ∝ the inputs' variance.
 
         Raises:
-            InputError: all inputs of a layer are equal, or one is not finite.
+            InputError: all inputs are equal, or one is not finite.
         """
-        residual = latents.movedim(1, -1).flatten(0, 2).to(self.log_variances.dtype)
-        for layer in range(self.num_layers):
-            variance = residual.var(0, correction=0).mean()
-            if not variance > 0:
-                raise InputError(
-                    "images: to start from them, what layer "
-                    f"{layer} gets must vary, got variance {variance.item()}"
-                )
+        variance = inputs.var(0, correction=0).mean()
+        if not variance > 0:
+            raise InputError(
+                "images: to start from them, what layer "
+                f"{layer} gets must vary, got variance {variance.item()}"
+            )
+        if layer < self.num_codebooks:
             codebook = self.codebook(layer)
-            if layer < len(self.codebooks):
-                noise = torch.randn(codebook.shape, generator=generator).to(codebook)
-                noise *= (self.config.noise_factor * variance).sqrt()
-                codebook.copy_(random_rows(residual, len(codebook), generator) + noise)
-            self.log_variances[layer] = (self.config.variance_factor * variance).log()
-            residual = residual - codebook[nearest_codes(residual, codebook)]
+            noise = torch.randn(codebook.shape, generator=generator).to(codebook)
+            noise *= (self.config.noise_factor * variance).sqrt()
+            codebook.copy_(self.draw_codes(layer, inputs, generator) + noise)
+        self.log_variances[layer] = (self.config.variance_factor * variance).log()

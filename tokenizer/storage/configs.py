@@ -1,11 +1,18 @@
-"""Strict configs, and what pydantic says of wrong ones on one line."""
+"""Strict configs, their saved format, and what pydantic says of wrong ones on one line."""
 
+import json
 import re
 from pathlib import Path
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
+from tokenizer.storage.errors import InputError
 from tokenizer.storage.untrusted import shortened
+
+FORMAT = 3
+"""Number under "format" in each config.json; version 0.1 wrote none, which is read as 1. Until 2
+rotary positions of a prior stood alone."""
 
 
 class StrictConfig(BaseModel):
@@ -21,6 +28,40 @@ class StrictConfig(BaseModel):
         if isinstance(value, Path) and "\0" in str(value):
             raise ValueError("must not hold a NUL character")
         return value
+
+
+ConfigT = TypeVar("ConfigT", bound=StrictConfig)
+
+
+def pop_format(fields: dict[str, Any], source: str) -> int:
+    """Takes the format number out of what a config.json holds; `source` names it in the error.
+
+    Raises:
+        InputError: a later version has written it, or it is no such number.
+    """
+    version = fields.pop("format", 1)
+    if type(version) is not int or version < 1:
+        raise InputError(
+            f"{source}: format must be a whole number from 1, got {shortened(repr(version))}"
+        )
+    if version > FORMAT:
+        raise InputError(
+            f"{source}: format must be at most {FORMAT}, got {shortened(repr(version))}: a later "
+            "version has written it"
+        )
+    return version
+
+
+def validate_fields(config_class: type[ConfigT], fields: object, source: str) -> ConfigT:
+    """The config that JSON values describe.
+
+    Raises:
+        InputError: a field is wrong.
+    """
+    try:
+        return config_class.model_validate_json(json.dumps(fields))
+    except ValidationError as error:
+        raise InputError(f"{source}: {describe_validation_error(error)}") from error
 
 
 UNION_MEMBER = re.compile(r"[\[(]|^constrained-|^(int|float|str|bool|none|path)$")

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,7 +11,6 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from tokenizer.storage.errors import InputError
 from tokenizer.storage.untrusted import read_header
 
 
@@ -19,7 +19,7 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 
     Whatever was at `path` stays whole if writing fails: no space left, say.
     """
-    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.tmp{uuid.uuid4().hex[:12]}")
     try:
         temporary.touch()  # with the permissions that new files get here
         permissions = temporary.stat().st_mode
@@ -64,8 +64,5 @@ def load_safetensors(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: the file is absent or damaged.
     """
-    read_header(path)
-    try:
-        return safetensors.torch.load_file(path)
-    except SafetensorError as error:
-        raise InputError(f"{path} is damaged or not a safetensors file: {error}") from error
+    read_header(path)  # refuses what is damaged
+    return safetensors.torch.load_file(path)

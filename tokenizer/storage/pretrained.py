@@ -1,6 +1,7 @@
 """What every model shares: a strict config and a checkpoint folder."""
 
 import contextlib
+import copy
 import hashlib
 import itertools
 import json
@@ -8,55 +9,33 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
+import pydantic_core
 import safetensors
 import safetensors.torch
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from tokenizer.storage.configs import StrictConfig, describe_validation_error
+from tokenizer.storage.configs import (
+    FORMAT,
+    ConfigT,
+    StrictConfig,
+    pop_format,
+    validate_fields,
+)
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.files import load_safetensors, replace_file
 from tokenizer.storage.untrusted import StoredTensor, read_header, read_json, shortened
 
 
-def check_fit(
-    expected: Mapping[str, Tensor], stored: Mapping[str, StoredTensor], source: str
+def check_weights(
+    expected: Mapping[str, Tensor], found: Mapping[str, Tensor | StoredTensor], source: str
 ) -> None:
-    """Compares weights by name, type and shape before any is read; `expected` may be on "meta".
+    """Compares names and shapes; either side may hold no values yet.
 
     Raises:
-        InputError: a weight is missing, unknown, of another type or of another shape.
+        InputError: a weight is missing, unknown or of another shape; `source` names them.
     """
-    _check_names(expected, stored, source)
-    for name, tensor in expected.items():
-        for quality, wanted, found in (
-            ("have shape", tuple(tensor.shape), stored[name].shape),
-            ("be of type", tensor.dtype, stored[name].dtype),
-        ):
-            if found != wanted:
-                raise InputError(f"{source}: {name!r} must {quality} {wanted}, got {found}")
-
-
-def load_weights(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:
-    """Fills `module` strictly; `source` names the weights in the error.
-
-    Raises:
-        InputError: a weight is missing, unknown or of another shape.
-    """
-    expected = module.state_dict()
-    _check_names(expected, weights, source)
-    for name, tensor in weights.items():
-        if tensor.shape != expected[name].shape:
-            raise InputError(
-                f"{source}: {name!r} must have shape {tuple(expected[name].shape)}, "
-                f"got {tuple(tensor.shape)}"
-            )
-    module.load_state_dict(weights)
-
-
-def _check_names(expected: Mapping[str, object], found: Mapping[str, object], source: str) -> None:
     for problem, names in (
         ("lacks", sorted(expected.keys() - found.keys())),
         ("has unknown", sorted(found.keys() - expected.keys())),
@@ -64,6 +43,22 @@ def _check_names(expected: Mapping[str, object], found: Mapping[str, object], so
         if names:
             first = shortened(repr(names[0]))
             raise InputError(f"{source} {problem} {len(names)} weights, the first is {first}")
+    for name, tensor in expected.items():
+        shape, wanted = tuple(found[name].shape), tuple(tensor.shape)
+        if shape != wanted:
+            raise InputError(
+                f"{source}: {name!r} must have shape {wanted}, got {shortened(str(shape))}"
+            )
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Fills `module` strictly; `source` names the weights in the error.
+
+    Raises:
+        InputError: a weight is missing, unknown or of another shape.
+    """
+    check_weights(module.state_dict(), weights, source)
+    module.load_state_dict(weights)
 
 
 BUILD_ALLOWANCE = 4_000
@@ -86,9 +81,9 @@ def _few_parameters(most: int, path: Path) -> Iterator[None]:
         hook.remove()
 
 
-ConfigT = TypeVar("ConfigT", bound=StrictConfig)
 # Not typing.Self: beartype, which checks shapes in the tests, rejects it in functions.
 ModuleT = TypeVar("ModuleT", bound="PretrainedModule[Any]")
+WeightT = TypeVar("WeightT", Tensor, StoredTensor)
 
 
 class PretrainedModule(nn.Module, Generic[ConfigT]):
@@ -100,30 +95,50 @@ class PretrainedModule(nn.Module, Generic[ConfigT]):
     """
 
     config_class: ClassVar[type[StrictConfig]]
+    _format_1_hash: tuple[str, str] | None = None
+    """Hash of the weights that were loaded from format 1, and what version 0.1 called them."""
 
     def __init__(self, config: ConfigT) -> None:
         super().__init__()
         self.config = config
 
+    @classmethod
+    def upgrade_config(cls, fields: dict[str, Any], version: int) -> dict[str, Any]:
+        """Fields of today's config from those that format `version` saved.
+
+        They are not validated yet: leave alone what is not as that version wrote it.
+        """
+        return fields
+
+    @classmethod
+    def upgrade_weights(cls, weights: dict[str, WeightT], version: int) -> dict[str, WeightT]:
+        """Weights under today's names from those that format `version` saved.
+
+        Called with what the header of a file says, too, before memory is taken: look at names,
+        types and shapes alone.
+        """
+        return weights
+
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that weight decay should spare (timm's convention)."""
         return set()
 
-    def rate_factors(self) -> dict[str, float]:
-        """By name, learning rates in units of the run's; 1 where a parameter is not named."""
-        return {}
+    def parameter_order_of_version_1(self) -> list[str]:
+        """Today's names of the parameters in the order in which format 1 numbered them."""
+        return [name for name, _ in self.named_parameters()]
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes `config.json` and `model.safetensors` into `folder`, each in one step.
+        """Writes `config.json` and `model.safetensors` into `folder`, each atomically.
 
         Saving again is safe at any moment as long as the config stays the same.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        fields = {"model": type(self).__name__, **self.config.model_dump(mode="json")}
+        fields = self.config.model_dump(mode="json")
+        fields = {"model": type(self).__name__, "format": FORMAT, **fields}
         weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         text = json.dumps(fields, indent=2) + "\n"
-        hashes = {_HASHES: f"{_text_hash(text.encode())} {_weights_hash(weights)}"}
+        hashes = {_HASHES: f"{_text_hash(text.encode())} {weights_hash(weights)}"}
         replace_file(
             folder / "model.safetensors",
             lambda path: safetensors.torch.save_file(weights, path, hashes),
@@ -131,49 +146,62 @@ class PretrainedModule(nn.Module, Generic[ConfigT]):
         replace_file(folder / "config.json", lambda path: path.write_text(text))
 
     @classmethod
-    def from_pretrained(cls: type[ModuleT], folder: str | Path) -> ModuleT:
+    def from_pretrained(cls: type[ModuleT], folder: str | Path, **parts: Any) -> ModuleT:
         """Loads a checkpoint onto the CPU, in evaluation mode; it may be a stranger's.
 
         Its sizes are compared before memory is taken, so that it costs no more than its files.
 
+        Args:
+            folder: holds `config.json` and `model.safetensors`.
+            parts: further arguments of the class: what a config cannot describe; filled alike.
+
         Raises:
-            InputError: `folder` holds no checkpoint, one of another class, an invalid config, or
-                weights that do not fit or are not finite.
+            InputError: `folder` holds no checkpoint, one of another class, one of a later
+                version, an invalid config, or weights that do not fit or are not finite.
         """
-        folder = Path(folder)
-        path = folder / "config.json"
-        if not path.is_file():
-            raise InputError(f"{folder} holds no {cls.__name__}: there is no config.json")
-        fields = read_json(path)
-        found = fields.pop("model", None) if isinstance(fields, dict) else None
-        if found != cls.__name__:
-            raise InputError(
-                f"{path}: model must be {cls.__name__!r}, got {shortened(repr(found))}"
-            )
-        try:
-            config = cls.config_class.model_validate_json(json.dumps(fields))
-        except ValidationError as error:
-            raise InputError(f"{path}: {describe_validation_error(error)}") from error
-        weights_path = folder / "model.safetensors"
-        stored = read_header(weights_path)
-        with torch.device("meta"), _few_parameters(2 * len(stored) + BUILD_ALLOWANCE, path):
-            expected = cls(config).state_dict()  # shapes without memory
-        check_fit(expected, stored, str(weights_path))
-        module = cls(config)
+        path, weights_path = Path(folder) / "config.json", Path(folder) / "model.safetensors"
+        fields, version = _read_fields(path, cls.__name__)
+        upgraded = cls.upgrade_config(copy.deepcopy(fields), version)
+        config = validate_fields(cls.config_class, upgraded, str(path))
+        header = cls.upgrade_weights(read_header(weights_path), version)
+        with torch.device("meta"), _few_parameters(2 * len(header) + BUILD_ALLOWANCE, path):
+            expected = cls(config, **parts).state_dict()  # shapes without memory
+        check_weights(expected, header, str(weights_path))
+        for name, tensor in expected.items():
+            wanted, dtype = tensor.dtype, header[name].dtype
+            if dtype != wanted:
+                raise InputError(f"{weights_path}: {name!r} must be of type {wanted}, got {dtype}")
+        module = cls(config, **parts)
         weights = load_safetensors(weights_path)
         _check_hashes(path, weights_path, weights)
-        load_weights(module, weights, str(weights_path))
+        module.load_state_dict(cls.upgrade_weights(weights, version))
         for name, tensor in module.state_dict().items():
             if not bool(tensor.isfinite().all()):
                 raise InputError(f"{weights_path}: {name!r} must be finite, got NaN or infinity")
+        if version == 1:
+            old_hash = _format_1_hash(cls.__name__, fields, weights)
+            module._format_1_hash = module.content_hash(), old_hash
         return module.eval()
 
     def content_hash(self) -> str:
-        """SHA-256 over class, config and weights, the same before saving and after loading."""
-        digest = hashlib.sha256(type(self).__name__.encode())
-        digest.update(self.config.model_dump_json().encode())
-        _digest_weights(digest, self.state_dict())
-        return digest.hexdigest()
+        """SHA-256 over the weights, the same before saving and after loading."""
+        return weights_hash(self.state_dict())
+
+    def has_hash(self, value: object) -> bool:
+        """Whether `value` is the content hash, or the one that version 0.1 gave this checkpoint."""
+        found = self.content_hash()
+        return value == found or (found, value) == self._format_1_hash
+
+
+def _read_fields(path: Path, name: str) -> tuple[dict[str, Any], int]:
+    """The config of a module of class `name`, and the number of its format."""
+    if not path.is_file():
+        raise InputError(f"{path.parent} holds no {name}: there is no {path.name}")
+    fields = read_json(path)
+    found = fields.pop("model", None) if isinstance(fields, dict) else None
+    if found != name:
+        raise InputError(f"{path}: model must be {name!r}, got {shortened(repr(found))}")
+    return fields, pop_format(fields, str(path))
 
 
 # A checkpoint's hashes are one entry in the header of its weights: safetensors shuffles several.
@@ -190,8 +218,8 @@ def _check_hashes(config_path: Path, weights_path: Path, weights: dict[str, Tens
     if _HASHES not in header:
         found = shortened(", ".join(sorted(header)))
         raise InputError(f"{weights_path} must have {_HASHES!r} or no metadata, got {found}")
-    config_hash, _, weights_hash = header[_HASHES].partition(" ")
-    if weights_hash != _weights_hash(weights):
+    config_hash, _, saved_hash = header[_HASHES].partition(" ")
+    if saved_hash != weights_hash(weights):
         raise InputError(f"{weights_path} is damaged: it does not match its own hash")
     if config_hash != _text_hash(config_path.read_bytes()):
         raise InputError(f"{config_path} is damaged: it does not match the hash in {weights_path}")
@@ -201,13 +229,23 @@ def _text_hash(text: bytes) -> str:
     return hashlib.sha256(text).hexdigest()
 
 
-def _weights_hash(weights: dict[str, Tensor]) -> str:
+def weights_hash(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and values."""
     digest = hashlib.sha256()
     _digest_weights(digest, weights)
     return digest.hexdigest()
 
 
-def _digest_weights(digest: "hashlib._Hash", weights: dict[str, Tensor]) -> None:
+def _format_1_hash(name: str, fields: dict[str, Any], weights: Mapping[str, Tensor]) -> str:
+    """The hash of version 0.1, which covered class and config, too."""
+    digest = hashlib.sha256(name.encode())
+    with contextlib.suppress(pydantic_core.PydanticSerializationError):  # half a character, say
+        digest.update(pydantic_core.to_json(fields))
+    _digest_weights(digest, weights)
+    return digest.hexdigest()
+
+
+def _digest_weights(digest: "hashlib._Hash", weights: Mapping[str, Tensor]) -> None:
     for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,10 @@ import pytest
 from PIL import Image
 
 from pipelines.check_data import CheckDataConfig, Report, check_data, describe, write_report
+from pipelines.check_data import main as check_data_command
 from pipelines.config import DataConfig
 from pipelines.data.sources import load_images
+from tests.image_files import flip_bit
 from tokenizer.storage.errors import InputError
 
 
@@ -91,9 +92,9 @@ def test_training_stops_where_check_data_says_so(folder: Path) -> None:
     assert obstacle in str(caught.value)
 
 
-@pytest.mark.parametrize(("follow_links", "num_skipped"), [(False, 3), (True, 3)])
+@pytest.mark.parametrize("follow_links", [False, True])
 def test_training_uses_as_many_files_as_check_data_says(
-    folder: Path, follow_links: bool, num_skipped: int
+    folder: Path, follow_links: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     options = {"skip_unreadable": True, "follow_links": follow_links}
     report, dataset = check(folder, **options), load(folder, **options)
@@ -101,35 +102,28 @@ def test_training_uses_as_many_files_as_check_data_says(
     assert report.num_files["refused"] == 0
     assert report.num_files["used"] == 2 + follow_links
     assert len(dataset) == report.num_files["used"] + report.num_files["converted"]
-    assert dataset.num_skipped == num_skipped
+    assert "left out 3 files that are unreadable" in caplog.text
     assert dataset.class_names == report.class_names
 
 
-@pytest.mark.parametrize(
-    ("names", "obstacle"),
-    [
-        ([], "holds no PNG, JPEG or WebP images"),
-        (["a.png", "b/c.png"], "mixes 1 images with class folders"),
-    ],
-)
-def test_a_folder_that_does_not_fit_as_a_whole_is_an_obstacle(
-    tmp_path: Path, names: list[str], obstacle: str
+def test_a_folder_without_any_readable_image_is_an_obstacle_and_a_missing_one_refused(
+    tmp_path: Path,
 ) -> None:
-    for name in names:
-        save(tmp_path / name)
-    assert obstacle in check(tmp_path).obstacle
-    with pytest.raises(InputError, match=obstacle):
-        load(tmp_path)
-
-
-def test_a_folder_without_any_readable_image_is_an_obstacle(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
+    assert "holds no PNG, JPEG or WebP images" in check(tmp_path / "images").obstacle
     (tmp_path / "images" / "a.png").write_text("x")
     report = check(tmp_path / "images", skip_unreadable=True)
     assert report.obstacle == f"{tmp_path / 'images'}: none of 1 images is readable"
-
-
-def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    config = DataConfig(
+        dataset="folder",
+        root=tmp_path / "images",
+        validation_root=save(tmp_path / "held_out" / "a.png").parent,
+        skip_unreadable=True,
+        cache_dir=tmp_path / "cache",
+    )
+    with pytest.raises(InputError, match=r"none of 1 images of this split is readable$"):
+        load_images(config, "train")
+    assert list((tmp_path / "cache").iterdir()) == []
     with pytest.raises(InputError, match=f"^folder: there is no folder {tmp_path / 'none'}$"):
         check(tmp_path / "none")
 
@@ -156,24 +150,49 @@ def test_the_report_holds_every_problem_and_the_summary_the_first(folder: Path) 
     assert all(line.isprintable() for line in lines)
 
 
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs the command; its exit status, its output and its errors."""
+
+    def run_with(*arguments: object) -> tuple[object, str, list[str]]:
+        monkeypatch.setattr(sys, "argv", ["check_data", *map(str, arguments)])
+        status: object = 0
+        try:
+            check_data_command()
+        except SystemExit as stop:
+            status = stop.code or 0
+        captured = capsys.readouterr()
+        lines = [line for line in captured.err.splitlines() if line.startswith("error: ")]
+        return status, captured.out, lines
+
+    return run_with
+
+
 @pytest.mark.parametrize(("options", "status"), [([], 2), (["--skip-unreadable"], 0)])
 def test_the_command_ends_with_status_2_where_training_would_stop(
-    folder: Path,
-    options: list[str],
-    status: int,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    folder: Path, options: list[str], status: int, run: Any
 ) -> None:
     output = folder.parent / "report.json"
-    arguments = [str(folder), "--image-size", "8", "--output", str(output), *options]
-    monkeypatch.setattr(sys, "argv", ["check_data", *arguments])
-    monkeypatch.delitem(sys.modules, "pipelines.check_data")
-    with pytest.raises(SystemExit) as caught:
-        runpy.run_module("pipelines.check_data", run_name="__main__")
-    assert (caught.value.code or 0) == status
-    captured = capsys.readouterr()
-    assert f"the report is in {output}" in captured.out
-    errors = [line for line in captured.err.splitlines() if line.startswith("error: ")]
+    found, text, errors = run(folder, "--image-size", "8", "--output", output, *options)
+    assert found == status
+    assert f"the report is in {output}" in text
     assert len(errors) == (status == 2)
     assert all(line.startswith(f"error: training would stop: {folder}/ok/out") for line in errors)
     assert json.loads(output.read_text())["folder"] == str(folder)
+
+
+def test_the_command_verifies_a_cache_with_a_folder_or_alone(tmp_path: Path, run: Any) -> None:
+    save(tmp_path / "images" / "ok" / "a.png")
+    load(tmp_path / "images")
+    (entry,) = (tmp_path / "cache").iterdir()
+    verify = ("--verify", "--cache-dir", tmp_path / "cache")
+    status, text, _ = run(tmp_path / "images", "--output", tmp_path / "report.json", *verify)
+    assert (status, text.splitlines()[-1].split()) == (0, ["whole", str(entry)])
+    flip_bit(entry / "images.npy", -1)
+    status, text, errors = run(*verify)
+    assert (status, text.split()) == (2, ["damaged", str(entry)])
+    assert errors == [
+        f"error: {entry / 'images.npy'} is damaged: it does not match facts.json; "
+        f"delete {entry} and start again"
+    ]
+    assert run()[2] == ["error: folder must be given, unless --verify is"]

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from pipelines.data.codes import CodeDataset, extract_codes
 from pipelines.data.dataset import ImageDataset
+from pipelines.data.decoded_images import DecodedImages
 from pipelines.data.sources import load_images
 from pipelines.images import to_float
 from pipelines.presets import TOKENIZER_PRESETS
@@ -40,43 +41,29 @@ def extract(
     )
 
 
-def stored(folder: Path) -> dict[str, int]:
-    """Time of the last change of each file."""
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {str(path): path.stat().st_mtime_ns for path in files}
-
-
 def encoded(tokenizer: Tokenizer, images: ImageDataset, flipped: bool = False) -> list[np.ndarray]:
     batch = to_float(images.images_at(np.arange(len(images))))
     codes = tokenizer.encode(batch.flip(-1) if flipped else batch)
-    return [own.numpy() for own in codes]
+    return [group.numpy() for group in codes]
 
 
-def test_the_cache_holds_the_codes_of_every_image(
+def test_the_cache_holds_the_codes_of_every_image_and_then_of_the_mirrored_ones(
     tokenizer: Tokenizer, images: ImageDataset, tmp_path: Path
 ) -> None:
-    codes = extract(tokenizer, images, tmp_path)
-    for ours, theirs in zip(codes.indices, encoded(tokenizer, images), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-        assert isinstance(ours, np.memmap)
-    entries = np.array([5, 0, 5])
-    batch = codes.indices_at(entries)
-    assert [own.dtype for own in batch] == [torch.int64] * 2
-    assert torch.equal(batch[0][0], batch[0][2])
-    assert codes.labels_at(entries).tolist() == images.labels[entries].tolist()
-    assert codes.latents == []
-
-
-def test_the_second_half_holds_the_codes_of_the_mirrored_images(
-    tokenizer: Tokenizer, images: ImageDataset, tmp_path: Path
-) -> None:
+    plain = extract(tokenizer, images, tmp_path)
     codes = extract(tokenizer, images, tmp_path, flips=True)
     count = len(images)
-    for group, ours in enumerate(codes.indices):
-        np.testing.assert_array_equal(ours[:count], encoded(tokenizer, images)[group])
-        np.testing.assert_array_equal(ours[count:], encoded(tokenizer, images, True)[group])
-    entries = np.arange(count)
-    assert torch.equal(codes.labels_at(entries + count), codes.labels_at(entries))
+    for group, array in enumerate(codes.indices):
+        assert isinstance(array, np.memmap)
+        np.testing.assert_array_equal(array[:count], encoded(tokenizer, images)[group])
+        np.testing.assert_array_equal(array[count:], encoded(tokenizer, images, True)[group])
+        np.testing.assert_array_equal(array[:count], plain.indices[group])
+    entries = np.array([5, 0, 5, count + 5])
+    batch = codes.indices_at(entries)
+    assert [group.dtype for group in batch] == [torch.int64] * 2
+    assert torch.equal(batch[0][0], batch[0][2])
+    assert codes.labels_at(entries).tolist() == images.labels[entries % count].tolist()
+    assert codes.latents == []
 
 
 def test_kept_latents_give_the_posterior_of_the_tokenizer(
@@ -89,21 +76,11 @@ def test_kept_latents_give_the_posterior_of_the_tokenizer(
     for ours, theirs in zip(codes.latents_at(entries), encoding.latents, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
     posteriors = tokenizer.log_posteriors(codes.latents_at(entries), codes.indices_at(entries))
-    for layers, own_indices in zip(posteriors, encoding.indices, strict=True):
+    for layers, group in zip(posteriors, encoding.indices, strict=True):
         agreements = [
-            (layer.argmax(-1) == own_indices[:, n]).float().mean() for n, layer in enumerate(layers)
+            (layer.argmax(-1) == group[:, n]).float().mean() for n, layer in enumerate(layers)
         ]
         assert min(agreements) > 0.95
-
-
-def test_a_whole_cache_is_opened_and_not_made_again(
-    tokenizer: Tokenizer, images: ImageDataset, tmp_path: Path
-) -> None:
-    first = extract(tokenizer, images, tmp_path)
-    before = stored(tmp_path)
-    again = extract(tokenizer, images, tmp_path)
-    assert stored(tmp_path) == before
-    np.testing.assert_array_equal(again.indices[0], first.indices[0])
 
 
 def test_another_tokenizer_other_images_or_options_make_another_cache(
@@ -123,14 +100,16 @@ def test_another_tokenizer_other_images_or_options_make_another_cache(
         tokenizer.content_hash(),
         other_tokenizer.content_hash(),
     }
-    assert {own["data"] for own in facts} == {images.content_hash, other_images.content_hash}
+    assert {own["data"] for own in facts} == {images.fingerprint, other_images.fingerprint}
 
 
-class InterruptedImages(ImageDataset):
+class InterruptedImages(DecodedImages):
     """Images of which the last ones cannot be read."""
 
     def images_at(self, item_indices: np.ndarray) -> torch.Tensor:
-        raise KeyboardInterrupt
+        if len(self) - 1 in item_indices:
+            raise KeyboardInterrupt
+        return super().images_at(item_indices)
 
 
 def test_an_interrupted_extraction_is_not_taken_for_whole(
@@ -143,28 +122,6 @@ def test_an_interrupted_extraction_is_not_taken_for_whole(
     codes = extract(tokenizer, images, tmp_path)
     np.testing.assert_array_equal(codes.indices[1], encoded(tokenizer, images)[1])
     assert [path.suffix for path in tmp_path.iterdir()] == [""]
-
-
-@pytest.mark.parametrize("name", ["indices_0.npy", "indices_1.npy", "latents_1.npy", "facts.json"])
-def test_a_damaged_cache_is_refused_by_name(
-    name: str, tokenizer: Tokenizer, images: ImageDataset, tmp_path: Path
-) -> None:
-    extract(tokenizer, images, tmp_path, keeps_latents=True)
-    (folder,) = tmp_path.iterdir()
-    path = folder / name
-    whole = path.read_bytes()
-    for damage in (flipped(whole, -20), flipped(whole, 100), whole[:-20]):
-        path.write_bytes(damage)
-        message = f"{path} is damaged: .*; delete {folder} and start again"
-        with pytest.raises(InputError, match=message):
-            extract(tokenizer, images, tmp_path, keeps_latents=True)
-
-
-def flipped(data: bytes, place: int) -> bytes:
-    """With one bit changed."""
-    changed = bytearray(data)
-    changed[place] ^= 1
-    return bytes(changed)
 
 
 def test_a_cache_of_other_codes_is_refused_by_name(

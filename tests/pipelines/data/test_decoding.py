@@ -15,12 +15,13 @@ import pytest
 from PIL import Image
 
 from pipelines.data import decoding as image_decoding
-from pipelines.data.decoding import UnreadableImageError, decode_image
+from pipelines.data.decoding import UnreadableImageError, convert_image, decode_image
+from pipelines.data.shapes import LUMINANCE
+from tests.image_files import noise, save
 
 
 def picture(height: int = 12, width: int = 16, channels: int = 3) -> Image.Image:
-    pixels = np.random.default_rng(0).integers(0, 256, (height, width, channels), np.uint8)
-    return Image.fromarray(pixels)
+    return Image.fromarray(noise(height, width, channels))
 
 
 def encoded(image: Image.Image, file_format: str, **options: Any) -> bytes:
@@ -46,7 +47,7 @@ def png(width: int, height: int, depth: int, pixels: bytes) -> bytes:
     """A PNG in RGB whose compressed pixels are those given, before and after its filter bytes."""
     header = struct.pack(">IIBBBBB", width, height, depth, 2, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", pixels), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*own) for own in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks)
 
 
 def png_of_16_bits() -> bytes:
@@ -98,20 +99,104 @@ def test_sixteen_bits_per_color_keep_their_upper_half(tmp_path: Path) -> None:
     np.testing.assert_array_equal(pixels, expected)
 
 
+# What becomes of the pixels
+
+COLOR, GRAY, RGBA = noise(8, 8), noise(8, 8, 1), noise(8, 8, 4)
+RGBA[:2, :, 3] = [[0], [255]]
+ALPHA = RGBA[..., 3:] / 255
+WIDE = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+BLOCKS = np.kron(noise(2, 2), np.ones((4, 4, 1), np.uint8))
+PALETTE = Image.fromarray(BLOCKS).convert("P", palette=Image.Palette.ADAPTIVE, colors=4)
+HIDDEN = PALETTE.copy()
+HIDDEN.info["transparency"] = 0
+
+
+@pytest.mark.parametrize(
+    ("image", "expected", "tolerance"),
+    [
+        (COLOR, COLOR, 0),
+        (COLOR, COLOR @ LUMINANCE, 0.51),
+        (COLOR, np.dstack([COLOR, np.full((8, 8), 255)]), 0),
+        (GRAY, GRAY, 0),
+        (GRAY, np.dstack([GRAY] * 3), 0),
+        (WIDE, np.rint(WIDE / 257), 0),
+        (WIDE, np.dstack([np.rint(WIDE / 257)] * 3), 0),
+        (RGBA, ALPHA * RGBA[..., :3] + (1 - ALPHA) * 255, 1),
+        (RGBA, RGBA, 0),
+        (RGBA, np.dstack([RGBA[..., :3] @ LUMINANCE, RGBA[..., 3]]), 0.51),
+        (PALETTE, BLOCKS, 1),
+        (HIDDEN, np.where(np.asarray(PALETTE)[..., None] == 0, 255, BLOCKS), 1),
+        (HIDDEN, np.dstack([BLOCKS, np.where(np.asarray(PALETTE) == 0, 0, 255)]), 1),
+        (GRAY > 127, np.dstack([255 * (GRAY > 127)] * 3), 0),
+        (Image.new("CMYK", (8, 8), (0, 255, 255, 0)), np.full((8, 8, 3), [255, 0, 0]), 0),
+    ],
+)
+def test_modes_become_channels_with_the_same_colors(
+    image: Any, expected: np.ndarray, tolerance: float
+) -> None:
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    expected = expected.reshape(8, 8, -1)
+    converted = convert_image(image, 8, expected.shape[2])
+    np.testing.assert_allclose(converted.astype(float), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("height", "width"), [(8, 20), (20, 8), (48, 96), (60, 30), (4, 8), (8, 9)]
+)
+def test_the_result_is_that_of_resizing_the_shorter_side_and_cropping_the_center(
+    height: int, width: int
+) -> None:
+    image = picture(height, width)
+    converted = convert_image(image, 8, 3).astype(float)
+    scale = 8 / min(height, width)
+    resized = image.resize((int(scale * width), int(scale * height)), Image.Resampling.BICUBIC)
+    pixels = np.asarray(resized).astype(float)
+    top, left = (resized.height - 8) // 2, (resized.width - 8) // 2
+    if width == 9:  # half a pixel off either way
+        sides = [pixels[:, :8], pixels[:, 1:]]
+        errors = [np.abs(converted - other).mean() for other in (sum(sides) / 2, *sides)]
+        assert errors[0] == min(errors)
+    else:
+        expected = pixels[top : top + 8, left : left + 8]
+        np.testing.assert_allclose(converted, expected, atol=0 if scale == 1 else 1)
+
+
+def test_hidden_colors_under_full_transparency_do_not_bleed_when_resizing() -> None:
+    pixels = np.zeros((32, 32, 4), np.uint8)
+    pixels[:, :16] = (255, 0, 0, 255)
+    pixels[:, 16:] = (0, 255, 0, 0)
+    assert convert_image(Image.fromarray(pixels), 9, 4)[..., 1].max() == 0
+    assert convert_image(Image.fromarray(pixels), 9, 3)[:, 8].tolist() == [[255, 255, 255]] * 9
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+def test_images_stand_upright(tmp_path: Path, suffix: str) -> None:
+    upright = np.zeros((8, 8, 3), np.uint8)
+    upright[:4] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    path = save(tmp_path / f"a{suffix}", np.rot90(upright), exif=exif)
+    np.testing.assert_allclose(decode_image(path, 8, 3).pixels, upright, atol=4)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".PNG", ".webp"])
+def test_the_first_frame_is_taken_as_it_is(tmp_path: Path, suffix: str) -> None:
+    frames = [Image.fromarray(noise(8, 8, seed=seed)) for seed in range(2)]
+    options: dict[str, Any] = {"save_all": True, "append_images": frames[1:], "lossless": True}
+    path = save(tmp_path / f"a{suffix}", frames[0], **options)
+    np.testing.assert_array_equal(decode_image(path, 8, 3).pixels, noise(8, 8))
+
+
 # What is refused before it costs anything
 
 
-@pytest.mark.parametrize("side", [8_193, 20_000, 2**31 - 1])
-def test_more_pixels_than_the_bound_are_refused_before_they_are_read(
-    tmp_path: Path, side: int
+@pytest.mark.parametrize(
+    ("width", "height"), [(8_193, 8_192), (20_000, 8_192), (2**31 - 1, 8_192), (0, 5), (5, 0)]
+)
+def test_no_pixels_or_more_than_the_bound_are_refused_before_they_are_read(
+    tmp_path: Path, width: int, height: int
 ) -> None:
-    with pytest.raises(UnreadableImageError, match=r"pixels|size|exceeds"):
-        decode(tmp_path / "a.png", png_of_size(side, 8_192))
-
-
-@pytest.mark.parametrize(("width", "height"), [(0, 5), (5, 0)])
-def test_an_image_without_pixels_is_refused(tmp_path: Path, width: int, height: int) -> None:
-    with pytest.raises(UnreadableImageError):
+    with pytest.raises(UnreadableImageError, match=r"pixels|size|exceeds|identify"):
         decode(tmp_path / "a.png", png_of_size(width, height))
 
 
@@ -157,14 +242,10 @@ def test_scans_are_counted_up_to_the_end_of_the_image_alone() -> None:
     assert thumbnail in content[: len(content) - 3 * len(thumbnail)]
     assert image_decoding._count_scans(content) == 1
     assert image_decoding._count_scans(progressive(17)) == 17
-
-
-def test_bytes_that_fill_up_and_bare_markers_end_no_count() -> None:
-    content = encoded(picture(), "JPEG")
-    filled = content[:2] + b"\xff\x01" + b"\xff\xff\xff" + content[2:]
+    filled = thumbnail[:2] + b"\xff\x01" + b"\xff\xff\xff" + thumbnail[2:]
     assert image_decoding._count_scans(filled) == 1
-    assert image_decoding._count_scans(content[:2]) == 0
-    assert image_decoding._count_scans(b"\xff\xd8\xff\xd9" + content[2:]) == 0
+    assert image_decoding._count_scans(thumbnail[:2]) == 0
+    assert image_decoding._count_scans(b"\xff\xd8\xff\xd9" + thumbnail[2:]) == 0
 
 
 # What is no plain file
@@ -188,6 +269,7 @@ def make_socket(path: Path) -> None:
         (lambda path: path.symlink_to("nowhere"), "No such file or directory"),
         (lambda path: path.write_bytes(b""), "empty"),
         (lambda path: path.write_bytes(b"text"), "cannot identify image file"),
+        (lambda path: picture().save(path, "GIF"), "cannot identify image file"),
     ],
 )
 def test_what_is_no_image_file_is_refused_and_never_waited_for(
@@ -211,11 +293,11 @@ def test_large_images_are_decoded_one_at_a_time(
     small.write_bytes(encoded(picture(height=11), "PNG"))
     decoded: list[Path] = []
 
-    def read(own: Path) -> None:
-        decode(own)
-        decoded.append(own)
+    def read(path: Path) -> None:
+        decode(path)
+        decoded.append(path)
 
-    threads = [threading.Thread(target=read, args=(own,)) for own in (path, small)]
+    threads = [threading.Thread(target=read, args=(each,)) for each in (path, small)]
     with image_decoding._large_image:  # as if another one were being decoded
         for thread in threads:
             thread.start()

@@ -4,12 +4,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
@@ -26,6 +28,7 @@ from pipelines.evaluation.features import (
     TimmExtractor,
     load_extractor,
 )
+from pipelines.images import to_pil
 from tokenizer.storage.errors import InputError
 
 
@@ -249,9 +252,14 @@ def test_gray_images_count_as_three_equal_channels(
 
 
 @pytest.mark.parametrize("channels", [2, 4])
-def test_images_with_alpha_are_refused(small: TimmExtractor, channels: int) -> None:
-    with pytest.raises(InputError, match=f"channels must be 1 or 3 .*, got {channels}"):
-        small(random_images(4, 1, channels, 32, 32))
+def test_images_with_alpha_are_composited_on_white(small: TimmExtractor, channels: int) -> None:
+    images = random_images(4, 1, channels, 32, 32)
+    picture = to_pil(images[0]).convert("RGBA")
+    white = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    on_white = torch.from_numpy(np.array(white.convert("RGB"))).movedim(-1, 0)[None]
+    composited = features.composite_on_white(images)
+    assert (composited.int() - on_white.int()).abs().max() <= 1  # Pillow rounds twice
+    torch.testing.assert_close(small(images), small(composited), rtol=0, atol=0)
 
 
 def test_an_extractor_stays_frozen_in_evaluation_mode_and_float32(small: TimmExtractor) -> None:

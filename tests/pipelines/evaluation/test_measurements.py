@@ -106,7 +106,7 @@ def test_each_number_carries_its_protocol(
 ) -> None:
     protocol = results["FD-test_resnet"]["protocol"]
     assert protocol["reference"] == splits[0].description
-    assert protocol["reference_hash"] == splits[0].content_hash
+    assert protocol["reference_hash"] == splits[0].fingerprint
     assert protocol["num_reference_images"] == protocol["num_images"] == 32
     assert protocol["seed"] == 5
     assert protocol["extractor"] == extractor.protocol
@@ -125,8 +125,10 @@ def test_the_distance_is_that_of_the_images_that_generate_would_write(
     splits: tuple[ImageDataset, ImageDataset],
     extractor: FeatureExtractor,
 ) -> None:
-    images = pipeline(32, seed=5, output="tensor", progress=False)
-    reference = splits[0].images_at(chosen_items(len(splits[0]), 32, 5))
+    items = chosen_items(len(splits[0]), 32, 5)
+    labels = splits[0].labels[items].tolist()
+    images = pipeline(32, labels, seed=5, output="tensor", progress=False)
+    reference = splits[0].images_at(items)
     distance = frechet_distance(extractor(images).features, extractor(reference).features)
     assert results["FD-test_resnet"]["value"] == pytest.approx(distance, rel=1e-4)
 
@@ -137,7 +139,7 @@ def test_the_floor_compares_the_other_split_at_the_same_number(
     entry = results["FD-test_resnet floor"]
     assert entry["protocol"]["num_images"] == 32
     assert entry["protocol"]["sampling"] == {}
-    assert entry["protocol"]["settings"]["their_hash"] == splits[1].content_hash
+    assert entry["protocol"]["settings"]["images_hash"] == splits[1].fingerprint
     one, other = (own.images_at(chosen_items(len(own), 32, 5)) for own in splits)
     floor = frechet_distance(extractor(other).features, extractor(one).features)
     assert entry["value"] == pytest.approx(floor, rel=1e-4)
@@ -150,18 +152,17 @@ def test_generations_may_be_compared_with_the_validation_images(
     sampling = SamplingConfig(temperature=(1.0, 0.9, 0.8), top_k=(None, 4, 4))
     results = measure(num_images=20, reference="validation", sampling=sampling)
     protocol = results["FD-test_resnet"]["protocol"]
-    assert protocol["reference_hash"] == splits[1].content_hash
+    assert protocol["reference_hash"] == splits[1].fingerprint
     assert protocol["sampling"]["temperature"] == [1.0, 0.9, 0.8]
     assert protocol["sampling"]["top_k"] == [None, 4, 4]
 
 
 @pytest.mark.parametrize("num_images", [1, 19])
 def test_too_few_images_are_refused_before_any_is_drawn(
-    num_images: int, measure: Callable[..., Results], pipeline: ImageGenerationPipeline
+    num_images: int, measure: Callable[..., Results]
 ) -> None:
-    for tokenizer in (None, pipeline.tokenizer):
-        with pytest.raises(InputError, match=f"num_images must be >= 20 .*, got {num_images}"):
-            measure(tokenizer, num_images=num_images)
+    with pytest.raises(InputError, match=f"num_images must be >= 20 .*, got {num_images}"):
+        measure(num_images=num_images)
 
 
 def test_reconstructions_are_measured_on_the_validation_images(
@@ -172,7 +173,7 @@ def test_reconstructions_are_measured_on_the_validation_images(
     results = measure(pipeline.tokenizer)
     assert results.keys() == RECONSTRUCTION
     protocol = results["RMSE"]["protocol"]
-    assert protocol["reference_hash"] == splits[1].content_hash
+    assert protocol["reference_hash"] == splits[1].fingerprint
     assert protocol["num_images"] == 32
     assert protocol["sampling"] == {}
     assert results["nominal_bits"]["value"] == 3 * (2 * 4 + 16)
@@ -185,12 +186,14 @@ def test_reconstructions_are_measured_on_the_validation_images(
     json.dumps(results)
 
 
-def test_a_baseline_has_no_bound(
+def test_a_baseline_has_the_bound_of_its_nearest_codes(
     measure: Callable[..., Results], tmp_path: Path, cache_dir: Path
 ) -> None:
     train_tokenizer(tokenizer_run(tmp_path, cache_dir, "tiny-baseline", total_steps=1))
     results = measure(Tokenizer.from_pretrained(tmp_path / "tokenizer" / "model"))
-    assert results.keys() == RECONSTRUCTION - {"bound_bits_per_dim"}
+    assert results.keys() == RECONSTRUCTION
+    settings = results["bound_bits_per_dim"]["protocol"]["settings"]
+    assert settings["bound_posterior"] == "a point mass at the nearest codes"
 
 
 def test_images_are_chosen_by_the_seed_each_once(
@@ -213,14 +216,18 @@ def test_an_own_classifier_says_what_share_is_of_the_class_asked_for(
     assert 0 <= agreement <= 1
     assert of_real_images > 2 / 8  # twice what guessing gives
     protocol = results["FD-OwnClassifier"]["protocol"]
-    assert protocol["extractor"]["trained_on_hash"] == splits[0].content_hash
+    assert protocol["extractor"]["trained_on_hash"] == splits[0].fingerprint
     assert not any("FID" in name for name in results)
 
 
 def test_results_are_written_and_shown(results: Results, tmp_path: Path) -> None:
-    write_results(tmp_path, "python -m pipelines.evaluate x", {"generation": results})
+    write_results(
+        tmp_path / "evaluation", "python -m pipelines.evaluate x", {"generation": results}
+    )
     written = json.loads((tmp_path / "evaluation" / "generation.json").read_text())
     assert written == {"command": "python -m pipelines.evaluate x", "metrics": results}
     lines = table({"generation": results}).splitlines()
     assert lines[0] == "generation"
-    assert len(lines) == 1 + len(results)
+    assert len(lines) == 1 + len(results) + 1
+    assert lines[1].endswith(" N = 32")
+    assert lines[-1].startswith("  FD-test_resnet, FD-test_resnet floor: 32 images are too few")

@@ -1,5 +1,6 @@
 """Loading one ahead changes when a batch is made, not what it is."""
 
+import functools
 import threading
 import time
 from collections.abc import Callable
@@ -28,22 +29,23 @@ def test_results_come_in_order_and_the_next_is_begun_before_one_is_used() -> Non
     assert found == list(range(5))
 
 
-def test_an_error_is_raised_where_its_result_is_due() -> None:
-    def fail() -> int:
-        raise MemoryError("no room")
+def test_an_error_is_raised_where_its_result_is_due_and_leaving_early_starts_nothing_more() -> None:
+    done: list[int] = []
 
-    results = one_ahead([lambda: 1, fail])
-    assert next(results) == 1
+    def work(number: int) -> int:
+        if number == 2:
+            raise MemoryError("no room")
+        done.append(number)
+        return number
+
+    results = one_ahead(functools.partial(work, number) for number in range(9))
+    assert [next(results), next(results)] == [0, 1]
     with pytest.raises(MemoryError, match="no room"):
         next(results)
-
-
-def test_leaving_early_starts_nothing_more() -> None:
-    done: list[int] = []
-    results = one_ahead((lambda n=n: done.append(n)) for n in range(9))  # type: ignore[misc]
-    next(results)
+    results = one_ahead(functools.partial(work, number) for number in range(4, 9))
+    assert next(results) == 4
     results.close()
-    assert done == [0, 1]
+    assert done == [0, 1, 3, 4, 5]  # one ahead each
     assert not any(own.name.startswith("ahead") for own in threading.enumerate())
 
 

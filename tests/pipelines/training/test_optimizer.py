@@ -1,72 +1,91 @@
-"""Which parameters decay, and how fast each learns."""
+"""Which parameters decay, how fast each learns, and how an optimizer is saved."""
+
+import math
+from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import nn
 
-from pipelines.config import TrainingConfig
-from pipelines.training.optimizer import make_optimizer, set_learning_rate
+from pipelines.config import TokenizerRecipe, TrainingConfig
+from pipelines.training.optimizer import (
+    Network,
+    learning_rate,
+    make_optimizer,
+    optimizer_tensors,
+    restore_optimizer,
+    set_learning_rate,
+)
 from tokenizer import Tokenizer
 from tokenizer.builders import deterministic, sq_vae_2
-from tokenizer.config import NetworkConfig, StochasticQuantizerConfig, TokenizerConfig
+from tokenizer.config import NetworkConfig
 
-NETWORKS = NetworkConfig(patch_size=2, width=8, max_width=8, num_blocks=1)
-
-
-def config(**quantizer: float) -> TokenizerConfig:
-    base = sq_vae_2((8, 4), 4, 3, networks=NETWORKS)
-    return base.model_copy(update={"quantizer": StochasticQuantizerConfig(**quantizer)})
+CONFIG = sq_vae_2((8, 4), 4, 3, networks=NetworkConfig(patch_size=2, width=8, num_blocks=1))
 
 
-def rates_by_name(tokenizer: Tokenizer, rate: float) -> dict[str, float]:
-    optimizer = make_optimizer(tokenizer, TrainingConfig(learning_rate=0.5))
-    set_learning_rate(optimizer, rate)
-    by_id = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
-    return {name: by_id[id(parameter)] for name, parameter in tokenizer.named_parameters()}
+@given(st.integers(1, 50), st.integers(1, 50))
+def test_the_rate_rises_to_its_peak_and_a_cosine_ends_at_zero(warmup: int, rest: int) -> None:
+    total = warmup + rest
+    config = TrainingConfig(total_steps=total, warmup_steps=warmup, learning_rate=0.3)
+    rates = [learning_rate(config, step) for step in range(total + 1)]
+    assert rates[:warmup] == pytest.approx([0.3 * (n + 1) / warmup for n in range(warmup)])
+    cosine = [0.15 + 0.15 * math.cos(math.pi * n / rest) for n in range(rest + 1)]
+    assert rates[warmup:] == pytest.approx(cosine, abs=1e-12)
+    constant = config.model_copy(update={"schedule": "constant"})
+    assert {learning_rate(constant, step) for step in range(warmup, total)} == {0.3}
 
 
-def test_codebooks_and_variances_learn_at_their_own_rates() -> None:
-    tokenizer = Tokenizer(config(codebook_rate=7.0, variance_rate=3.0))
-    for name, rate in rates_by_name(tokenizer, 0.01).items():
-        factor = 7.0 if ".codebooks." in name else 3.0 if name.endswith("log_variances") else 1.0
-        assert rate == pytest.approx(0.01 * factor), name
+def options_by_name(tokenizer: Tokenizer) -> dict[str, tuple[float, float]]:
+    """Learning rate and weight decay, in units of 0.01 and 1, with a recipe of its own."""
+    factors = TokenizerRecipe(codebook_rate=7.0, variance_rate=3.0).rate_factors(
+        tokenizer.learned_roles()
+    )
+    network = Network.from_config(tokenizer, TrainingConfig(weight_decay=1.0), factors)
+    optimizer = make_optimizer(network)
+    set_learning_rate(optimizer, 0.01)
+    return {
+        name: (group["lr"] / 0.01, group["weight_decay"])
+        for group in optimizer.param_groups
+        for name in group["param_names"]
+    }
 
 
-def test_the_baselines_learn_at_one_rate() -> None:
-    assert set(rates_by_name(Tokenizer(deterministic(config())), 0.01).values()) == {0.01}
-
-
-def test_a_variance_rate_of_zero_keeps_the_variances() -> None:
-    torch.manual_seed(0)
-    tokenizer = Tokenizer(config(variance_rate=0.0))
-    tokenizer.total_steps = 2
-    before = tokenizer.dequantization_variances().clone()
-    optimizer = make_optimizer(tokenizer, TrainingConfig())
-    set_learning_rate(optimizer, 0.1)
-    tokenizer(torch.rand(2, 3, 16, 16) * 2 - 1, 0).loss.backward()
-    optimizer.step()
-    assert torch.equal(tokenizer.dequantization_variances(), before)
-
-
-def test_decay_spares_codebooks_variances_and_vectors() -> None:
-    tokenizer = Tokenizer(config())
-    optimizer = make_optimizer(tokenizer, TrainingConfig(weight_decay=0.1))
-    decays = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
-    spared = tokenizer.no_weight_decay()
+def test_codebooks_and_variances_learn_at_rates_of_their_own_and_do_not_decay() -> None:
+    tokenizer = Tokenizer(CONFIG)
+    options = options_by_name(tokenizer)
     for name, parameter in tokenizer.named_parameters():
-        expected = 0.1 if parameter.ndim > 1 and name not in spared else 0.0
-        assert decays[id(parameter)] == expected, name
+        factor = 7.0 if ".codebooks." in name else 3.0 if name.endswith("log_variances") else 1.0
+        decay = 1.0 if parameter.ndim > 1 and factor == 1 else 0.0
+        assert options[name] == (pytest.approx(factor), decay), name
+    baseline = options_by_name(Tokenizer(deterministic(CONFIG)))
+    assert {rate for rate, _ in baseline.values()} == {1.0}
 
 
-def test_the_weight_of_the_latent_terms_scales_them_alone() -> None:
-    torch.manual_seed(0)
-    images = torch.rand(2, 3, 16, 16) * 2 - 1
-    losses = []
-    for weight in (1.0, 0.25):
-        torch.manual_seed(1)
-        tokenizer = Tokenizer(config(latent_weight=weight))
-        tokenizer.total_steps = 2
-        output = tokenizer(images, 0)
-        latents = output.quantization_error - output.posterior_entropy
-        torch.testing.assert_close(output.loss, output.reconstruction + weight * latents)
-        losses.append(output.loss.item())
-    assert losses[0] != losses[1]
+def make(*names: str) -> tuple[nn.ParameterDict, torch.optim.Optimizer]:
+    start = torch.ones(1, 2, 3, 3).contiguous(memory_format=torch.channels_last)
+    weights = nn.ParameterDict({name: nn.Parameter(start.clone()) for name in names})
+    return weights, make_optimizer(Network(weights, lambda step: 0.1, rate_factors={"b": 0.5}))
+
+
+def take_step(weights: nn.ParameterDict, optimizer: torch.optim.Optimizer, scale: int) -> None:
+    for number, name in enumerate("abc"):
+        gradient = torch.arange(18.0).view_as(weights[name])
+        weights[name].grad = torch.empty_like(weights[name]).copy_(gradient * (number + scale))
+    optimizer.step()
+
+
+def test_a_restored_optimizer_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    """By name: the order of the parameters may change. Layouts are those of the weights."""
+    weights, optimizer = make(*"abc")
+    take_step(weights, optimizer, 1)
+    tensors = {name: own.contiguous() for name, own in optimizer_tensors(optimizer).items()}
+    save_file(tensors, tmp_path / "optimizer.safetensors")
+    others, restored = make(*"cba")
+    others.load_state_dict(weights.state_dict())
+    restore_optimizer(restored, load_file(tmp_path / "optimizer.safetensors"))
+    for network in ((weights, optimizer), (others, restored)):
+        take_step(*network, -2)
+    assert all(torch.equal(others[name], weights[name]) for name in weights)

@@ -14,7 +14,6 @@ from tokenizer.quantizers.mixture import (
     gumbel_noise,
     nearest_codes,
     plain_mixture,
-    proximity,
     stochastic_quantization,
 )
 
@@ -81,17 +80,6 @@ def test_in_float32_many_codes_differ_from_whole_matrices_by_rounding_alone() ->
         torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-4 * other.abs().max().item())
 
 
-def test_what_is_kept_for_backward_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs = random_inputs(40, 9, 4, torch.float32)
-    monkeypatch.setitem(quantization.BLOCK_SIZE, "cpu", 100)
-    results = []
-    for size in (0, 2**20):
-        monkeypatch.setattr(quantization, "KEPT_SIZE", size)
-        results.append(gradients(quantized_twice(inputs)[0], inputs))
-    for own, other in zip(*results, strict=True):
-        assert torch.equal(own, other)
-
-
 def test_the_gradient_of_blocks_is_that_of_finite_differences() -> None:
     def draw(*inputs: Tensor) -> tuple[Tensor, Tensor]:
         result = stochastic_quantization(
@@ -152,17 +140,6 @@ def test_the_nearest_code_is_the_nearest_in_any_blocks(
         patch.setitem(quantization.BLOCK_SIZE, "cpu", block)
         found = nearest_codes(latents, codebook)
     assert torch.equal(found, torch.cdist(latents, codebook).argmin(1))
-
-
-def test_codes_are_drawn_as_often_as_the_posterior_says() -> None:
-    latents, codebook, variance = random_inputs(1, 6, 2)
-    count = 20_000
-    draw = stochastic_quantization(latents.expand(count, -1), codebook, variance, 1.0, "sample")
-    posterior = proximity(latents, codebook, 1 / variance).softmax(1)[0]
-    counts = torch.bincount(draw.indices, minlength=6)
-    expected = count * posterior
-    # The 99.9 % quantile of chi-square with 5 degrees of freedom.
-    assert ((counts - expected) ** 2 / expected).sum() < 20.5
 
 
 def test_noise_of_different_blocks_is_different_and_finite(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,110 @@
+"""A quantizer from outside the package is trained, saved and loaded."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pipelines.training.loop import make_accelerator, train
+from pipelines.training.tokenizer_stage import TokenizerStage
+from tests.doors.readme_quantizer import RandomCodebook
+from tests.tiny_runs import logged, tokenizer_run
+from tests.tokenizer.tiny import random_images, summed_codes
+from tokenizer import (
+    GroupConfig,
+    InputError,
+    Quantizer,
+    QuantizerOutput,
+    Tokenizer,
+    rsq_vae,
+    sq_vae,
+)
+from tokenizer.config import NetworkConfig
+from tokenizer.quantizers.base import Mode
+
+NETWORKS = NetworkConfig(width=8, max_width=8, num_blocks=1)
+
+
+class SignQuantizer(Quantizer):
+    """Lookup-free quantization (arXiv 2310.05737): the bits of a code are signs of a projection."""
+
+    def __init__(self, group: GroupConfig) -> None:
+        super().__init__(group)
+        self.places = nn.Buffer(2 ** torch.arange(group.codebook_sizes[0].bit_length() - 1))
+        if set(group.codebook_sizes) != {2 ** len(self.places)}:
+            raise InputError(f"codebook_sizes must be a power of 2, got {group.codebook_sizes}")
+        sides, layers = (group.code_dim, len(self.places)), range(group.num_layers)
+        self.project_in = nn.ModuleList(nn.Linear(*sides) for _ in layers)
+        self.project_out = nn.ModuleList(nn.Linear(*sides[::-1]) for _ in layers)
+
+    def codebook(self, layer: int) -> Float[Tensor, "codes dim"]:
+        indices = torch.arange(2 ** len(self.places), device=self.places.device)
+        bits = indices.unsqueeze(1) // self.places % 2
+        return self.project_out[layer](2.0 * bits - 1)
+
+    def forward(
+        self,
+        latents: Float[Tensor, "batch dim height width"],
+        mode: Mode,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> QuantizerOutput:
+        residual = latents.movedim(1, -1).contiguous()
+        quantized, indices, errors = torch.zeros_like(residual), [], []
+        for layer in range(self.num_layers):
+            values = self.project_in[layer](residual)
+            signs = 2.0 * (values > 0) - 1
+            errors.append((values - signs).square().mean((1, 2, 3)))
+            indices.append(((values > 0) * self.places).sum(-1))
+            vectors = self.codebook(layer)[indices[-1]]
+            if mode == "mixture":
+                vectors = self.project_out[layer](signs + values - values.detach())
+            quantized, residual = quantized + vectors, residual - vectors
+        error = torch.stack(errors).sum(0)
+        entropies = torch.zeros(len(latents), self.num_layers).to(error)
+        terms = {"commitment": error}
+        return QuantizerOutput(quantized.movedim(-1, 1), torch.stack(indices, 1), entropies, terms)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_quantizer_from_outside_is_trained_saved_and_loaded(
+    depth: int, tmp_path: Path, cache_dir: Path
+) -> None:
+    quantizer = SignQuantizer if depth == 2 else RandomCodebook
+    assert len(inspect.getsource(quantizer).splitlines()) <= 40
+    config = tokenizer_run(tmp_path / "run", cache_dir).model_copy(
+        update={"tokenizer": rsq_vae(4, depth, 8, 4, networks=NETWORKS)}
+    )
+    accelerator = make_accelerator(config)
+    stage = TokenizerStage(config, accelerator, quantizer=quantizer)
+    train(stage, config, accelerator)
+    lines = logged(config.output_dir)
+    assert all(line["commitment"] > 0 for line in lines if line["phase"] == "train")
+    assert all(len(line["perplexity"]) == depth for line in lines if line["phase"] == "validation")
+
+    folder = config.output_dir / "model"
+    tokenizer = Tokenizer.from_pretrained(folder, quantizer=quantizer)
+    assert isinstance(tokenizer.quantizers[0], quantizer)
+    assert not tokenizer.has_posterior
+    images = random_images().float()
+    (indices,) = tokenizer.encode(images)
+    (latents,) = tokenizer.encode_with_latents(images).latents
+    output = tokenizer.quantizers[0](latents, "nearest")
+    assert torch.equal(output.quantized, summed_codes(tokenizer.quantizers[0], indices))
+    assert torch.equal(tokenizer.decode([indices]), tokenizer.reconstruct(images))
+    tokenizer.save_pretrained(tmp_path / "again")
+    again = Tokenizer.from_pretrained(tmp_path / "again", quantizer=quantizer)
+    assert again.content_hash() == tokenizer.content_hash()
+
+    name = quantizer.__name__
+    with pytest.raises(InputError, match=f"^tokenizer.quantizer '{name}' is from outside .*$"):
+        Tokenizer.from_pretrained(folder)
+
+
+def test_loading_with_another_quantizer_is_refused(tmp_path: Path) -> None:
+    Tokenizer(sq_vae(4, 8, 4, networks=NETWORKS), quantizer=SignQuantizer).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"model\.safetensors lacks 1 weights, the first is"):
+        Tokenizer.from_pretrained(tmp_path, quantizer=RandomCodebook)

@@ -1,0 +1,122 @@
+"""The console command `hqvae`, and what every command does while it starts."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipelines import console
+
+ROOT = Path(__file__).parents[2]
+CALLS = [
+    ["-m", "pipelines.train_tokenizer"],
+    ["-c", "from pipelines.console import main; main()", "train-tokenizer"],
+]
+
+
+def start(*arguments: str, folder: Path) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts what runs in its background with the signal ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+def hqvae(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Exit status of the console command."""
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/hqvae", *arguments])
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    with pytest.raises(SystemExit) as caught:
+        console.main()
+    return int(caught.value.code or 0)
+
+
+def test_every_command_is_a_verb() -> None:
+    texts = {path.stem: path.read_text() for path in (ROOT / "pipelines").glob("*.py")}
+    names = {name for name, text in texts.items() if 'if __name__ == "__main__":' in text}
+    assert {verb.replace("-", "_") for verb in console.VERBS} == names
+
+
+def test_the_verbs_are_listed_without_heavy_imports(tmp_path: Path) -> None:
+    program = "import sys\nfrom pipelines.console import main\ntry:\n  main()\nfinally:\n  "
+    program += "assert not {'torch', 'numpy', 'pydantic'} & {*sys.modules}"
+    for arguments, status in ((["--help"], 0), ([], 2)):
+        process = start("-c", program, *arguments, folder=tmp_path)
+        output, errors = process.communicate()
+        assert (process.returncode, errors) == (status, "")
+        assert re.findall(r"^  ([\w-]+) ", output, re.MULTILINE) == [*console.VERBS]
+
+
+@pytest.mark.parametrize("verb", console.VERBS)
+def test_a_verb_is_the_module_and_named_as_it_was_called(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert hqvae(monkeypatch, verb, "--help") == 0
+    from_console = capsys.readouterr().out
+    assert from_console.startswith(f"usage: hqvae {verb} ")
+    module = f"pipelines.{verb.replace('-', '_')}"
+    monkeypatch.setattr(sys, "argv", ["/some/where.py", "--help"])
+    with pytest.raises(SystemExit):
+        sys.modules[module].main()
+    from_module = capsys.readouterr().out
+    assert " ".join(from_module.split()) == " ".join(
+        from_console.replace(f"hqvae {verb}", f"python -m {module}").split()
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["generat"], "unknown verb 'generat': did you mean 'generate'?"),
+        (["check_data"], "unknown verb 'check_data': did you mean 'check-data'?"),
+        (["xyz", "--help"], f"unknown verb 'xyz': give one of {', '.join(console.VERBS)}"),
+        (["generate", "none", "--output-dir", "out"], "none/tokenizer holds no Tokenizer"),
+    ],
+)
+def test_what_is_wrong_gives_one_line_and_exit_status_2(
+    arguments: list[str],
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert hqvae(monkeypatch, *arguments) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith(f"error: {line}")
+    assert output.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", CALLS)
+def test_a_new_process_writes_that_line_alone(command: list[str], tmp_path: Path) -> None:
+    process = start(*command, "tiny", "--training.sead", "3", folder=tmp_path)
+    output = process.communicate(timeout=120)
+    assert output == ("", "error: Unrecognized options: --training.sead, 3\n")
+    assert process.returncode == 2
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("command", CALLS)
+def test_being_stopped_while_libraries_are_imported_gives_no_traceback(
+    command: list[str], tmp_path: Path
+) -> None:
+    process = start(*command, "tiny", folder=tmp_path)
+    while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=120)
+    assert process.returncode in (-signal.SIGINT, 130)
+    assert output == ("", "stopped\n")
+    assert not list(tmp_path.iterdir())
