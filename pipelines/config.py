@@ -28,6 +28,8 @@ def _check_folder(folder: Path) -> Path:
 
 OwnFolder = Annotated[Path, AfterValidator(_check_folder)]
 FolderRules = Literal[1, 2]
+# Saved absolute: a run is evaluated from anywhere. Earlier versions saved what was given.
+DataFolder = Annotated[Path, AfterValidator(_check_folder), AfterValidator(Path.absolute)]
 
 
 class DataConfig(StrictConfig):
@@ -45,9 +47,9 @@ class DataConfig(StrictConfig):
         "Flowers102",
     ] = "shapes"
     """`shapes` (procedural), `folder` (your images), or a torchvision set by name."""
-    root: OwnFolder | None = None
+    root: DataFolder | None = None
     """`folder`: training images, flat or one folder per class. torchvision: download folder."""
-    validation_root: OwnFolder | None = None
+    validation_root: DataFolder | None = None
     """`folder`: validation images. None: a share of `root` is held out."""
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """`folder` without `validation_root`: probability of each image to be held out."""
@@ -238,6 +240,12 @@ class TokenizerRunConfig(RunConfig):
         """Folder of this stage."""
         return self.tokenizer_dir
 
+    def moved_data(self, root: Path | None, validation_root: Path | None) -> "TokenizerRunConfig":
+        """The same run with its images in other folders, where these are given."""
+        given = {"root": root, "validation_root": validation_root}
+        update = {name: folder for name, folder in given.items() if folder is not None}
+        return self.model_copy(update={"data": self.data.model_copy(update=update)})
+
 
 class PriorRunConfig(RunConfig):
     """Stage two: trains a prior over the codes of RUN_DIR/tokenizer, in RUN_DIR/prior."""
@@ -253,14 +261,18 @@ class PriorRunConfig(RunConfig):
     """Temperature of the pictures drawn on the way."""
     guidance_scale: GuidanceScale = 1.0
     """Classifier-free guidance of the pictures drawn on the way; 1 = off."""
+    data_root: Annotated[DataFolder | None, Field(exclude=True)] = None
+    """Where the tokenizer's `data.root` has been moved; the images must be the same."""
+    data_validation_root: Annotated[DataFolder | None, Field(exclude=True)] = None
+    """Where the tokenizer's `data.validation_root` has been moved."""
 
     @classmethod
     def upgrade_config(cls, fields: dict[str, Any], version: int) -> dict[str, Any]:
-        """Version 1 called the transformers of the prior body and head."""
+        """Earlier versions called fields of the prior otherwise; see `upgrade_network`."""
         fields = super().upgrade_config(fields, version)
-        if version > 1 or not isinstance(fields.get("prior"), dict):
+        if not isinstance(fields.get("prior"), dict):
             return fields
-        return {**fields, "prior": upgrade_network(fields["prior"])}
+        return {**fields, "prior": upgrade_network(fields["prior"], version)}
 
     @property
     def output_dir(self) -> Path:

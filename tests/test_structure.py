@@ -67,7 +67,7 @@ def test_importing_a_module_changes_neither_hooks_nor_warning_filters() -> None:
         if "triton" not in path.name  # needs a GPU
     ]
     # The libraries change filters; what is left is ours.
-    libraries = ["accelerate", "scipy.special", "timm", "torch_fidelity", "torchmetrics"]
+    libraries = ["accelerate", "scipy.special", "timm", "torch_fidelity"]
     program = f"""
 import importlib, sys, threading, warnings
 for library in {libraries}:
@@ -141,3 +141,8 @@ def test_the_python_of_the_readme_compiles_and_finds_its_names() -> None:
 def test_the_make_targets_of_the_readme_exist() -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"^    make ([\w-]+)", README.read_text(), re.MULTILINE)) <= targets
+
+
+def test_the_readme_shows_the_quantizer_that_the_tests_run() -> None:
+    text = (ROOT / "tests" / "doors" / "readme_quantizer.py").read_text()
+    assert text.split('"""\n\n', 1)[1].strip() in README.read_text()

@@ -1,5 +1,6 @@
 """A folder of images as a source: its files are found, split and decoded."""
 
+import logging
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,10 @@ from pipelines.data.folder_split import check_apart, hold_out, match_classes
 from pipelines.data.sixteen_bits import ValueRange
 from tokenizer.storage.errors import InputError
 
+logger = logging.getLogger(__name__)
+
+SHEETS = ("contact_sheet.png", "comparison.png")
+"""What `generate` and `reconstruct` write beside their images."""
 _FILES_PER_BLOCK = 64
 _BYTES_PER_BLOCK = 2**25
 
@@ -56,11 +61,32 @@ def folder_source(config: DataConfig, split: Split) -> ImageSource:
         validation = match_classes(listing, other)
         chosen = listing if split == "train" else validation
         how = f"{split} {len(chosen.names)} files"
+    return _source(f"folder-{split}", chosen, how, config, split)
+
+
+def whole_folder_source(config: DataConfig, root: Path, field: str) -> ImageSource:
+    """All images of another folder, decoded as those of `config` are.
+
+    What the commands write beside images, sheets of many, is left out.
+
+    Raises:
+        InputError: a folder that does not fit; `field` names it.
+    """
+    listing = list_folder(root, field, config.follow_links, config.skip_unreadable)
+    rows = [row for row, name in enumerate(listing.names) if name not in SHEETS]
+    if len(rows) < len(listing.names):
+        logger.warning("%s: left out %s", printable(root), " and ".join(SHEETS))
+    return _source("images", listing.choose(rows), f"{len(rows)} files", config, "validation")
+
+
+def _source(
+    name: str, chosen: FolderListing, how: str, config: DataConfig, split: Split
+) -> ImageSource:
     conversion = describe_conversion(config.image_size, config.channels, config.white_value)
     return ImageSource(
-        name=f"folder-{split}",
+        name=name,
         description=(
-            f"{chosen.root}, {how}, {len(listing.class_names) or 'no'} classes; {conversion}"
+            f"{chosen.root}, {how}, {len(chosen.class_names) or 'no'} classes; {conversion}"
         ),
         identity={
             "version": VERSION,

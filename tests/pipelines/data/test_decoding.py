@@ -198,7 +198,7 @@ FOUR_BITS = np.arange(64, dtype=np.uint8).reshape(8, 8) % 16
 @pytest.mark.parametrize(
     ("content", "is_transparent"),
     [
-        (wide_png(WIDE[..., :1], (int(WIDE[0, 0, 0]),)), (WIDE == WIDE[0, 0])[..., 0]),
+        (wide_png(WIDE[..., :1], (int(WIDE[0, 0, 0]),)), WIDE[..., 0] == WIDE[0, 0, 0]),
         (wide_png(np.ones((8, 8, 3)), (0, 0, 0)), np.zeros((8, 8), np.bool_)),  # lower halves
         (wide_png(WIDE[..., :3], (*WIDE[2, 3, :3].tolist(),)), np.arange(64).reshape(8, 8) == 19),
         (
@@ -232,7 +232,7 @@ def test_a_transparent_color_is_that_of_all_its_bits(
     ],
 )
 def test_numbers_without_a_common_white_are_refused(tmp_path: Path, content: bytes) -> None:
-    with pytest.raises(UnreadableImageError, match="a layout of many bits that is not read$"):
+    with pytest.raises(UnreadableImageError, match=r"a layout of many bits that is not read$"):
         decoded(tmp_path, content)
 
 
@@ -537,6 +537,7 @@ def make_socket(path: Path) -> None:
         (lambda path: path.symlink_to("nowhere"), "No such file or directory"),
         (lambda path: path.write_bytes(b""), "empty"),
         (lambda path: path.write_bytes(b"text"), "cannot identify image file"),
+        (lambda path: picture().save(path, "GIF"), "cannot identify image file"),
     ],
 )
 def test_what_is_no_image_file_is_refused_and_never_waited_for(
@@ -560,11 +561,11 @@ def test_large_images_are_decoded_one_at_a_time(
     small.write_bytes(encoded(picture(height=11), "PNG"))
     decoded: list[Path] = []
 
-    def read(own: Path) -> None:
-        decode(own)
-        decoded.append(own)
+    def read(path: Path) -> None:
+        decode(path)
+        decoded.append(path)
 
-    threads = [threading.Thread(target=read, args=(own,)) for own in (path, small)]
+    threads = [threading.Thread(target=read, args=(each,)) for each in (path, small)]
     with image_decoding._large_image:  # as if another one were being decoded
         for thread in threads:
             thread.start()
