@@ -65,15 +65,13 @@ class Prior(PretrainedModule[PriorConfig]):
         network, width = config.network, config.network.width
         self.ordering = CodeOrdering(config.code_maps, network.order)
         embedding = CodeEmbedding(self.ordering, width)
-        groups = self.ordering.group[:, 0]
         is_learned = network.positions == "learned"
-        positions = torch.arange(self.ordering.num_steps) if is_learned else groups
         num_positions = self.ordering.num_steps if is_learned else len(config.code_maps)
+        positions = torch.arange(num_positions) if is_learned else self.ordering.group[:, 0]
         self.start = random_embedding(1, width)
         self.position_embedding = random_embedding(num_positions, width)
         self.slot_embedding = random_embedding(len(self.ordering.slot_types), width)
-        # The order of construction and of registration fix the random numbers and the numbers of
-        # the parameters in an optimizer's state: both are those of format 1.
+        # Random numbers and the order of parameters, by which optimizers save, are format 1's.
         self.conditioner = make_conditioner(config, conditioner)
         self.embedding = embedding
         has_parents = network.order == "coarse_to_fine" and len(config.code_maps) > 1
@@ -103,19 +101,17 @@ class Prior(PretrainedModule[PriorConfig]):
     @classmethod
     def upgrade_config(cls, fields: dict[str, Any], version: int) -> dict[str, Any]:
         """Fields of config.json in an earlier format, as they are called today."""
-        if version > 1 or not isinstance(fields.get("network"), dict):
-            return fields
-        return {**fields, "network": upgrade_network(fields["network"])}
+        is_old = version == 1 and isinstance(fields.get("network"), dict)
+        return fields | {"network": upgrade_network(fields["network"])} if is_old else fields
 
     @classmethod
     def upgrade_weights(cls, weights: dict[str, WeightT], version: int) -> dict[str, WeightT]:
         """Weights of an earlier format under today's names."""
         if version > 1:
             return weights
-        parts = {name: name.partition(".") for name in weights}
         return {
-            MODULES_OF_FORMAT_1.get(first, first) + dot + rest: weights[name]
-            for name, (first, dot, rest) in parts.items()
+            ".".join([MODULES_OF_FORMAT_1.get(first, first), *rest]): weights[name]
+            for name, (first, *rest) in ((name, name.split(".")) for name in weights)
         }
 
     def load_code_vectors(self, code_vectors: Sequence[Sequence[Tensor]]) -> None:
@@ -185,8 +181,7 @@ class Prior(PretrainedModule[PriorConfig]):
         batch, num_steps, num_slots = codes.shape
         condition = self.condition(inputs, batch)
         embeddings = self.embedding(self.embedding.table(), codes)  # (B, S, M, W)
-        start = self.start.expand(batch, 1, -1)
-        contents = torch.cat([start, self.summarize(embeddings)], dim=1)
+        contents = torch.cat([self.start.expand(batch, 1, -1), self.summarize(embeddings)], dim=1)
         sequence = self.spatial_inputs(contents, condition.vector, 0, num_steps)
         if condition.tokens is not None:
             sequence = torch.cat([condition.tokens, sequence], dim=1)

@@ -15,6 +15,7 @@ from pipelines.train_tokenizer import train_tokenizer
 from pipelines.training.loop import make_accelerator, train
 from pipelines.training.losses import Loss
 from prior import Sampler, sample, sample_generators
+from tests.prior.small_priors import trained_prior
 from tests.tiny_runs import RunConfigs, make_stage, prior_run, tokenizer_run
 from tokenizer import Tokenizer
 
@@ -112,11 +113,12 @@ def test_the_host_never_waits_between_two_lines_of_the_log(
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_recorded_batches_are_those_of_fresh_samplers(pipeline: ImageGenerationPipeline) -> None:
-    prior = copy.deepcopy(pipeline.prior).cuda()
-    labels = torch.arange(4, device="cuda") % prior.config.num_classes
+@pytest.mark.parametrize("condition", ["class", "custom"])
+def test_captured_batches_are_those_of_fresh_samplers(condition: str) -> None:
+    prior = copy.deepcopy(trained_prior("cell", condition=condition)).cuda()
     sampler = Sampler(prior, temperature=0.9, guidance_scale=1.5)
-    for first in (0, 4, 8, 12):  # started, recorded, replayed
+    for first in (0, 4, 8, 12):  # started, captured, replayed
+        labels = (torch.arange(4, device="cuda") + first // 4) % 3
         drawn, fresh = (sample_generators(5, range(first, first + 4)) for _ in range(2))
         expected = sample(prior, labels, fresh, temperature=0.9, guidance_scale=1.5)
         for own, other in zip(sampler(labels, drawn), expected, strict=True):

@@ -123,10 +123,13 @@ def _shapes_source(config: DataConfig, split: Split) -> ImageSource:
 
 
 SOURCES: Mapping[str, DataSource] = {
-    "shapes": DataSource(_decoded(_shapes_source), unused=("validation_root", "root")),
+    "shapes": DataSource(
+        _decoded(_shapes_source), unused=("validation_root", "root", "white_value")
+    ),
     "folder": DataSource(_decoded(folder_source), unused=()),
     **dict.fromkeys(
-        NAMED_SETS, DataSource(_decoded(torchvision_source), unused=("validation_root",))
+        NAMED_SETS,
+        DataSource(_decoded(torchvision_source), unused=("validation_root", "white_value")),
     ),
 }
 """By `DataConfig.dataset`."""

@@ -1,18 +1,14 @@
-"""The door of conditions: a conditioner from outside the package, through all that uses it."""
+"""A conditioner from outside the package, through all that uses conditions."""
 
+import inspect
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from pipelines import ImageGenerationPipeline
-from pipelines.command import load_run
-from pipelines.config import TokenizerRunConfig
-from pipelines.data.sources import trained_images
-from pipelines.training.loop import make_accelerator, train
-from pipelines.training.prior_stage import PriorStage
+from pipelines.train_prior import train_prior
 from prior import Condition, Conditioner, IncrementalDecoder, Prior
 from tests.tiny_runs import prior_run
 from tokenizer.storage.errors import InputError
@@ -55,13 +51,11 @@ def saved(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = prior_run(folder, total_steps=4).model_copy(
         update={"is_class_conditional": False, "guidance_scale": 2.0}
     )
-    accelerator: Accelerator = make_accelerator(config)
-    run = load_run(TokenizerRunConfig, config.tokenizer_dir / "config.json")
-    images = trained_images(run, config.tokenizer_dir, accelerator)
-    stage = PriorStage(config, *images, accelerator, Attributes(config.prior.width))
-    before = stage.model.conditioner.to_vector.weight.clone()
-    train(stage, config, accelerator)
-    assert not torch.equal(stage.model.conditioner.to_vector.weight, before)
+    assert len(inspect.getsource(Attributes).splitlines()) <= 40
+    conditioner = Attributes(config.prior.width)
+    before = conditioner.to_vector.weight.clone()
+    train_prior(config, conditioner=conditioner)
+    assert not torch.equal(conditioner.to_vector.weight, before)
     return folder
 
 

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from pipelines.generation import ImageGenerationPipeline, SamplingConfig, model_folder
+from pipelines.generation import ImageGenerationPipeline
 from prior import Prior, PriorConfig
 from tokenizer import Tokenizer
 from tokenizer.builders import hq_vae
@@ -23,17 +22,14 @@ def drawn(pipeline: ImageGenerationPipeline, num_images: int, **arguments: Any) 
     return images
 
 
-def small_pipeline(
-    pipeline: ImageGenerationPipeline, channels: int = 3, num_classes: int = 0
-) -> ImageGenerationPipeline:
-    """An untrained one."""
+def small_pipeline(pipeline: ImageGenerationPipeline, channels: int = 3) -> ImageGenerationPipeline:
+    """An untrained one without classes."""
     networks = NetworkConfig(width=8, max_width=8, num_blocks=1)
     tokenizer = Tokenizer(hq_vae((8, 4), (1, 1), 8, 4, networks=networks, channels=channels))
     prior = Prior(
         PriorConfig(
             network=pipeline.prior.config.network,
             code_maps=tokenizer.code_maps(16, 16),
-            num_classes=num_classes,
             tokenizer_hash=tokenizer.content_hash(),
         )
     )
@@ -59,6 +55,8 @@ def test_without_labels_the_classes_come_in_turn(pipeline: ImageGenerationPipeli
     labels = [number % 8 for number in range(10)]
     assert torch.equal(drawn(pipeline, 10), drawn(pipeline, 10, labels=labels))
     assert torch.equal(drawn(pipeline, 3, labels=2), drawn(pipeline, 3, labels=[2, 2, 2]))
+    condition = torch.tensor(labels)
+    assert torch.equal(drawn(pipeline, 10, condition=condition), drawn(pipeline, 10))
 
 
 def test_a_pipeline_saved_and_loaded_draws_the_same_images(
@@ -68,11 +66,6 @@ def test_a_pipeline_saved_and_loaded_draws_the_same_images(
     assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == ["prior", "tokenizer"]
     loaded = ImageGenerationPipeline.from_pretrained(str(tmp_path / "saved"))
     assert torch.equal(drawn(loaded, 3), drawn(pipeline, 3))
-
-
-def test_a_run_and_its_stages_are_found(tiny_run: Path) -> None:
-    assert model_folder(tiny_run / "tokenizer") == tiny_run / "tokenizer" / "model"
-    assert model_folder(tiny_run / "elsewhere") == tiny_run / "elsewhere"
 
 
 def test_known_codes_are_kept(pipeline: ImageGenerationPipeline) -> None:
@@ -91,26 +84,24 @@ def test_known_codes_are_kept(pipeline: ImageGenerationPipeline) -> None:
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (2, "LA"), (3, "RGB"), (4, "RGBA")])
-def test_pictures_have_the_mode_of_their_channels(
+def test_images_have_the_mode_of_their_channels(
     pipeline: ImageGenerationPipeline, channels: int, mode: str
 ) -> None:
-    own = small_pipeline(pipeline, channels)
-    images = own(2, progress=False)
+    small = small_pipeline(pipeline, channels)
+    images = small(2, progress=False)
     assert isinstance(images, list)
     assert [image.mode for image in images] == [mode] * 2
-    assert isinstance(images[0], Image.Image)
-    expected = drawn(own, 2)[1].movedim(0, -1).numpy()
+    expected = drawn(small, 2)[1].movedim(0, -1).numpy()
     np.testing.assert_array_equal(np.asarray(images[1]).reshape(16, 16, channels), expected)
 
 
 def test_images_are_encoded_decoded_and_reconstructed(pipeline: ImageGenerationPipeline) -> None:
     images = torch.rand(2, 3, 16, 16) * 2 - 1
     indices = pipeline.encode(images)
-    assert [own.shape for own in indices] == [(2, 2, 2, 2), (2, 1, 4, 4)]
+    assert [group.shape for group in indices] == [(2, 2, 2, 2), (2, 1, 4, 4)]
     torch.testing.assert_close(pipeline.decode(indices), pipeline.reconstruct(images))
     assert not torch.equal(pipeline.decode(indices, 1), pipeline.decode(indices))
-    assert pipeline.to("cpu") is pipeline
-    assert pipeline.device == torch.device("cpu")
+    assert pipeline.to("cpu").device == torch.device("cpu")
 
 
 @pytest.mark.parametrize(
@@ -118,17 +109,13 @@ def test_images_are_encoded_decoded_and_reconstructed(pipeline: ImageGenerationP
     [
         ({"num_images": 0}, "num_images must be >= 1, got 0"),
         ({"labels": 8}, r"labels must lie in \[0, 8\), got 8"),
-        ({"labels": [0, -1]}, r"labels must lie in \[0, 8\), got -1"),
         ({"labels": [0]}, "labels must have 2 entries, got 1"),
         ({"seed": -1}, "seed and sample index must be >= 0"),
-        ({"temperature": -1.0}, "temperature.*or equal to 0.000001"),
         ({"temperature": 0.0}, "temperature.*or equal to 0.000001"),
         ({"temperature": [1.0, 1.0]}, "temperature must hold 3 values"),
         ({"top_k": 0}, "top_k.*greater than 0"),
-        ({"top_k": 9}, r"top_k must lie in \[1, 8\], got 9"),
         ({"top_p": 1.5}, "top_p.*less than or equal to 1"),
         ({"guidance_scale": -1.0}, "guidance_scale.*greater than or equal to 0"),
-        ({"guidance_scale": float("nan")}, "guidance_scale.*finite"),
         ({"batch_size": 0}, "batch_size must be >= 1, got 0"),
     ],
 )
@@ -150,12 +137,9 @@ def test_settings_may_differ_by_layer(pipeline: ImageGenerationPipeline) -> None
     likeliest = drawn(pipeline, 4, top_k=1)
     assert torch.equal(drawn(pipeline, 4, top_k=[1, 1, 1], temperature=[9.0, 1.0, 0.1]), likeliest)
     assert not torch.equal(drawn(pipeline, 4, top_k=[1, 1, None]), likeliest)
-    assert SamplingConfig.checked(temperature=[1.0, 2.0]).temperature == (1.0, 2.0)
 
 
-def test_guidance_changes_the_images_of_a_conditional_prior_alone(
-    pipeline: ImageGenerationPipeline,
-) -> None:
+def test_guidance_is_for_a_conditional_prior_alone(pipeline: ImageGenerationPipeline) -> None:
     assert torch.equal(drawn(pipeline, 4, guidance_scale=1.0), drawn(pipeline, 4))
     assert not torch.equal(drawn(pipeline, 8, guidance_scale=30.0), drawn(pipeline, 8))
     with pytest.raises(InputError, match="guidance_scale must be 1 without labels"):
@@ -163,16 +147,10 @@ def test_guidance_changes_the_images_of_a_conditional_prior_alone(
 
 
 def test_an_unconditional_prior_takes_no_labels(pipeline: ImageGenerationPipeline) -> None:
-    own = small_pipeline(pipeline)
-    assert drawn(own, 2).shape == (2, 3, 16, 16)
-    with pytest.raises(InputError, match="labels must be None for an unconditional prior, got 1"):
-        own(2, 1, progress=False)
-
-
-def test_a_prior_of_another_tokenizer_is_refused(pipeline: ImageGenerationPipeline) -> None:
-    other = small_pipeline(pipeline)
-    with pytest.raises(InputError, match="prior does not belong to tokenizer"):
-        ImageGenerationPipeline(pipeline.tokenizer, other.prior)
+    small = small_pipeline(pipeline)
+    assert drawn(small, 2).shape == (2, 3, 16, 16)
+    with pytest.raises(InputError, match="labels must be None for a prior without classes, got 1"):
+        small(2, 1, progress=False)
 
 
 def test_a_changed_weight_makes_another_tokenizer(
@@ -188,5 +166,5 @@ def test_a_changed_weight_makes_another_tokenizer(
 
 def test_models_in_training_mode_are_put_to_use(pipeline: ImageGenerationPipeline) -> None:
     expected = drawn(pipeline, 2)
-    own = ImageGenerationPipeline(pipeline.tokenizer.train(), pipeline.prior.train())
-    assert torch.equal(drawn(own, 2), expected)
+    again = ImageGenerationPipeline(pipeline.tokenizer.train(), pipeline.prior.train())
+    assert torch.equal(drawn(again, 2), expected)

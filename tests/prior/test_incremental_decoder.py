@@ -45,14 +45,6 @@ def test_cached_logits_equal_the_full_forward(
         decoder.append(codes[:, step, slot])
 
 
-def test_a_condition_with_a_vector_at_times_is_refused() -> None:
-    prior = make_prior()
-    condition = prior.null_condition(2)
-    decoder = IncrementalDecoder(prior, condition, 2)
-    with pytest.raises(InputError, match="vector must be given always or never"):
-        decoder.restart(condition._replace(vector=None))
-
-
 @pytest.mark.skipif(not torch._C._has_mkldnn, reason="promised with oneDNN")
 @pytest.mark.parametrize(("num_threads", "condition"), [(1, "class"), (1, "custom"), (2, "custom")])
 @LAYOUTS
@@ -102,11 +94,13 @@ def test_the_likeliest_codes_are_those_of_the_guided_forward(
 
 def test_another_structure_of_x_transformers_is_named_before_sampling() -> None:
     changes: dict[str, Callable[[Any], None]] = {
-        "pre_norm of Decoder is False": lambda own: setattr(own, "pre_norm", False),
-        "causal of layer 2 is 'nothing'": lambda own: delattr(own.layers[2][1], "causal"),
-        r"layer 1 has .*1\.ff\.3\.bias": lambda own: own.layers[1][1].ff.append(nn.Linear(2, 2)),
-        r"activation GELU.*, not SiLU": lambda own: setattr(
-            own.layers[1][1].ff[0], "act", nn.GELU()
+        "pre_norm of Decoder is False": lambda decoder: setattr(decoder, "pre_norm", False),
+        "causal of layer 2 is 'nothing'": lambda decoder: delattr(decoder.layers[2][1], "causal"),
+        r"layer 1 has .*1\.ff\.3\.bias": lambda decoder: decoder.layers[1][1].ff.append(
+            nn.Linear(2, 2)
+        ),
+        r"activation GELU.*, not SiLU": lambda decoder: setattr(
+            decoder.layers[1][1].ff[0], "act", nn.GELU()
         ),
     }
     for message, change in changes.items():

@@ -1,7 +1,6 @@
 """The prior's network: likelihoods, causality, training, saved priors."""
 
 import itertools
-import json
 import math
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from prior import Condition, Prior, PriorConfig, PriorNetworkConfig
+from prior import Condition, IncrementalDecoder, Prior, PriorConfig, PriorNetworkConfig
 from prior import transformer as transformer_module
 from tests.prior.small_priors import (
     CONDITIONS,
@@ -27,8 +26,6 @@ from tests.prior.small_priors import (
 )
 from tokenizer.config import CodeMapConfig
 from tokenizer.storage.errors import InputError
-
-V1 = Path(__file__).parents[1] / "fixtures" / "v1"
 
 
 @CONDITIONS
@@ -211,20 +208,6 @@ def test_weight_decay_spares_embeddings_and_gains_only() -> None:
     assert all(name.endswith((".weight", ".bias")) for name in names - spared)
 
 
-def test_a_prior_of_format_1_loads_and_gives_the_same_likelihoods() -> None:
-    prior = Prior.from_pretrained(V1 / "pipeline" / "prior")
-    expected = json.loads((V1 / "expected.json").read_text())["pipeline"]
-    indices = [
-        torch.tensor(group).view(4, m.depth, m.height, m.width)
-        for group, m in zip(expected["codes"], prior.config.code_maps, strict=True)
-    ]
-    log_prob = prior.log_prob(indices, torch.arange(4)).tolist()
-    assert log_prob == pytest.approx(expected["log_prob"], rel=1e-5)
-    # States of its optimizers go by the numbers of the parameters.
-    names = ["start", "position_embedding", "slot_embedding", "conditioner.embedding"]
-    assert [name for name, _ in prior.named_parameters()][:4] == names
-
-
 def test_wrong_network_settings_are_rejected() -> None:
     for fields, message in (
         ({"width": 30, "num_heads": 4}, "width must be a multiple of num_heads = 4, got 30"),
@@ -255,6 +238,9 @@ def test_a_conditioner_of_other_shapes_is_refused() -> None:
     prior.conditioner.num_tokens = 3
     with pytest.raises(InputError, match=r"tokens must have shape \(2, 3, 16\), got \(2, 2, 16\)"):
         prior.null_condition(2)
+    decoder = IncrementalDecoder(make_prior(), Condition(torch.zeros(2, 16)), 2)
+    with pytest.raises(InputError, match="vector must be given always or never"):
+        decoder.restart(Condition())
 
 
 @pytest.mark.parametrize(

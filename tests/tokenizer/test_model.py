@@ -30,6 +30,7 @@ from tokenizer import (
     sq_vae_2,
 )
 from tokenizer.builders import deterministic
+from tokenizer.objective import discretized_code_length
 
 TINY = hq_vae((8, 4), (2, 1), 8, 4, networks=NETWORKS)
 GOLDEN = Path(__file__).parents[1] / "golden" / "tokenizer_tiny.json"
@@ -85,7 +86,7 @@ def test_evaluation_knows_neither_noise_nor_temperature(config: TokenizerConfig)
 
 
 def enumerate_codes(tokenizer: Tokenizer, image: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
-    """All codes of an image, log Q(codes | image), and the latent terms without the log K."""
+    """All codes of an image, log Q(codes | image), and minus the entropies met on the way."""
     maps = tokenizer.code_maps(*image.shape[2:])
     shapes = [(code_map.depth, code_map.height, code_map.width) for code_map in maps]
     sizes = [
@@ -110,7 +111,6 @@ def enumerate_codes(tokenizer: Tokenizer, image: Tensor) -> tuple[list[Tensor], 
             log_q = log_q + log_posterior.gather(-1, k.unsqueeze(-1)).sum((1, 2, 3))
             terms = terms + (log_posterior.exp() * log_posterior).sum((1, 2, 3))
             rest = rest - codebook[k]
-        terms = terms + rest.square().sum((1, 2, 3)) / (2 * variances.sum())
         quantized = latents - rest.movedim(-1, 1)
         state = quantized if upsampled is None else upsampled + quantized
     return indices, log_q, terms
@@ -129,14 +129,14 @@ def test_the_bound_is_exact_per_sample_and_bounds_the_exact_likelihood_on_averag
     config: TokenizerConfig, size: tuple[int, int]
 ) -> None:
     tokenizer = make_tokenizer(config).eval()
-    images = 2 * torch.rand(1, 1, *size).double() - 1
+    images = torch.randint(256, (1, 1, *size)).double() / 127.5 - 1
     num_values, variance = images.numel(), 0.3
     indices, log_q, terms = enumerate_codes(tokenizer, images)
     # The logarithm of the number of all codes; their prior is uniform.
     num_codes = math.log(len(log_q))
-    differences = (images - tokenizer.decode(indices)).square().sum((1, 2, 3))
-    log_density = -differences / (2 * variance) - num_values / 2 * math.log(2 * math.pi * variance)
-    log_mass = log_density + num_values * math.log(2 / 255)
+    log_mass = -discretized_code_length(
+        images.expand(len(log_q), -1, -1, -1), tokenizer.decode(indices), variance
+    )
     bounds = -log_mass + terms + num_codes
     assert log_q.exp().sum().item() == pytest.approx(1)
     exact = -(log_mass - num_codes).logsumexp(0).item()
@@ -154,6 +154,10 @@ def test_the_bound_is_exact_per_sample_and_bounds_the_exact_likelihood_on_averag
     margin = 4 * found.nats.std().item() / math.sqrt(num_samples) + 1e-9
     assert found.nats.mean().item() == pytest.approx(expectation, abs=margin)
     torch.testing.assert_close(found.bits_per_dim, found.nats / num_values / math.log(2))
+    # A point mass at the nearest codes gives a bound of the same likelihood.
+    nearest = tokenizer.evidence_lower_bound(images, variance, codes="nearest").nats.item()
+    assert nearest >= exact
+    assert (bounds - terms - nearest).abs().min() < 1e-8
 
 
 def test_the_best_decoder_variance_is_the_mean_squared_error_of_the_images() -> None:
@@ -363,11 +367,12 @@ def test_indices_of_another_type_or_number_and_layers_that_are_not_there_are_rej
 
 
 @pytest.mark.parametrize("kind", ["nearest", "fsq"])
-def test_without_a_posterior_there_is_no_bound(kind: str) -> None:
+def test_without_a_posterior_the_bound_is_that_of_the_nearest_codes(kind: str) -> None:
     tokenizer, images = make_tokenizer(KINDS[kind]), random_images()
     encoding = tokenizer.encode_with_latents(images)
     with pytest.raises(InputError, match=r"quantizer must have a posterior .* stochastic"):
         tokenizer.evidence_lower_bound(images)
+    assert tokenizer.evidence_lower_bound(images, codes="nearest").nats.isfinite().all()
     with pytest.raises(InputError, match="has no posterior over its codes"):
         tokenizer.log_posteriors(encoding.latents, encoding.indices)
 

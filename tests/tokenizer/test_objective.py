@@ -6,9 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 from torch.distributions import Normal
 
-from tokenizer.objective import gaussian_code_length, gaussian_reconstruction
+from tokenizer.objective import discretized_code_length, gaussian_reconstruction
+
+BYTES = torch.arange(256).double() / 127.5 - 1
 
 
 @settings(max_examples=25)
@@ -34,16 +37,34 @@ def test_the_reconstruction_term_is_the_best_gaussian_up_to_a_constant(
     assert gaussian(factor * best) >= gaussian(best) - 1e-9 * abs(gaussian(best))
 
 
-def test_the_code_length_is_minus_the_log_density_times_the_bin() -> None:
-    images = torch.randn(3, 2, 4, 5).double()
-    means = torch.randn(3, 2, 4, 5).double()
-    density = Normal(means, math.sqrt(0.3)).log_prob(images).flatten(1).sum(1)
-    squared_errors = (images - means).square().flatten(1).sum(1)
-    found = gaussian_code_length(squared_errors, 40, 0.3)
-    torch.testing.assert_close(found, -density - 40 * math.log(2 / 255))
+def code_lengths(levels: Tensor, mean: float, variance: float) -> Tensor:
+    images = levels.view(-1, 1, 1, 1)
+    return discretized_code_length(images, torch.full_like(images, mean), variance)
 
 
-def test_code_lengths_of_a_wide_gaussian_make_up_a_distribution_over_bytes() -> None:
-    levels = torch.arange(-255 * 4, 255 * 4 + 1).double() * (2 / 255)  # beyond the byte range too
-    total = (-gaussian_code_length(levels.square(), 1, 0.25)).exp().sum()
-    assert total.item() == pytest.approx(1, abs=1e-9)
+@settings(max_examples=50)
+@given(mean=st.floats(-1.2, 1.2), variance=st.floats(1e-9, 4))
+def test_code_lengths_are_those_of_a_distribution_over_bytes(mean: float, variance: float) -> None:
+    nats = code_lengths(BYTES, mean, variance)
+    assert nats.isfinite().all()
+    assert (-nats).exp().sum().item() == pytest.approx(1, abs=1e-9)
+
+
+@pytest.mark.parametrize("deviation", [0.002, 0.02, 0.5])
+def test_a_code_length_is_minus_the_logarithm_of_a_difference_of_normal_integrals(
+    deviation: float,
+) -> None:
+    normal = Normal(torch.tensor(0.1, dtype=torch.float64), deviation)
+    near = (BYTES[1:-1] - 0.1).abs() < 5 * deviation
+    inner = BYTES[1:-1][near]
+    mass = normal.cdf(inner + 1 / 255) - normal.cdf(inner - 1 / 255)
+    torch.testing.assert_close(code_lengths(inner, 0.1, deviation**2), -mass.log())
+
+
+def test_exact_reconstructions_have_a_finite_loss_and_gradient() -> None:
+    error = torch.zeros((), requires_grad=True)
+    term = gaussian_reconstruction(error, 12)
+    term.backward()
+    assert term.isfinite()
+    assert error.grad is not None
+    assert error.grad.isfinite()

@@ -57,11 +57,6 @@ def test_steps_can_be_visited_in_any_order(
             np.testing.assert_array_equal(one, other)
 
 
-def test_a_batch_may_be_larger_than_the_data_set() -> None:
-    items, _ = BatchOrder(num_items=3, batch_size=10, seed=0).at(0)
-    assert np.bincount(items).min() >= 3
-
-
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     orders = [BatchOrder(50, 50, seed).at(epoch)[0] for seed in (0, 1) for epoch in (0, 1)]
     assert len({order.tobytes() for order in orders}) == 4

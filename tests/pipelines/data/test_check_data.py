@@ -14,7 +14,6 @@ from pipelines.check_data import CheckDataConfig, Report, check_data, describe, 
 from pipelines.check_data import main as check_data_command
 from pipelines.config import DataConfig
 from pipelines.data.sources import load_images
-from tests.faults import data as trials
 from tests.image_files import flip_bit
 from tokenizer.storage.errors import InputError
 
@@ -107,30 +106,24 @@ def test_training_uses_as_many_files_as_check_data_says(
     assert dataset.class_names == report.class_names
 
 
-@pytest.mark.parametrize(
-    ("names", "obstacle"),
-    [
-        ([], "holds no PNG, JPEG or WebP images"),
-        (["a.png", "b/c.png"], "mixes 1 images with class folders"),
-    ],
-)
-def test_a_folder_that_does_not_fit_as_a_whole_is_an_obstacle(
-    tmp_path: Path, names: list[str], obstacle: str
-) -> None:
-    for name in names:
-        save(tmp_path / name)
-    assert obstacle in check(tmp_path).obstacle
-    with pytest.raises(InputError, match=obstacle):
-        load(tmp_path)
-
-
 def test_a_folder_without_any_readable_image_is_an_obstacle_and_a_missing_one_refused(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "images").mkdir()
+    assert "holds no PNG, JPEG or WebP images" in check(tmp_path / "images").obstacle
     (tmp_path / "images" / "a.png").write_text("x")
     report = check(tmp_path / "images", skip_unreadable=True)
     assert report.obstacle == f"{tmp_path / 'images'}: none of 1 images is readable"
+    config = DataConfig(
+        dataset="folder",
+        root=tmp_path / "images",
+        validation_root=save(tmp_path / "held_out" / "a.png").parent,
+        skip_unreadable=True,
+        cache_dir=tmp_path / "cache",
+    )
+    with pytest.raises(InputError, match=r"none of 1 images of this split is readable$"):
+        load_images(config, "train")
+    assert list((tmp_path / "cache").iterdir()) == []
     with pytest.raises(InputError, match=f"^folder: there is no folder {tmp_path / 'none'}$"):
         check(tmp_path / "none")
 
@@ -203,12 +196,3 @@ def test_the_command_verifies_a_cache_with_a_folder_or_alone(tmp_path: Path, run
         f"delete {entry} and start again"
     ]
     assert run()[2] == ["error: folder must be given, unless --verify is"]
-
-
-@pytest.mark.slow
-def test_fuzzed_files_neither_crash_nor_hang_and_are_treated_as_check_data_says(
-    tmp_path: Path,
-) -> None:
-    tally = trials.run(tmp_path, 80, seed=1)
-    assert tally.notes == []
-    assert (tally.tried, tally.survived, tally.lost) == (80, 80, 0)

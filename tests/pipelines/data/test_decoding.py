@@ -47,7 +47,7 @@ def png(width: int, height: int, depth: int, pixels: bytes) -> bytes:
     """A PNG in RGB whose compressed pixels are those given, before and after its filter bytes."""
     header = struct.pack(">IIBBBBB", width, height, depth, 2, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", pixels), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*own) for own in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks)
 
 
 def png_of_16_bits() -> bytes:
@@ -269,6 +269,7 @@ def make_socket(path: Path) -> None:
         (lambda path: path.symlink_to("nowhere"), "No such file or directory"),
         (lambda path: path.write_bytes(b""), "empty"),
         (lambda path: path.write_bytes(b"text"), "cannot identify image file"),
+        (lambda path: picture().save(path, "GIF"), "cannot identify image file"),
     ],
 )
 def test_what_is_no_image_file_is_refused_and_never_waited_for(
@@ -292,11 +293,11 @@ def test_large_images_are_decoded_one_at_a_time(
     small.write_bytes(encoded(picture(height=11), "PNG"))
     decoded: list[Path] = []
 
-    def read(own: Path) -> None:
-        decode(own)
-        decoded.append(own)
+    def read(path: Path) -> None:
+        decode(path)
+        decoded.append(path)
 
-    threads = [threading.Thread(target=read, args=(own,)) for own in (path, small)]
+    threads = [threading.Thread(target=read, args=(each,)) for each in (path, small)]
     with image_decoding._large_image:  # as if another one were being decoded
         for thread in threads:
             thread.start()

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.data.shapes import CLASS_NAMES, SHAPES, draw_shapes, shape_labels
+from pipelines.data.shapes import draw_shapes
 
 
 def items(*numbers: int) -> np.ndarray:
@@ -27,29 +27,14 @@ def test_an_image_is_a_function_of_seed_and_item(
         np.testing.assert_array_equal(together[row], alone)
 
 
-def test_seeds_items_and_splits_give_different_images() -> None:
-    variants = [
-        draw_shapes(0, "train", items(0), 32, 3),
-        draw_shapes(1, "train", items(0), 32, 3),
-        draw_shapes(0, "train", items(8), 32, 3),
-        draw_shapes(0, "validation", items(0), 32, 3),
-    ]
-    assert len({images.tobytes() for images in variants}) == len(variants)
-
-
-def test_no_two_of_five_hundred_images_are_equal_in_either_split() -> None:
+def test_no_two_images_are_equal_in_either_split_or_of_either_seed() -> None:
     images = [
         image.tobytes()
+        for seed in (0, 1)
         for split in ("train", "validation")
-        for image in draw_shapes(0, split, np.arange(250, dtype=np.int64), 32, 3)
+        for image in draw_shapes(seed, split, np.arange(125, dtype=np.int64), 32, 3)
     ]
     assert len(set(images)) == 500
-
-
-def test_the_classes_take_turns() -> None:
-    labels = shape_labels(np.arange(80, dtype=np.int64))
-    assert labels.tolist() == list(range(8)) * 10
-    assert len(set(CLASS_NAMES)) == 8
 
 
 @pytest.mark.parametrize("image_size", [1, 5, 32, 64])
@@ -102,15 +87,6 @@ def test_a_shape_stands_out_from_its_background_in_gray() -> None:
     for gray, alpha in zip(images[..., 0], images[..., 1], strict=True):
         inside, outside = gray[alpha == 255].astype(float), gray[alpha == 0].astype(float)
         assert abs(inside.mean() - outside.mean()) > 4 * outside.std()
-
-
-def test_the_shapes_differ_from_each_other_by_a_tenth_of_their_area() -> None:
-    side = (np.arange(200) + 0.5) / 100 - 1
-    masks = [shape(side[None, :], side[:, None]) < 0 for shape in SHAPES.values()]
-    for first in range(len(masks)):
-        for second in range(first):
-            union = (masks[first] | masks[second]).sum()
-            assert (masks[first] ^ masks[second]).sum() > 0.1 * union
 
 
 def test_nearest_neighbors_by_coverage_recognize_the_class() -> None:

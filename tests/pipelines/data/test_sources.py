@@ -1,10 +1,7 @@
 """Laws of loading images: shapes, folders and torchvision sets, each by its name."""
 
-import hashlib
 import os
-import pickle
 import re
-import tarfile
 from pathlib import Path
 from typing import Any, get_args
 
@@ -80,28 +77,6 @@ def test_shapes_are_loaded_as_they_are_drawn_in_the_order_that_is_asked_for(
     np.testing.assert_array_equal(dataset.images_at(order).permute(0, 2, 3, 1), drawn)
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"root": Path("x")}, "data.root must be None where data.dataset is 'shapes', got x"),
-        (
-            {"dataset": "MNIST", "validation_root": Path("x")},
-            "data.validation_root must be None where data.dataset is 'MNIST', got x",
-        ),
-        (
-            {"dataset": "folder"},
-            "data.root must name a folder of images where data.dataset is 'folder', got None",
-        ),
-    ],
-)
-def test_a_folder_that_has_no_use_or_is_missing_is_refused(
-    tmp_path: Path, fields: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(InputError, match=f"^{message}$"):
-        load_images(DataConfig(cache_dir=tmp_path, **fields), "train")
-    assert list(tmp_path.iterdir()) == []
-
-
 # Folders
 
 
@@ -119,37 +94,16 @@ def test_class_folders_are_classes_in_the_order_of_their_names(tmp_path: Path) -
     assert held_out.class_names == dataset.class_names
 
 
-def test_a_flat_folder_has_no_classes(tmp_path: Path) -> None:
-    for name in ("b.png", "a.png", "ü.jpeg"):
+def test_a_flat_folder_has_no_classes_and_what_is_no_image_is_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("b.png", "a.png", "ü.jpeg", ".hidden.png"):
         save(tmp_path / "images" / name, noise(8, 8))
+    (tmp_path / "images" / "notes.txt").touch()
     dataset = load_all(tmp_path)
     assert dataset.class_names == ()
     assert dataset.labels.tolist() == [0, 0, 0]
-
-
-def test_files_that_are_no_images_are_counted_and_hidden_ones_ignored(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    root = tmp_path / "images"
-    save(root / "a.png", noise(8, 8))
-    (root / "notes.txt").write_text("x")
-    (root / "labels.csv").write_text("x")
-    (root / ".hidden.png").write_text("x")
-    save(root / ".ipynb_checkpoints" / "a.png", noise(8, 8))
-    assert len(load_all(tmp_path)) == 1
-    assert f"{root}: ignored 2 files that are not PNG, JPEG or WebP" in caplog.messages
-
-
-def test_links_are_followed_but_not_for_ever(tmp_path: Path) -> None:
-    save_classes(tmp_path / "elsewhere", ["cat"], count=3)
-    root = save_classes(tmp_path / "images", ["dog"], count=2)
-    (root / "cat").symlink_to(tmp_path / "elsewhere" / "cat")
-    (root / "dog" / "loop").symlink_to(root)
-    config = folder_config(
-        tmp_path, validation_root=save_classes(tmp_path / "v", ["cat"], 1), follow_links=True
-    )
-    dataset = load_images(config, "train")
-    assert dataset.labels.tolist() == [0, 0, 0, 1, 1]
+    assert f"{tmp_path / 'images'}: ignored 1 files that are not PNG, JPEG or WebP" in caplog.text
 
 
 def test_the_split_is_a_partition_that_depends_on_the_seed_alone(tmp_path: Path) -> None:
@@ -157,114 +111,88 @@ def test_the_split_is_a_partition_that_depends_on_the_seed_alone(tmp_path: Path)
 
     def contents(split: Any, **fields: Any) -> list[bytes]:
         dataset = load_images(folder_config(tmp_path, validation_share=0.25, **fields), split)
+        assert f"{split} {len(dataset)} of 40 files (validation share 0.25" in dataset.description
         return [image.tobytes() for image in pixels_of(dataset)]
 
     train, held_out = contents("train"), contents("validation")
-    assert len(train) == 30
-    assert len(held_out) == 10
-    assert len(set(train) | set(held_out)) == 40
+    assert (len(train), len(held_out), len({*train, *held_out})) == (30, 10, 40)
     assert contents("validation", seed=1) != held_out
     assert contents("validation", cache_dir=tmp_path / "other") == held_out
 
 
-def test_the_description_states_split_resize_and_crop(tmp_path: Path) -> None:
-    root = save_classes(tmp_path / "images", ["a", "b"], count=5)
-    dataset = load_images(folder_config(tmp_path, seed=3), "validation")
-    assert dataset.description == (
-        f"{root}, validation 1 of 10 files (validation share 0.1, seed 3), 2 classes; shorter "
-        "side resized to 8 (Pillow bicubic, antialiased), center crop, RGB, alpha composited on "
-        "white"
-    )
-
-
-def make_missing(root: Path) -> str:
-    return f"data.root: there is no folder {root}"
-
-
-def make_empty(root: Path) -> str:
-    (root / "class").mkdir(parents=True)
-    (root / "class" / "readme.txt").write_text("x")
-    return f"data.root: {root} holds no PNG, JPEG or WebP images"
-
-
-def make_mixed(root: Path) -> str:
-    save_classes(root, ["dog", "cat"])
-    save(root / "b.png", noise(8, 8))
-    save(root / "a.png", noise(8, 8))
-    return (
-        f"data.root: {root} mixes 2 images with class folders, the first are 'a.png' and 'cat'; "
-        "put all images into class folders, or none"
-    )
-
-
-def make_single(root: Path) -> str:
-    save(root / "a.png", noise(8, 8))
-    return (
-        "data.validation_share must leave images for training and for validation, "
-        f"got 0.1 of 1 images in {root}"
-    )
-
-
-def make_file(root: Path) -> str:
-    root.write_text("x")
-    return f"data.root: there is no folder {root}"
-
-
-def make_badly_encoded(root: Path) -> str:
-    root.mkdir()
-    try:
-        (root / "\udcff.png").write_text("x")
-    except OSError:
-        pytest.skip("the file system takes UTF-8 names only")
-    return (
-        f"data.root: '{root}/\\udcff.png' is not a UTF-8 name; set data.skip_unreadable to leave "
-        "out what is refused"
-    )
-
-
-@pytest.mark.parametrize(
-    "make", [make_missing, make_empty, make_mixed, make_single, make_file, make_badly_encoded]
-)
-def test_an_unusable_folder_is_refused_in_one_line(tmp_path: Path, make: Any) -> None:
-    message = make(tmp_path / "images")
-    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
-        load_images(folder_config(tmp_path), "train")
-    assert not (tmp_path / "cache").exists()
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every folder")
-def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
-    root = save_classes(tmp_path / "images", ["a", "b"])
-    (root / "a").chmod(0)
-    with pytest.raises(
-        InputError, match=f"^data.root: {re.escape(str(root / 'a'))} cannot be read: "
-    ):
-        load_images(folder_config(tmp_path), "train")
-    (root / "a").chmod(0o700)
+T, V = "data.root: ", "data.validation_root: "
 
 
 @pytest.mark.parametrize(
     ("training", "validation", "message"),
     [
-        (["a", "b"], ["b", "c"], "data.validation_root: {v} has the class 'c', which {t} lacks"),
-        (["a", "b"], ["."], "data.validation_root: {t} has class folders, but {v} has none"),
-        (["."], ["a"], "data.validation_root: {v} has class folders, but {t} has none"),
+        ([], [], T + "there is no folder {t}"),
+        (["class/readme.txt"], [], T + "{t} holds no PNG, JPEG or WebP images"),
+        (["dog/0.png", "b.png"], [], T + "{t} mixes 1 images with class folders, the first are"),
+        (["a.png"], [], "data.validation_share must leave images for training and for validation"),
+        (["a/0.png", "b/0.png"], ["b/0.png", "c/0.png"], V + "{v} has the class 'c', which {t} "),
+        (["a/0.png"], ["0.png"], V + "{t} has class folders, but {v} has none"),
+        (["0.png"], ["a/0.png"], V + "{v} has class folders, but {t} has none"),
+        (["0.png"], ["../images/0.png"], "data.validation_root must not be data.root itself"),
     ],
 )
-@pytest.mark.parametrize("split", ["train", "validation"])
-def test_validation_classes_must_be_training_classes(
-    tmp_path: Path, training: list[str], validation: list[str], message: str, split: Any
+def test_a_folder_that_does_not_fit_is_refused_whichever_split_is_asked_for(
+    tmp_path: Path, training: list[str], validation: list[str], message: str
 ) -> None:
-    t = save_classes(tmp_path / "images", training)
-    v = save_classes(tmp_path / "validation", validation)
-    with pytest.raises(InputError, match=f"^{re.escape(message.format(t=t, v=v))}$"):
-        load_images(folder_config(tmp_path, validation_root=v), split)
+    roots = {"t": tmp_path / "images", "v": tmp_path / "validation"}
+    for root, names in zip(roots.values(), (training, validation), strict=True):
+        for name in names:
+            root.mkdir(exist_ok=True)
+            save(root / name.replace(".txt", ".png"), noise(8, 8)).rename(root / name)
+    if validation == ["../images/0.png"]:
+        roots["v"] = roots["t"] / ".." / "images"
+    config = folder_config(tmp_path, validation_root=roots["v"] if validation else None)
+    for split in ("train", "validation"):
+        with pytest.raises(InputError, match=f"^{re.escape(message.format(**roots))}"):
+            load_images(config, split)
+    assert not config.cache_dir.exists()
 
 
-def test_validation_on_the_training_folder_is_refused(tmp_path: Path) -> None:
-    root = save_classes(tmp_path / "images", ["a"])
-    with pytest.raises(InputError, match=r"^data.validation_root must not be data.root itself"):
-        load_images(folder_config(tmp_path, validation_root=root / ".." / "images"), "train")
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"root": Path("x")}, "data.root must be None where data.dataset is 'shapes', got x"),
+        (
+            {"dataset": "MNIST", "validation_root": Path("x")},
+            "data.validation_root must be None where data.dataset is 'MNIST', got x",
+        ),
+        ({"dataset": "folder"}, "data.root must name a folder of images where data.dataset is"),
+    ],
+)
+def test_a_folder_that_has_no_use_or_is_missing_is_refused(
+    tmp_path: Path, fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=f"^{message}"):
+        load_images(DataConfig(cache_dir=tmp_path / "cache", **fields), "train")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_images_are_decoded_once_and_anew_where_a_file_or_a_setting_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = save_classes(tmp_path / "images", ["."])
+    fingerprints = [load_all(tmp_path).fingerprint]
+    with monkeypatch.context() as patch:
+        patch.delattr("pipelines.data.folder.decode_image")
+        assert load_all(tmp_path).fingerprint == fingerprints[0]
+    root.rename(tmp_path / "moved")
+    assert load_all(tmp_path, root=tmp_path / "moved").fingerprint == fingerprints[0]
+    (tmp_path / "moved").rename(root)
+    time = (root / "0.png").stat().st_mtime_ns
+    save(root / "0.png", noise(8, 8, seed=50))
+    os.utime(root / "0.png", ns=(time, time + 1))
+    fingerprints.append(load_all(tmp_path).fingerprint)
+    (root / "0.png").rename(root / "9.png")
+    fingerprints.append(load_all(tmp_path).fingerprint)
+    (root / "9.png").unlink()
+    for fields in ({}, {"image_size": 4}, {"channels": 1}):
+        fingerprints.append(load_all(tmp_path, **fields).fingerprint)
+    assert len(set(fingerprints)) == 6
 
 
 # Unreadable files
@@ -272,14 +200,6 @@ def test_validation_on_the_training_folder_is_refused(tmp_path: Path) -> None:
 
 def flip_middle(path: Path) -> None:
     flip_bit(path, path.stat().st_size // 2)
-
-
-def write_text(path: Path) -> None:
-    path.write_text("not an image")
-
-
-def write_other_format(path: Path) -> None:
-    Image.fromarray(noise(8, 8)).save(path, format="GIF")
 
 
 def dangle(path: Path) -> None:
@@ -290,8 +210,7 @@ def dangle(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "suffix"),
     [
-        *((damage, ".png") for damage in (truncate, flip_middle, empty, write_text, dangle)),
-        (write_other_format, ".png"),
+        *((damage, ".png") for damage in (truncate, flip_middle, dangle)),
         (truncate, ".jpg"),
         (truncate, ".webp"),
     ],
@@ -341,90 +260,41 @@ def test_a_lack_of_memory_names_the_image(tmp_path: Path, monkeypatch: pytest.Mo
         load_all(tmp_path)
 
 
-def test_a_folder_without_any_readable_image_is_refused(tmp_path: Path) -> None:
-    root = save_classes(tmp_path / "images", ["."], count=3)
-    for path in root.iterdir():
-        empty(path)
-    with pytest.raises(InputError, match=rf"^{root}: none of 3 images of this split is readable$"):
-        load_all(tmp_path, skip_unreadable=True)
-    assert list((tmp_path / "cache").iterdir()) == []
-
-
 # torchvision
 
 
-def md5(path: Path) -> str:
-    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+class NamedSetOnDisk:
+    """Like a set of torchvision: `train` or `split` chooses the part; SVHN names no classes."""
 
-
-@pytest.fixture
-def tiny_cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """An archive in CIFAR-10's format with 12 training and 4 test images, put where it belongs."""
-    source = tmp_path / "cifar-10-batches-py"
-    source.mkdir()
-    pixels = np.random.default_rng(0).integers(0, 256, (16, 3072), np.uint8)
-    labels = [(3 * number) % 10 for number in range(16)]
-    parts = {"data_batch_1": slice(0, 7), "data_batch_2": slice(7, 12), "test_batch": slice(12, 16)}
-    for name, rows in parts.items():
-        entry = {"data": pixels[rows], "labels": labels[rows]}
-        (source / name).write_bytes(pickle.dumps(entry))
-    names = ["airplane", "automobile", "bird", "cat", "deer"]
-    names += ["dog", "frog", "horse", "ship", "truck"]
-    (source / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
-    archive = tmp_path / "root" / "cifar-10-python.tar.gz"
-    archive.parent.mkdir()
-    with tarfile.open(archive, "w:gz") as tar:
-        tar.add(source, arcname=source.name)
-    sums = {path.name: md5(path) for path in source.iterdir()}
-    cifar10 = torchvision.datasets.CIFAR10
-    training = [[name, sums[name]] for name in ("data_batch_1", "data_batch_2")]
-    monkeypatch.setattr(cifar10, "train_list", training)
-    monkeypatch.setattr(cifar10, "test_list", [["test_batch", sums["test_batch"]]])
-    monkeypatch.setattr(cifar10, "meta", {**cifar10.meta, "md5": sums["batches.meta"]})
-    monkeypatch.setattr(cifar10, "tgz_md5", md5(archive))
-    monkeypatch.setattr(cifar10, "url", (tmp_path / "nowhere").as_uri())
-    images = pixels.reshape(16, 3, 32, 32).transpose(0, 2, 3, 1)
-    return {"images": images, "labels": labels, "names": names}
-
-
-def test_a_torchvision_set_whose_archive_lies_in_place_is_unpacked_and_decoded(
-    tmp_path: Path, tiny_cifar10: dict[str, Any]
-) -> None:
-    config = DataConfig(dataset="CIFAR10", root=tmp_path / "root", cache_dir=tmp_path / "cache")
-    for split, rows in (("train", slice(0, 12)), ("validation", slice(12, 16))):
-        dataset = load_images(config, split)
-        np.testing.assert_array_equal(pixels_of(dataset), tiny_cifar10["images"][rows])
-        assert dataset.labels.tolist() == tiny_cifar10["labels"][rows]
-        assert dataset.class_names == tuple(tiny_cifar10["names"])
-    assert dataset.description.startswith("torchvision CIFAR10, test part as validation; shorter")
-    resized = load_images(config.model_copy(update={"image_size": 8, "channels": 1}), "train")
-    assert pixels_of(resized).shape == (12, 8, 8, 1)
-
-
-class DigitsWithoutNames:
-    """Like torchvision's SVHN: images of another size, numpy labels, no class names."""
-
-    def __init__(self, root: Path, split: str, download: bool) -> None:
+    def __init__(self, root: Path, download: bool, train: bool = False, split: str = "") -> None:
         assert download
-        self.count = {"train": 300, "test": 2}[split]
+        self.count = 300 if train or split == "train" else 2
+        if not split:
+            self.classes = ["airplane", "automobile"]
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, row: int) -> tuple[Image.Image, np.int64]:
-        return Image.new("L", (12, 12), row % 256), np.int64(row % 10)
+        return Image.new("L", (12, 12), row % 256), np.int64(row % 2)
 
 
-def test_sets_with_numpy_labels_and_no_class_names_are_converted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "class_names"),
+    [("CIFAR10", ("airplane", "automobile")), ("SVHN", tuple("0123456789"))],
+)
+def test_a_torchvision_set_is_converted_and_its_test_part_is_for_validation(
+    name: Any, class_names: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torchvision.datasets, "SVHN", DigitsWithoutNames)
-    config = DataConfig(dataset="SVHN", root=tmp_path, cache_dir=tmp_path / "cache", image_size=8)
-    dataset = load_images(config, "train")
-    assert pixels_of(dataset).shape == (300, 8, 8, 3)
-    assert pixels_of(dataset)[:, 4, 4, 2].tolist() == [row % 256 for row in range(300)]
-    assert dataset.labels.tolist() == [row % 10 for row in range(300)]
-    assert dataset.class_names == tuple("0123456789")
+    monkeypatch.setattr(torchvision.datasets, name, NamedSetOnDisk)
+    config = DataConfig(dataset=name, root=tmp_path, cache_dir=tmp_path / "cache", image_size=8)
+    for split, count in (("train", 300), ("validation", 2)):
+        dataset = load_images(config, split)
+        assert pixels_of(dataset).shape == (count, 8, 8, 3)
+        assert pixels_of(dataset)[:, 4, 4, 2].tolist() == [row % 256 for row in range(count)]
+        assert dataset.labels.tolist() == [row % 2 for row in range(count)]
+        assert dataset.class_names == class_names
+    assert dataset.description.startswith(f"torchvision {name}, test part as validation; shorter")
 
 
 def need_scipy(**_: Any) -> None:

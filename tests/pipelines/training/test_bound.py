@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipelines.config import TokenizerRecipe
 from pipelines.training.losses import Bound, Loss
+from pipelines.training.losses.bound import mean_squared_error
 from tests.tokenizer.tiny import (
     FSQ,
     HYBRID,
@@ -23,7 +24,7 @@ from tests.tokenizer.tiny import (
     random_images,
     seeded,
 )
-from tokenizer import Tokenizer, TokenizerConfig, hq_vae, rsq_vae, sq_vae, sq_vae_2
+from tokenizer import Tokenizer, TokenizerConfig, TokenizerOutput, hq_vae, rsq_vae, sq_vae, sq_vae_2
 from tokenizer.builders import deterministic
 from tokenizer.config import NetworkConfig
 
@@ -159,6 +160,28 @@ def test_the_squared_error_is_averaged_over_the_batch_before_the_logarithm() -> 
     assert abs(together - (num_values / 2 * squares.log()).mean()) > 1
 
 
+@pytest.mark.parametrize("likelihood", ["closed_form", "unit_variance"])
+def test_parts_of_a_batch_give_its_value_and_gradient_together(likelihood: Any) -> None:
+    images = random_images(batch=6)
+    reconstructions = (images + random_images(2, batch=6)).requires_grad_()
+    bound = Bound(TokenizerRecipe(likelihood=likelihood), has_posterior=True)
+
+    def output(rows: slice) -> TokenizerOutput:
+        decoded = reconstructions[rows]
+        terms = {"quantization_error": decoded.square().mean()}
+        return TokenizerOutput(decoded, [], torch.zeros(1).double(), terms)
+
+    everything = slice(0, 6)
+    error = mean_squared_error(images, output(everything)).detach()
+    whole = bound(images, output(everything))
+    parts = [bound(images[rows], output(rows), error) for rows in (slice(0, 3), slice(3, 6))]
+    minimized = torch.stack([part.minimized for part in parts]).mean()
+    torch.testing.assert_close(minimized, whole.minimized)
+    (expected,) = torch.autograd.grad(whole.minimized, reconstructions)
+    (found,) = torch.autograd.grad(minimized, reconstructions)
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize(
     "config", [*FAMILY.values(), KINDS["nearest"], FSQ], ids=[*FAMILY, "nearest", "fsq"]
 )
@@ -249,3 +272,21 @@ def test_the_first_losses_are_the_golden_ones() -> None:
         losses.append(loss.terms["loss"].item())
     losses.append(bound(images, tokenizer.eval()(images)).terms["loss"].item())
     assert losses == pytest.approx(json.loads(GOLDEN.read_text())["losses"], rel=1e-6)
+
+
+@pytest.mark.parametrize("num_parts", [2, 4])
+def test_the_gradient_of_parts_is_that_of_the_whole_batch(num_parts: int) -> None:
+    images = random_images(batch=8)
+    images[4:] = images[4:] / 100 + 1  # nearly blank: the logarithm of a part is another one
+    tokenizer = make_tokenizer(deterministic(HYBRID))
+    bound = Bound(TokenizerRecipe(likelihood="closed_form"), has_posterior=False)
+    bound(images, tokenizer(images)).minimized.backward()
+    whole = [parameter.grad.clone() for parameter in tokenizer.parameters()]
+    tokenizer.zero_grad()
+    outputs = [(part, tokenizer(part)) for part in images.chunk(num_parts)]
+    error = torch.stack([mean_squared_error(*part) for part in outputs]).mean().detach()
+    for part in outputs:
+        loss = bound(*part, error)
+        (loss.minimized / num_parts).backward()
+    for parameter, expected in zip(tokenizer.parameters(), whole, strict=True):
+        torch.testing.assert_close(parameter.grad, expected)
