@@ -27,9 +27,9 @@ def _check_folder(folder: Path) -> Path:
 
 
 OwnFolder = Annotated[Path, AfterValidator(_check_folder)]
-# Saved absolute: a run is evaluated from anywhere. Earlier versions saved what was given.
-DataFolder = Annotated[OwnFolder, AfterValidator(Path.absolute)]
 FolderRules = Literal[1, 2]
+# Saved absolute: a run is evaluated from anywhere. Earlier versions saved what was given.
+DataFolder = Annotated[Path, AfterValidator(_check_folder), AfterValidator(Path.absolute)]
 
 
 class DataConfig(StrictConfig):
@@ -268,11 +268,11 @@ class PriorRunConfig(RunConfig):
 
     @classmethod
     def upgrade_config(cls, fields: dict[str, Any], version: int) -> dict[str, Any]:
-        """Version 1 called the transformers of the prior body and head."""
+        """Earlier versions called fields of the prior otherwise; see `upgrade_network`."""
         fields = super().upgrade_config(fields, version)
-        if version > 1 or not isinstance(fields.get("prior"), dict):
+        if not isinstance(fields.get("prior"), dict):
             return fields
-        return {**fields, "prior": upgrade_network(fields["prior"])}
+        return {**fields, "prior": upgrade_network(fields["prior"], version)}
 
     @property
     def output_dir(self) -> Path:

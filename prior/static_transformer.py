@@ -171,9 +171,10 @@ class StaticTransformer:
         """Rotates (B, new, 2, heads, dim) by the angles of their places."""
         if self._rotation is None:
             return heads
-        pairs = torch.view_as_complex(heads.view(*heads.shape[:-1], -1, 2))
+        whole = heads.to(self._rotation.real.dtype)  # there are no complex numbers of 16 bits
+        pairs = torch.view_as_complex(whole.view(*heads.shape[:-1], -1, 2))
         turned = pairs * self._rotation[first : first + heads.shape[1]]
-        return torch.view_as_real(turned).flatten(-2)
+        return torch.view_as_real(turned).flatten(-2).to(heads.dtype)
 
 
 def _mixed(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:

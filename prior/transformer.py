@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from prior.conditioner import Condition, Conditioner, check_condition, make_conditioner
-from prior.config import PriorConfig, upgrade_network
+from prior.config import PriorConfig, upgrade_names, upgrade_network
 from prior.embedding import CodeEmbedding
 from prior.layers import predecessor_matrix, random_embedding, rotary_angles, transformer
 from prior.ordering import CodeOrdering
@@ -18,11 +18,6 @@ from tokenizer.storage.pretrained import PretrainedModule, WeightT
 
 # CUDA's attention kernels fail beyond this many sequences (pytorch/pytorch issue 142228).
 MAX_SEQUENCES = 65_535
-MODULES_OF_FORMAT_1 = {
-    "body": "spatial_transformer",
-    "head": "depth_transformer",
-    "class_embedding": "conditioner.embedding",
-}
 
 
 class PriorOutput(NamedTuple):
@@ -57,17 +52,16 @@ class Prior(PretrainedModule[PriorConfig]):
     config_class = PriorConfig
     _position: Tensor
     _predecessors: Tensor
-    rotary: Tensor | None
-    """(1, num_tokens + num_steps, head_dim), tokens at angle 0; None if positions are learned."""
+    _angle_bits: Tensor | None
 
     def __init__(self, config: PriorConfig, conditioner: Conditioner | None = None) -> None:
         super().__init__(config)
         network, width = config.network, config.network.width
         self.ordering = CodeOrdering(config.code_maps, network.order)
         embedding = CodeEmbedding(self.ordering, width)
-        is_learned = network.positions == "learned"
-        num_positions = self.ordering.num_steps if is_learned else len(config.code_maps)
-        positions = torch.arange(num_positions) if is_learned else self.ordering.group[:, 0]
+        has_steps, has_angles = network.positions != "rotary_only", network.positions != "learned"
+        num_positions = self.ordering.num_steps if has_steps else len(config.code_maps)
+        positions = torch.arange(num_positions) if has_steps else self.ordering.group[:, 0]
         self.start = random_embedding(1, width)
         self.position_embedding = random_embedding(num_positions, width)
         self.slot_embedding = random_embedding(len(self.ordering.slot_types), width)
@@ -84,13 +78,22 @@ class Prior(PretrainedModule[PriorConfig]):
             nn.init.normal_(output.weight, std=0.25 * width**-0.5)
             nn.init.zeros_(output.bias)
         angles_of = (self.ordering, width // network.num_heads, self.conditioner.num_tokens)
-        rotary = None if is_learned else rotary_angles(*angles_of)
-        self.register_buffer("rotary", rotary, persistent=False)
+        # As integers, which `bfloat16()` and `to(dtype)` leave alone: it would round the angles.
+        bits = rotary_angles(*angles_of).view(torch.int32) if has_angles else None
+        self.register_buffer("_angle_bits", bits, persistent=False)
         self.register_buffer("_position", positions, persistent=False)
         longest_step = max(self.ordering.steps, key=len)
         # Codes of one position add up to about unit variance already.
         self._content_scale = 1 / math.sqrt(len({slot[:2] for slot in longest_step}))
         self.register_buffer("_predecessors", predecessor_matrix(longest_step), persistent=False)
+
+    @property
+    def rotary(self) -> Float[Tensor, "1 inputs head_dim"] | None:
+        """Angles in float32, or float64 if the weights are; None if positions are learned."""
+        if self._angle_bits is None:
+            return None
+        angles = self._angle_bits.view(torch.float32)
+        return angles.double() if self.start.dtype == torch.float64 else angles
 
     def no_weight_decay(self) -> set[str]:
         """Names of embeddings and gains, which weight decay should spare (timm's convention)."""
@@ -101,18 +104,14 @@ class Prior(PretrainedModule[PriorConfig]):
     @classmethod
     def upgrade_config(cls, fields: dict[str, Any], version: int) -> dict[str, Any]:
         """Fields of config.json in an earlier format, as they are called today."""
-        is_old = version == 1 and isinstance(fields.get("network"), dict)
-        return fields | {"network": upgrade_network(fields["network"])} if is_old else fields
+        if not isinstance(fields.get("network"), dict):
+            return fields
+        return fields | {"network": upgrade_network(fields["network"], version)}
 
     @classmethod
     def upgrade_weights(cls, weights: dict[str, WeightT], version: int) -> dict[str, WeightT]:
         """Weights of an earlier format under today's names."""
-        if version > 1:
-            return weights
-        return {
-            ".".join([MODULES_OF_FORMAT_1.get(first, first), *rest]): weights[name]
-            for name, (first, *rest) in ((name, name.split(".")) for name in weights)
-        }
+        return upgrade_names(weights) if version == 1 else weights
 
     def load_code_vectors(self, code_vectors: Sequence[Sequence[Tensor]]) -> None:
         """Takes over the tokenizer's code vectors, (K, code_dim) per group and layer.
@@ -173,6 +172,8 @@ class Prior(PretrainedModule[PriorConfig]):
         inputs: Any = None,
     ) -> list[list[Float[Tensor, "batch _height _width _codes"]]]:
         """Logits of every code given all earlier ones, per group and layer, never autocast.
+
+        In float32 at least, as are likelihoods.
 
         Raises:
             InputError: the inputs are missing, or given to an unconditional prior.
@@ -292,8 +293,8 @@ class Prior(PretrainedModule[PriorConfig]):
     def project(
         self, hidden: Float[Tensor, "*shape width"], group: int, layer: int
     ) -> Float[Tensor, "*shape codes"]:
-        """Logits over one layer's codes, in the weights' precision whatever the autocast."""
+        """Logits over one layer's codes, by the weights' precision whatever the autocast."""
         number = sum(m.depth for m in self.config.code_maps[:group]) + layer
         with torch.autocast(hidden.device.type, enabled=False):
             logits: Tensor = self.outputs[number](hidden.to(self.start.dtype))
-        return logits
+        return logits if logits.dtype == torch.float64 else logits.float()

@@ -78,8 +78,8 @@ def check_apart(root: Path, validation_root: Path, rules: FolderRules) -> None:
     inner = (training.is_relative_to(validation), validation.is_relative_to(training))
     if rules > 1 and any(inner):
         raise InputError(
-            "data.validation_root must lie beside data.root, not one in the other, since its images "
-            f"would be trained on; got {validation_root} and {root}"
+            "data.validation_root must lie beside data.root, not one in the other: images would be "
+            f"trained on that are to validate; got {validation_root} and {root}"
         )
 
 

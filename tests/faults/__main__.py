@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from benchmarks.machine import commit, machine
-from benchmarks.readme import README, replace_section
+from benchmarks.readme import README, markdown_table, replace_section
 
 RESULTS = README.parent / "benchmarks" / "results" / "faults.json"
 FAMILIES = ["kills", "disk", "data", "configuration", "checkpoints", "numbers"]
@@ -99,10 +99,9 @@ def collect(folder: Path) -> dict[str, Any]:
 
 def table(results: dict[str, Any]) -> str:
     """The counts, as RELIABILITY.md shows them."""
-    lines = ["| trials | tried | survived | lost |", "|---|---|---|---|"]
-    for family, entry in results.items():
-        lines.append(f"| {family} | {entry['tried']} | {entry['survived']} | {entry['lost']} |")
-    return "\n".join(lines)
+    counts = ("tried", "survived", "lost")
+    rows = ([family, *(str(own[key]) for key in counts)] for family, own in results.items())
+    return markdown_table(["trials", *counts], rows)
 
 
 if __name__ == "__main__":

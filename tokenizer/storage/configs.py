@@ -10,8 +10,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.untrusted import shortened
 
-FORMAT = 2
-"""Number under "format" in each config.json; version 0.1 wrote none, which is read as 1."""
+FORMAT = 3
+"""Number under "format" in each config.json; version 0.1 wrote none, which is read as 1. Until 2
+rotary positions of a prior stood alone."""
 
 
 class StrictConfig(BaseModel):

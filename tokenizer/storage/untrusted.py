@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 
 from tokenizer.storage.errors import InputError
 
-MAX_JSON_BYTES = 2**18
-"""Length of a JSON file; a run's config has a few thousand."""
+MAX_JSON_BYTES = 2**22
+"""Length of a JSON file; a run's config has a few thousand, names of classes may have more."""
 MAX_HEADER_BYTES = 2**22
 """Length of a safetensors header; tens of thousands of tensors are listed in less."""
 MAX_NESTING = 32

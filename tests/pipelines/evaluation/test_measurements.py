@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from pipelines.evaluation.measurements import (
     evaluate_reconstruction,
 )
 from pipelines.evaluation.metrics import frechet_distance
+from pipelines.evaluation.protocol import Protocol
 from pipelines.generation import ImageGenerationPipeline, SamplingConfig
 from pipelines.images import to_float
 from pipelines.train_tokenizer import train_tokenizer
@@ -66,24 +68,28 @@ def extractor(tmp_path_factory: pytest.TempPathFactory) -> FeatureExtractor:
     )
 
 
-def generation(
+@pytest.fixture(scope="module")
+def measure(
     pipeline: ImageGenerationPipeline,
     splits: tuple[ImageDataset, ImageDataset],
     extractor: FeatureExtractor,
-    **config: object,
-) -> Results:
-    return evaluate_generation(
-        pipeline, *splits, extractor, EvaluationConfig(**config), Accelerator()
-    )
+) -> Callable[..., Results]:
+    """Measures generations with the given options, or reconstructions of a tokenizer."""
+
+    def run(
+        tokenizer: Tokenizer | None = None, by: FeatureExtractor = extractor, **options: object
+    ) -> Results:
+        others = (*splits, by, EvaluationConfig(**options), Accelerator())
+        if tokenizer is not None:
+            return evaluate_reconstruction(tokenizer, *others)
+        return evaluate_generation(pipeline, *others)
+
+    return run
 
 
 @pytest.fixture(scope="module")
-def results(
-    pipeline: ImageGenerationPipeline,
-    splits: tuple[ImageDataset, ImageDataset],
-    extractor: FeatureExtractor,
-) -> Results:
-    return generation(pipeline, splits, extractor, num_images=32, seed=5)
+def results(measure: Callable[..., Results]) -> Results:
+    return measure(num_images=32, seed=5)
 
 
 def test_generations_are_measured_under_the_extractors_own_name(results: Results) -> None:
@@ -108,8 +114,9 @@ def test_each_number_carries_its_protocol(
     assert protocol["settings"]["tokenizer_hash"] == pipeline.tokenizer.content_hash()
     assert protocol["settings"]["prior_hash"] == pipeline.prior.content_hash()
     assert protocol["settings"]["KID_subset_size"] == 32
-    assert "torch-fidelity" in protocol["versions"]
-    json.dumps(results)
+    assert {"torch", "torch-fidelity", "torchvision", "timm"} <= protocol["versions"].keys()
+    stored = Protocol.model_validate_json(json.dumps(protocol))
+    assert stored.model_dump(mode="json") == json.loads(json.dumps(protocol))
 
 
 def test_the_distance_is_that_of_the_images_that_generate_would_write(
@@ -140,14 +147,10 @@ def test_the_floor_compares_the_other_split_at_the_same_number(
 
 
 def test_generations_may_be_compared_with_the_validation_images(
-    pipeline: ImageGenerationPipeline,
-    splits: tuple[ImageDataset, ImageDataset],
-    extractor: FeatureExtractor,
+    measure: Callable[..., Results], splits: tuple[ImageDataset, ImageDataset]
 ) -> None:
     sampling = SamplingConfig(temperature=(1.0, 0.9, 0.8), top_k=(None, 4, 4))
-    results = generation(
-        pipeline, splits, extractor, num_images=20, reference="validation", sampling=sampling
-    )
+    results = measure(num_images=20, reference="validation", sampling=sampling)
     protocol = results["FD-test_resnet"]["protocol"]
     assert protocol["reference_hash"] == splits[1].fingerprint
     assert protocol["sampling"]["temperature"] == [1.0, 0.9, 0.8]
@@ -156,23 +159,18 @@ def test_generations_may_be_compared_with_the_validation_images(
 
 @pytest.mark.parametrize("num_images", [1, 19])
 def test_too_few_images_are_refused_before_any_is_drawn(
-    num_images: int,
-    pipeline: ImageGenerationPipeline,
-    splits: tuple[ImageDataset, ImageDataset],
-    extractor: FeatureExtractor,
+    num_images: int, measure: Callable[..., Results]
 ) -> None:
     with pytest.raises(InputError, match=f"num_images must be >= 20 .*, got {num_images}"):
-        generation(pipeline, splits, extractor, num_images=num_images)
+        measure(num_images=num_images)
 
 
 def test_reconstructions_are_measured_on_the_validation_images(
+    measure: Callable[..., Results],
     pipeline: ImageGenerationPipeline,
     splits: tuple[ImageDataset, ImageDataset],
-    extractor: FeatureExtractor,
 ) -> None:
-    results = evaluate_reconstruction(
-        pipeline.tokenizer, *splits, extractor, EvaluationConfig(), Accelerator()
-    )
+    results = measure(pipeline.tokenizer)
     assert results.keys() == RECONSTRUCTION
     protocol = results["RMSE"]["protocol"]
     assert protocol["reference_hash"] == splits[1].fingerprint
@@ -189,16 +187,10 @@ def test_reconstructions_are_measured_on_the_validation_images(
 
 
 def test_a_baseline_has_the_bound_of_its_nearest_codes(
-    tmp_path: Path,
-    cache_dir: Path,
-    splits: tuple[ImageDataset, ImageDataset],
-    extractor: FeatureExtractor,
+    measure: Callable[..., Results], tmp_path: Path, cache_dir: Path
 ) -> None:
     train_tokenizer(tokenizer_run(tmp_path, cache_dir, "tiny-baseline", total_steps=1))
-    tokenizer = Tokenizer.from_pretrained(tmp_path / "tokenizer" / "model")
-    results = evaluate_reconstruction(
-        tokenizer, *splits, extractor, EvaluationConfig(), Accelerator()
-    )
+    results = measure(Tokenizer.from_pretrained(tmp_path / "tokenizer" / "model"))
     assert results.keys() == RECONSTRUCTION
     settings = results["bound_bits_per_dim"]["protocol"]["settings"]
     assert settings["bound_posterior"] == "a point mass at the nearest codes"
@@ -215,10 +207,10 @@ def test_images_are_chosen_by_the_seed_each_once(
 
 
 def test_an_own_classifier_says_what_share_is_of_the_class_asked_for(
-    pipeline: ImageGenerationPipeline, splits: tuple[ImageDataset, ImageDataset]
+    measure: Callable[..., Results], splits: tuple[ImageDataset, ImageDataset]
 ) -> None:
     classifier = train_classifier(splits[0], 60, Accelerator())
-    results = generation(pipeline, splits, classifier, num_images=32)
+    results = measure(by=classifier, num_images=32)
     agreement = results["class agreement-OwnClassifier"]["value"]
     of_real_images = results["class agreement-OwnClassifier of real images"]["value"]
     assert 0 <= agreement <= 1

@@ -124,7 +124,7 @@ def test_a_module_of_format_1_has_both_hashes_as_long_as_it_keeps_its_weights(
     assert not module.has_hash(old)
     module.save_pretrained(tmp_path)
     fields = json.loads((tmp_path / "config.json").read_text())
-    assert fields == {"model": "Small", "format": 2, "width": 2}
+    assert fields == {"model": "Small", "format": 3, "width": 2}
     assert Small.from_pretrained(tmp_path).content_hash() == module.content_hash()
 
 
@@ -176,7 +176,7 @@ def tensors(edit: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], obj
         (field(width=0, height=2), "width: .*got 0; height: .*got 2"),
         (field(width="2"), "width: .*got '2'"),
         (field(width=2, wdith=3), "wdith: .*got 3"),
-        (field(width=2, format=3), "format must be at most 2, got 3: a later version has"),
+        (field(width=2, format=4), "format must be at most 3, got 4: a later version has"),
         (field(width=2, format=0), "format must be a whole number from 1, got 0"),
         (field(width=2, format=True), "format must be a whole number from 1, got True"),
         (field(width=2, format="2"), "format must be a whole number from 1, got '2'"),
