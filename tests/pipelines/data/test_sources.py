@@ -157,6 +157,7 @@ def test_a_folder_that_does_not_fit_is_refused_whichever_split_is_asked_for(
     ("fields", "message"),
     [
         ({"root": Path("x")}, "data.root must be None where data.dataset is 'shapes', got x"),
+        ({"root": Path("a\nb")}, r".* is 'shapes', got '.*a\\nb'$"),
         (
             {"dataset": "MNIST", "validation_root": Path("x")},
             "data.validation_root must be None where data.dataset is 'MNIST', got x",
