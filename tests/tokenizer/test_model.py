@@ -18,8 +18,10 @@ from tests.tokenizer.tiny import (
     make_tokenizer,
     random_images,
     seeded,
+    summed_codes,
 )
 from tokenizer import InputError, Tokenizer, TokenizerConfig, hq_vae, rsq_vae, sq_vae
+from tokenizer.config import NetworkConfig
 from tokenizer.objective import discretized_code_length
 
 EVERY_KIND = pytest.mark.parametrize("config", KINDS.values(), ids=KINDS.keys())
@@ -52,16 +54,11 @@ def enumerate_codes(tokenizer: Tokenizer, image: Tensor) -> tuple[list[Tensor], 
     for group, chosen, inputs in zip(tokenizer.top_down, indices, features, strict=True):
         upsampled = None if state is None else group.up(state)
         joint = inputs if upsampled is None else torch.cat([upsampled, inputs], 1)
-        latents = group.to_latents(joint)
-        rest, variances = latents.movedim(1, -1), group.quantizer.log_variances.exp()
-        for layer, s2 in enumerate(variances):
-            codebook, k = group.quantizer.codebook(layer), chosen[:, layer]
-            logits = -(rest.unsqueeze(-2) - codebook).square().sum(-1) / (2 * s2)  # (N, H, W, K)
-            log_posterior = logits - logits.logsumexp(-1, keepdim=True)
-            log_q = log_q + log_posterior.gather(-1, k.unsqueeze(-1)).sum((1, 2, 3))
+        posteriors = group.quantizer.log_posteriors(group.to_latents(joint), chosen)
+        for log_posterior, k in zip(posteriors, chosen.unsqueeze(-1).unbind(1), strict=True):
+            log_q = log_q + log_posterior.gather(-1, k).sum((1, 2, 3))
             terms = terms + (log_posterior.exp() * log_posterior).sum((1, 2, 3))
-            rest = rest - codebook[k]
-        quantized = latents - rest.movedim(-1, 1)
+        quantized = summed_codes(group.quantizer, chosen)
         state = quantized if upsampled is None else upsampled + quantized
     return indices, log_q, terms
 
@@ -94,11 +91,8 @@ def test_the_bound_is_exact_per_sample_and_bounds_the_exact_likelihood_on_averag
     assert expectation >= exact
 
     num_samples = 3000
-    found = tokenizer.evidence_lower_bound(
-        images.expand(num_samples, -1, -1, -1),
-        decoder_variance=variance,
-        generator=seeded(0),
-    )
+    samples = images.expand(num_samples, -1, -1, -1)
+    found = tokenizer.evidence_lower_bound(samples, variance, seeded(0))
     distances = (found.nats.unsqueeze(1) - bounds).abs()
     assert distances.amin(1).max() < 1e-8  # each is the bound of some codes
     margin = 4 * found.nats.std().item() / math.sqrt(num_samples) + 1e-9
@@ -132,29 +126,39 @@ def test_the_bound_of_an_image_depends_on_that_image_alone_at_a_fixed_variance()
 # Images to indices and back.
 
 
-@settings(max_examples=15)
+@settings(max_examples=25)
 @given(
     channels=st.integers(1, 4),
+    patch_power=st.integers(0, 2),
+    powers=st.lists(st.integers(0, 2), min_size=1, max_size=3, unique=True),
     rows=st.integers(1, 2),
     columns=st.integers(1, 3),
-    batch=st.integers(1, 2),
-    depths=st.tuples(st.integers(1, 2), st.integers(1, 3)),
+    depths=st.lists(st.integers(1, 3), min_size=3, max_size=3),
     kind=st.sampled_from(sorted(KINDS)),
 )
-def test_shapes_follow_the_code_maps_for_any_size_and_channels(
-    channels: int, rows: int, columns: int, batch: int, depths: tuple[int, int], kind: str
+def test_shapes_follow_the_code_maps_for_any_size_downsamplings_and_channels(
+    channels: int,
+    patch_power: int,
+    powers: list[int],
+    rows: int,
+    columns: int,
+    depths: list[int],
+    kind: str,
 ) -> None:
-    config = hq_vae((8, 4), depths, 6, 3, networks=NETWORKS, channels=channels)
+    downsamplings = [2 ** (patch_power + power) for power in sorted(powers, reverse=True)]
+    networks = NetworkConfig(patch_size=2**patch_power, width=4, max_width=8, num_blocks=1)
+    depths = depths[: len(downsamplings)]
+    config = hq_vae(downsamplings, depths, 6, 3, networks=networks, channels=channels)
     config = config.model_copy(update={"quantizer": KINDS[kind].quantizer})
     tokenizer = Tokenizer(config).eval()
-    images = torch.rand(batch, channels, 8 * rows, 8 * columns)
-    indices = tokenizer.encode(images)
-    maps = tokenizer.code_maps(8 * rows, 8 * columns)
-    groups = zip(indices, maps, depths, (1, 2), tokenizer.code_vectors(), strict=True)
+    height, width = rows * downsamplings[0], columns * downsamplings[0]
+    images = torch.rand(2, channels, height, width)
+    indices, maps = tokenizer.encode(images), tokenizer.code_maps(height, width)
+    groups = zip(indices, maps, depths, downsamplings, tokenizer.code_vectors(), strict=True)
     for found, code_map, depth, factor, vectors in groups:
         assert found.dtype == torch.int64
-        assert found.shape == (batch, depth, rows * factor, columns * factor)
-        assert found.shape == (batch, code_map.depth, code_map.height, code_map.width)
+        assert found.shape == (2, depth, height // factor, width // factor)
+        assert found.shape == (2, code_map.depth, code_map.height, code_map.width)
         assert code_map.code_dim == 3
         assert [tuple(entry.shape) for entry in vectors] == [(6, 3)] * depth
         assert not any(entry.requires_grad for entry in vectors)
