@@ -22,7 +22,7 @@ from typing import Any
 from PIL import Image
 
 from benchmarks.machine import commit, machine
-from benchmarks.readme import replace_section
+from benchmarks.readme import markdown_table, replace_section
 
 RESULTS = Path(__file__).parent / "results"
 NUM_IMAGES = 1_000
@@ -83,14 +83,8 @@ def main() -> None:
     # On a CPU the models share the cores; on a GPU they come one after the other.
     num_workers = len(arguments.models) if arguments.budget == "cpu" else 1
     with concurrent.futures.ThreadPoolExecutor(num_workers) as pool:
-        list(
-            pool.map(
-                lambda name: run_model(
-                    name, folder / name, arguments.data, arguments.budget, arguments.weights
-                ),
-                arguments.models,
-            )
-        )
+        others = (arguments.data, arguments.budget, arguments.weights)
+        list(pool.map(lambda name: run_model(name, folder / name, *others), arguments.models))
     collect(folder, arguments.budget)
     replace_section("cifar10", table())
 
@@ -141,11 +135,7 @@ def run_model(name: str, run_dir: Path, data: Path, budget: str, weights: Path) 
 
 def collect(folder: Path, budget: str) -> None:
     """Gathers what the finished models have left into one JSON file and contact sheets."""
-    results: dict[str, Any] = {
-        "budget": budget,
-        "machine": machine(),
-        "models": {},
-    }
+    results: dict[str, Any] = {"budget": budget, "machine": machine(), "models": {}}
     for name in MODELS:
         run_dir = folder / name
         if not (run_dir / "evaluate.done.json").exists():
@@ -172,11 +162,9 @@ def collect(folder: Path, budget: str) -> None:
 
 def table() -> str:
     """The README's table from the committed results, a GPU's first."""
-    rows = [
-        "| budget | model | RMSE×100 | PSNR | SSIM | rFD | perplexity | FD (floor) | IS "
-        "| precision, recall | bits per image |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    header = ["budget", "model", "RMSE×100", "PSNR", "SSIM", "rFD", "perplexity", "FD (floor)"]
+    header += ["IS", "precision, recall", "bits per image"]
+    rows = []
     for budget in ("gpu", "cpu"):
         path = RESULTS / f"cifar10_{budget}.json"
         if not path.exists():
@@ -189,18 +177,16 @@ def table() -> str:
                 for kind in ("reconstruction", "generation")
                 for metric, entry in model[kind].items()
             }
-            distance, floor = values["FD-MobileNetV2"], values["FD-MobileNetV2 floor"]
-            coverage = (values["precision-MobileNetV2"], values["recall-MobileNetV2"])
-            rows.append(
-                f"| {budget}, {minutes:.0f} CPU min | `{name}` | {100 * values['RMSE']:.2f} "
-                f"| {values['PSNR']:.2f} | {values['SSIM']:.3f} "
-                f"| {values['rFD-MobileNetV2']:.0f} "
-                f"| {', '.join(f'{entry:.0f}' for entry in values['perplexity'])} "
-                f"| {distance:.0f} ({floor:.0f}) | {values['IS-MobileNetV2']:.1f} "
-                f"| {coverage[0]:.2f}, {coverage[1]:.2f} "
-                f"| {model['validation']['prior']['bits_per_image']:.0f} |"
-            )
-    return "\n".join(rows)
+            values = {key.removesuffix("-MobileNetV2"): value for key, value in values.items()}
+            distance, floor = values["FD"], values["FD-MobileNetV2 floor"]
+            row = [f"{budget}, {minutes:.0f} CPU min", f"`{name}`", f"{100 * values['RMSE']:.2f}"]
+            row += [f"{values['PSNR']:.2f}", f"{values['SSIM']:.3f}", f"{values['rFD']:.0f}"]
+            row.append(", ".join(f"{entry:.0f}" for entry in values["perplexity"]))
+            row += [f"{distance:.0f} ({floor:.0f})", f"{values['IS']:.1f}"]
+            row.append(f"{values['precision']:.2f}, {values['recall']:.2f}")
+            row.append(f"{model['validation']['prior']['bits_per_image']:.0f}")
+            rows.append(row)
+    return markdown_table(header, rows)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,16 @@ def commit() -> str:
     return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
 
 
+def origin(command: str) -> dict[str, object]:
+    """How a result came about: command, commit, machine and torch."""
+    return {
+        "command": command,
+        "commit": commit(),
+        "machine": machine(),
+        "torch": torch.__version__,
+    }
+
+
 def machine() -> dict[str, str | int | None]:
     """Processor, cores, GPU and Python."""
     return {

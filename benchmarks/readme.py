@@ -1,5 +1,6 @@
 """Generated sections of README.md and other pages, between `<!-- NAME -->` and `<!-- /NAME -->`."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 README = Path(__file__).parents[1] / "README.md"
@@ -13,3 +14,9 @@ def replace_section(name: str, text: str, page: Path | None = None) -> None:
     assert opening, f"{page.name} has no section {name}"
     assert closing, f"{page.name}'s section {name} has no end"
     page.write_text(f"{before}{opening}{text}\n{closing}{after}")
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
+    """Header, rule and rows."""
+    lines = [f"| {' | '.join(row)} |" for row in (header, *rows)]
+    return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:]])

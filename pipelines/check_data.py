@@ -7,6 +7,7 @@ if __name__ == "__main__":
 
 import functools
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -17,8 +18,15 @@ from pipelines.command import announce, parse_options, run_command
 from pipelines.config import DataConfig
 from pipelines.data.cache import verify_cache
 from pipelines.data.decoding import UnreadableImageError
-from pipelines.data.folder import arrange, decode_files
+from pipelines.data.folder import decode_files, describe_values
+from pipelines.data.folder_listing import (
+    arrange,
+    check_found,
+    check_usable,
+    doubts,
+)
 from pipelines.data.folder_scan import printable, scan_folder
+from pipelines.data.sixteen_bits import ValueRange
 from tokenizer.storage.configs import StrictConfig
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.files import replace_file
@@ -46,6 +54,8 @@ class CheckDataConfig(StrictConfig):
     """As data.image_size."""
     channels: Literal[1, 2, 3, 4] = 3
     """As data.channels."""
+    white_value: Annotated[int, Field(gt=0, lt=2**16)] | None = None
+    """As data.white_value."""
     skip_unreadable: bool = False
     """As data.skip_unreadable: what would be refused is skipped."""
     follow_links: bool = False
@@ -75,6 +85,10 @@ class Report(NamedTuple):
     class_names: tuple[str, ...]
     problems: list[Problem]
     """Sorted by file."""
+    conversions: dict[str, int]
+    """Files by what is done to them; of one file, several things may be done."""
+    warnings: tuple[str, ...]
+    """What is perhaps not meant to be."""
     obstacle: str
     """Why training would stop at this folder; empty where it would start."""
 
@@ -93,41 +107,53 @@ def check_data(config: CheckDataConfig) -> Report:
     refusal: Treatment = "skipped" if config.skip_unreadable else "refused"
     problems = [Problem(name, "skipped", reason) for name, reason in scan.left_out]
     problems += [Problem(name, refusal, reason) for name, reason in scan.refused]
-    num_usable = 0
+    conversions: Counter[str] = Counter()
+    values: ValueRange | None = None
+    usable: list[str] = []
     names = iter(scan.images)
-    for results in decode_files(config.folder, scan.images, config.image_size, config.channels):
+    conversion = (config.image_size, config.channels, config.white_value)
+    for results in decode_files(config.folder, scan.images, *conversion):
         for result, name in zip(results, names, strict=False):
             if isinstance(result, UnreadableImageError):
                 problems.append(Problem(name, refusal, f"is not a readable image: {result}"))
                 continue
-            num_usable += 1
+            usable.append(name)
+            values = result.value_range.joined(values) if result.value_range else values
             if result.changes:
                 problems.append(Problem(name, "converted", "; ".join(result.changes)))
+                conversions.update(change.split(" (")[0] for change in result.changes)
     num_files: dict[Treatment, int] = {
         treatment: sum(problem.treatment == treatment for problem in problems)
         for treatment in ("used", "converted", "skipped", "refused")
     }
-    num_files["used"] = num_usable - num_files["converted"]
+    num_files["used"] = len(usable) - num_files["converted"]
     # The links that are followed are listed beside what becomes of the files themselves.
     problems += [Problem(name, "used", reason) for name, reason in scan.followed]
     class_names: tuple[str, ...] = ()
+    warnings: list[str] = [describe_values(values)] if values is not None else []
     obstacle = ""
     try:
-        class_names = arrange(config.folder, scan.images, "folder").class_names
+        check_found(config.folder, scan, "folder")
+        listing = arrange(config.folder, scan.images, "folder")
+        class_names = listing.class_names
+        warnings += doubts(scan, listing)
+        check_usable(listing, usable)
     except InputError as error:
         obstacle = str(error)
     first = min((each for each in problems if each.treatment == "refused"), default=None)
     if first is not None:
         obstacle = f"{printable(config.folder / first.file)} {first.reason}"
-    elif not obstacle and not num_usable:
-        obstacle = f"{config.folder}: none of {len(scan.images)} images is readable"
-    return Report(num_files, class_names, sorted(problems), obstacle)
+    return Report(
+        num_files, class_names, sorted(problems), dict(conversions), tuple(warnings), obstacle
+    )
 
 
 def describe(report: Report) -> str:
     """The summary for people: counts, and the first files with a problem."""
     lines = [f"{count:8} {treatment}" for treatment, count in report.num_files.items()]
     lines.append(f"{len(report.class_names):8} classes")
+    lines += [f"{count:8} converted: {what}" for what, count in report.conversions.items()]
+    lines += [f"note: {warning}" for warning in report.warnings]
     # What stops the training first, what is left out as it is meant to be last.
     order = ("refused", "converted", "used", "skipped")
     shown = sorted(report.problems, key=lambda problem: order.index(problem.treatment))
@@ -146,6 +172,7 @@ def write_report(report: Report, config: CheckDataConfig) -> None:
         "folder": str(config.folder),
         "image_size": config.image_size,
         "channels": config.channels,
+        "white_value": config.white_value,
         "skip_unreadable": config.skip_unreadable,
         "follow_links": config.follow_links,
         **report._asdict(),

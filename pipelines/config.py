@@ -27,6 +27,9 @@ def _check_folder(folder: Path) -> Path:
 
 
 OwnFolder = Annotated[Path, AfterValidator(_check_folder)]
+FolderRules = Literal[1, 2]
+# Saved absolute: a run is evaluated from anywhere. Earlier versions saved what was given.
+DataFolder = Annotated[Path, AfterValidator(_check_folder), AfterValidator(Path.absolute)]
 
 
 class DataConfig(StrictConfig):
@@ -44,16 +47,18 @@ class DataConfig(StrictConfig):
         "Flowers102",
     ] = "shapes"
     """`shapes` (procedural), `folder` (your images), or a torchvision set by name."""
-    root: Path | None = None
+    root: DataFolder | None = None
     """`folder`: training images, flat or one folder per class. torchvision: download folder."""
-    validation_root: Path | None = None
+    validation_root: DataFolder | None = None
     """`folder`: validation images. None: a share of `root` is held out."""
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """`folder` without `validation_root`: share of the images held out."""
+    """`folder` without `validation_root`: probability of each image to be held out."""
     image_size: Annotated[int, Field(gt=0, le=4096)] = 32
     """Side in pixels: the shorter side is resized to it, then the center is cropped."""
     channels: Literal[1, 2, 3, 4] = 3
     """1 = gray, 2 = gray and alpha, 3 = RGB, 4 = RGBA."""
+    white_value: Annotated[int, Field(gt=0, lt=2**16)] | None = None
+    """`folder`: value of a 16-bit file that is white: 4095 for 12-bit data. None: the highest."""
     num_images: Count = 20_000
     """`shapes`: training images."""
     num_validation_images: Count = 2_000
@@ -64,6 +69,8 @@ class DataConfig(StrictConfig):
     """Leave out unreadable files and count them, where they would stop the run."""
     follow_links: bool = False
     """`folder`: use what links out of the folder lead to, where they would stop the run."""
+    folder_rules: FolderRules = 2
+    """`folder`: how files are found, sorted and held out; 1 is for runs of version 0.1."""
     cache_dir: Path = Path("runs/cache")
     """Folder for the decoded images."""
     seed: Seed = 0
@@ -209,7 +216,14 @@ class TokenizerRunConfig(RunConfig):
 
     @classmethod
     def upgrade_config(cls, fields: dict[str, Any], version: int) -> dict[str, Any]:
-        """Version 1 kept the recipe with the quantizer, and its warnings with the loop."""
+        """Version 1 kept the recipe with the quantizer, and its warnings with the loop.
+
+        Folders had other rules when the field was none yet; each config that is saved has it.
+        """
+        data = fields.get("data")
+        if isinstance(data, dict) and data.get("dataset") == "folder":
+            root = str(Path.cwd()) if data.get("root") == "." else data.get("root")
+            fields = {**fields, "data": {"folder_rules": 1, **data, "root": root}}
         tokenizer, training = fields.get("tokenizer"), fields.get("training")
         if version > 1 or not isinstance(tokenizer, dict) or not isinstance(training, dict):
             return fields
@@ -226,6 +240,12 @@ class TokenizerRunConfig(RunConfig):
         """Folder of this stage."""
         return self.tokenizer_dir
 
+    def moved_data(self, root: Path | None, validation_root: Path | None) -> "TokenizerRunConfig":
+        """The same run with its images in other folders, where these are given."""
+        given = {"root": root, "validation_root": validation_root}
+        update = {name: folder for name, folder in given.items() if folder is not None}
+        return self.model_copy(update={"data": self.data.model_copy(update=update)})
+
 
 class PriorRunConfig(RunConfig):
     """Stage two: trains a prior over the codes of RUN_DIR/tokenizer, in RUN_DIR/prior."""
@@ -241,6 +261,10 @@ class PriorRunConfig(RunConfig):
     """Temperature of the pictures drawn on the way."""
     guidance_scale: GuidanceScale = 1.0
     """Classifier-free guidance of the pictures drawn on the way; 1 = off."""
+    data_root: Annotated[DataFolder | None, Field(exclude=True)] = None
+    """Where the tokenizer's `data.root` has been moved; the images must be the same."""
+    data_validation_root: Annotated[DataFolder | None, Field(exclude=True)] = None
+    """Where the tokenizer's `data.validation_root` has been moved."""
 
     @classmethod
     def upgrade_config(cls, fields: dict[str, Any], version: int) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def demo(
     logger.info("4/4 summary")
     summary = run_dir / "summary.html"
     if accelerator.is_main_process:
-        write_results(run_dir, "python -m pipelines.demo", results)
+        write_results(run_dir / "evaluation", "python -m pipelines.demo", results)
         write_summary(run_dir, summary)
         print(table(results))
         print(f"open {summary}")

@@ -7,49 +7,84 @@ if __name__ == "__main__":
 
 import functools
 import json
+import logging
 import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+from accelerate import Accelerator
+from pydantic import Field
+from pydantic import model_validator as validates
 
 from pipelines.command import announce, parse_options, run_command
-from pipelines.config import TokenizerRunConfig
+from pipelines.config import DataConfig, TokenizerRunConfig
 from pipelines.data.dataset import ImageDataset
-from pipelines.data.sources import trained_images
-from pipelines.evaluation.features import ExtractorConfig, load_extractor
+from pipelines.data.sources import load_folder, trained_images
+from pipelines.evaluation.features import ExtractorConfig, FeatureExtractor, load_extractor
 from pipelines.evaluation.measurements import (
     EvaluationConfig,
-    Results,
+    check_extractor,
+    compare_sets,
     evaluate_generation,
     evaluate_reconstruction,
 )
+from pipelines.evaluation.metrics import check_num_images
+from pipelines.evaluation.protocol import Results, compared_numbers
+from pipelines.evaluation.reference import STATISTICS_SUFFIXES, Reference, load_statistics
 from pipelines.generation import ImageGenerationPipeline, model_folder
 from pipelines.processes import new_accelerator
 from pipelines.run.folder import load_run
 from tokenizer import Tokenizer
+from tokenizer.storage.errors import InputError
 from tokenizer.storage.files import replace_file
+
+logger = logging.getLogger(__name__)
 
 
 class EvaluateConfig(EvaluationConfig):
-    """Measures the reconstructions and the generations of a run.
+    """Measures the reconstructions and the generations of a run, or compares two folders of images.
 
     Prints a table and writes RUN/evaluation/*.json, each number with its protocol.
     """
 
-    run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    run_dir: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = None
     """Folder of the run, with tokenizer/ and prior/."""
+    folders: tuple[Path, Path] | None = None
+    """In place of a run, images and what they are compared with: a folder, or statistics."""
+    image_size: Annotated[int, Field(gt=0, le=4096)] | None = None
+    """With `folders`: side in pixels to which images of another size are resized and cropped."""
     what: Literal["all", "reconstruction", "generation"] = "all"
     """What is measured."""
     extractor: ExtractorConfig = ExtractorConfig()
     """Network for the distances; Inception gives FID."""
+    data_root: Path | None = None
+    """Where the run's `data.root` has been moved; the images must be the same."""
+    data_validation_root: Path | None = None
+    """Where the run's `data.validation_root` has been moved."""
+    output_dir: Path | None = None
+    """Folder for the JSON files; None: RUN/evaluation. With `folders` none are written then."""
+
+    @validates(mode="after")
+    def _check(self) -> "EvaluateConfig":
+        if (self.run_dir is None) == (self.folders is None):
+            raise ValueError("either RUN or folders must be given, and not both")
+        if (self.folders is None) != (self.image_size is None):
+            raise ValueError("image_size must be given with folders, and only there")
+        unused = ("what", "labels", "reference", "sampling", "data_root", "data_validation_root")
+        for name in unused if self.folders else ():
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} applies to a run alone, got {getattr(self, name)!r}")
+        if self.extractor.kind == "none" and self.what != "reconstruction":
+            raise ValueError("extractor.kind 'none' leaves nothing but what = 'reconstruction'")
+        return self
 
 
 def evaluate(
     config: EvaluateConfig, images: tuple[ImageDataset, ImageDataset] | None = None
 ) -> dict[str, Results]:
-    """Results of "reconstruction" and "generation"; the main process writes them.
+    """Results of "reconstruction" and "generation", or "folders"; the main process writes them.
 
     Args:
         config: what is measured, and how.
@@ -59,56 +94,115 @@ def evaluate(
         InputError: a part of the run, the data or the extractor's weights is missing or wrong.
     """
     accelerator = new_accelerator()
-    run = load_run(TokenizerRunConfig, config.run_dir / "tokenizer" / "config.json")
-    tokenizer = Tokenizer.from_pretrained(model_folder(config.run_dir / "tokenizer"))
-    pipeline = None
-    if config.what != "reconstruction":
-        pipeline = ImageGenerationPipeline.from_pretrained(config.run_dir).to(accelerator.device)
-        pipeline.sampler(config.sampling)  # refuses settings that do not fit
-        tokenizer = pipeline.tokenizer
-    extractor = load_extractor(config.extractor).to(accelerator.device)
-    tokenizer.to(accelerator.device)
-    train, validation = trained_images(run, config.run_dir / "tokenizer", accelerator, images)
-    results: dict[str, Results] = {}
-    if config.what != "generation":
-        results["reconstruction"] = evaluate_reconstruction(
-            tokenizer, train, validation, extractor, config, accelerator
-        )
-    if pipeline is not None:
-        results["generation"] = evaluate_generation(
-            pipeline, train, validation, extractor, config, accelerator
-        )
-    if accelerator.is_main_process:
-        command = "python -m pipelines.evaluate " + shlex.join(sys.argv[1:])
-        write_results(config.run_dir, command, results)
+    if config.run_dir is None:
+        results = {"folders": _compare_folders(config, accelerator)}
+    else:
+        results = _measure_run(config, config.run_dir, accelerator, images)
+    folder = config.output_dir or (config.run_dir and config.run_dir / "evaluation")
+    if accelerator.is_main_process and folder is not None:
+        write_results(folder, "python -m pipelines.evaluate " + shlex.join(sys.argv[1:]), results)
     accelerator.wait_for_everyone()
     return results
 
 
-def write_results(run_dir: Path, command: str, results: dict[str, Results]) -> None:
-    """Writes RUN/evaluation/*.json, one file for each kind of result."""
-    folder = run_dir / "evaluation"
-    folder.mkdir(exist_ok=True)
+def _measure_run(
+    config: EvaluateConfig,
+    run_dir: Path,
+    accelerator: Accelerator,
+    images: tuple[ImageDataset, ImageDataset] | None,
+) -> dict[str, Results]:
+    run = load_run(TokenizerRunConfig, run_dir / "tokenizer" / "config.json")
+    run = run.moved_data(config.data_root, config.data_validation_root)
+    tokenizer = Tokenizer.from_pretrained(model_folder(run_dir / "tokenizer"))
+    pipeline = None
+    if config.what != "reconstruction":
+        check_num_images(config.num_images, config.num_images)
+        pipeline = ImageGenerationPipeline.from_pretrained(run_dir).to(accelerator.device)
+        pipeline.sampler(config.sampling)  # refuses settings that do not fit
+        tokenizer = pipeline.tokenizer
+    extractor = _load_extractor(config)
+    check_extractor(extractor, tokenizer)
+    tokenizer.to(accelerator.device)
+    if extractor is not None:
+        extractor.to(accelerator.device)
+    splits = trained_images(run, run_dir / "tokenizer", accelerator, images)
+    reference = None
+    if isinstance(config.reference, Path):
+        reference = _open(config.reference, "reference", run.data, accelerator)
+    results: dict[str, Results] = {}
+    if config.what != "generation":
+        results["reconstruction"] = evaluate_reconstruction(
+            tokenizer, *splits, extractor, config, accelerator, reference
+        )
+    if pipeline is not None:
+        assert extractor is not None
+        results["generation"] = evaluate_generation(
+            pipeline, *splits, extractor, config, accelerator, reference
+        )
+    return results
+
+
+def _load_extractor(config: EvaluateConfig) -> FeatureExtractor | None:
+    """None: only errors are measured, as is said where nothing was asked for but cannot be had."""
+    if config.extractor.kind == "none":
+        return None
+    try:
+        return load_extractor(config.extractor)
+    except InputError as error:
+        if config.what != "reconstruction" or config.extractor != ExtractorConfig():
+            raise
+        logger.warning("errors alone, without rFID: %s", error)
+        return None
+
+
+def _open(path: Path, field: str, data: DataConfig, accelerator: Accelerator) -> Reference:
+    if path.suffix in STATISTICS_SUFFIXES and not path.is_dir():
+        return load_statistics(path)
+    return load_folder(data, path, field, accelerator)
+
+
+def _compare_folders(config: EvaluateConfig, accelerator: Accelerator) -> Results:
+    assert config.folders is not None
+    assert config.image_size is not None
+    extractor = load_extractor(config.extractor).to(accelerator.device)
+    data = DataConfig(dataset="folder", image_size=config.image_size)
+    reference = _open(config.folders[1], "folders", data, accelerator)
+    images = load_folder(data, config.folders[0], "folders", accelerator)
+    return compare_sets(images, reference, extractor, config, accelerator)
+
+
+def write_results(folder: Path, command: str, results: dict[str, Results]) -> None:
+    """Writes a JSON file for each kind of result."""
+    folder.mkdir(parents=True, exist_ok=True)
     for name, metrics in results.items():
         text = json.dumps({"command": command, "metrics": metrics}, indent=2) + "\n"
         replace_file(folder / f"{name}.json", functools.partial(Path.write_text, data=text))
 
 
 def table(results: dict[str, Results]) -> str:
-    """One line per number."""
+    """One line per number, with how many images it is of; below them what is to be said of some."""
     lines = []
     for name, metrics in results.items():
         lines.append(name)
+        notes: dict[str, list[str]] = {}
         for metric, entry in metrics.items():
             value = entry["value"]
             values = value if isinstance(value, list) else [value]
-            lines.append(f"  {metric:26} " + " ".join(f"{number:.6g}" for number in values))
+            shown = " ".join("none" if own is None else f"{own:.6g}" for own in values)
+            lines.append(f"  {metric:26} {shown:12} N = {compared_numbers(entry['protocol'])}")
+            if "note" in entry:
+                notes.setdefault(entry["note"], []).append(metric)
+        lines += [f"  {', '.join(names)}: {note}" for note, names in notes.items()]
     return "\n".join(lines)
 
 
 def _run() -> None:
-    results = evaluate(parse_options(EvaluateConfig, "pipelines.evaluate"))
+    config = parse_options(EvaluateConfig, "pipelines.evaluate")
+    results = evaluate(config)
     announce(table(results))
+    if config.folders is not None:
+        protocol = next(iter(results["folders"].values()))["protocol"]
+        announce("protocol " + json.dumps(protocol, indent=2))
 
 
 def main() -> None:

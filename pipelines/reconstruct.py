@@ -14,7 +14,8 @@ from pydantic import PositiveInt
 
 from pipelines.command import parse_options, run_command
 from pipelines.config import TokenizerRunConfig
-from pipelines.data.decoding import SUFFIXES, UnreadableImageError, decode_image
+from pipelines.data.decoding import UnreadableImageError, decode_image
+from pipelines.data.folder_listing import find_images
 from pipelines.generation import model_folder
 from pipelines.images import comparison, save_png, to_float, to_pil, to_uint8
 from pipelines.processes import new_accelerator
@@ -30,14 +31,15 @@ MOST_PICTURED = 32
 class ReconstructConfig(StrictConfig):
     """Encodes images and decodes them again, from all layers or the first ones.
 
-    Each image is resized and cropped as in training. OUTPUT_DIR gets the reconstructions under
-    the names of the originals and a comparison.png of the first pairs.
+    Images are found, resized and cropped as in training; links are followed. OUTPUT_DIR gets the
+    reconstructions under the names of the originals, in the same folders, and a comparison.png of
+    the first pairs.
     """
 
     run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run."""
     images: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
-    """An image file, or a folder of them."""
+    """An image file, or a folder of them, with or without class folders."""
     output_dir: Path
     """Folder for the reconstructions; nothing in it is overwritten."""
     num_layers: PositiveInt | None = None
@@ -56,18 +58,21 @@ def reconstruct(config: ReconstructConfig) -> None:
     tokenizer = Tokenizer.from_pretrained(model_folder(config.run_dir / "tokenizer"))
     size = config.image_size or run.data.image_size
     tokenizer.code_maps(size, size)
-    paths = _image_paths(config.images)
-    outputs = [config.output_dir / f"{path.stem}.png" for path in paths]
+    folder, names = _find(config.images)
+    outputs = [(config.output_dir / name).with_suffix(".png") for name in names]
     comparison_path = config.output_dir / "comparison.png"
     existing = next((path for path in [*outputs, comparison_path] if path.exists()), None)
     if existing is not None:
         raise InputError(f"output_dir: {existing} exists already")
+    if comparison_path in outputs:
+        raise InputError(f"images: none in {config.images} may be called comparison")
     if len(set(outputs)) < len(outputs):
         raise InputError(f"images: two files in {config.images} differ only in their suffix")
     arrays = []
-    for path in paths:
+    conversion = (size, run.data.channels, run.data.white_value)
+    for path in (folder / name for name in names):
         try:
-            arrays.append(torch.tensor(decode_image(path, size, run.data.channels).pixels))
+            arrays.append(torch.tensor(decode_image(path, *conversion).pixels))
         except UnreadableImageError as error:
             raise InputError(f"images: {path} is not a readable image: {error}") from error
     device = new_accelerator().device
@@ -83,19 +88,18 @@ def reconstruct(config: ReconstructConfig) -> None:
         ]
     )
     for image, path in zip(decoded, outputs, strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_png(to_pil(image), path)
     save_png(comparison(originals[:MOST_PICTURED], decoded[:MOST_PICTURED]), comparison_path)
 
 
-def _image_paths(images: Path) -> list[Path]:
+def _find(images: Path) -> tuple[Path, list[str]]:
+    """A folder, and the names of the images below it."""
     if images.is_dir():
-        paths = sorted(path for path in images.iterdir() if path.suffix.lower() in SUFFIXES)
-        if not paths:
-            raise InputError(f"images: {images} holds no {', '.join(SUFFIXES)} file")
-        return paths
+        return images, find_images(images, "images", follow_links=True).images
     if not images.is_file():
         raise InputError(f"images: {images} does not exist")
-    return [images]
+    return images.parent, [images.name]
 
 
 def _run() -> None:

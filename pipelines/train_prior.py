@@ -46,7 +46,9 @@ def train_prior(
     tokenizer_config = config.tokenizer_dir / "config.json"
     if not tokenizer_config.is_file():
         raise InputError(f"run_dir must hold a trained tokenizer: there is no {tokenizer_config}")
-    tokenizer_run = load_run(TokenizerRunConfig, tokenizer_config)
+    tokenizer_run = load_run(TokenizerRunConfig, tokenizer_config).moved_data(
+        config.data_root, config.data_validation_root
+    )
     check_output_dir(config)
     accelerator = make_accelerator(config)
     images = trained_images(tokenizer_run, config.tokenizer_dir, accelerator, images)

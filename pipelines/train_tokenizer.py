@@ -38,7 +38,7 @@ def train_tokenizer(
     if quantizer is not None:
         tokenizer = config.tokenizer.with_custom_quantizer(quantizer)
         config = config.model_copy(update={"tokenizer": tokenizer})
-    check_output_dir(config)
+    config = check_output_dir(config)
     accelerator = make_accelerator(config)
     stage = TokenizerStage(config, accelerator, images, quantizer=quantizer, loss=loss)
     train(stage, config, accelerator)

@@ -1,6 +1,5 @@
 """What all tests share: one thread, fixed seeds, hypothesis without a clock."""
 
-import multiprocessing
 import os
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -59,8 +58,6 @@ def pipeline(tiny_run: Path) -> "ImageGenerationPipeline":
 @pytest.fixture(scope="session")
 def processes() -> ForkServerContext:
     """Starts further processes, which find the slow imports done."""
-    from tests.workers import PRELOADED
+    from tests.faults.jobs import context
 
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
     return context

@@ -15,33 +15,14 @@ from pipelines.data.codes import extract_codes
 from pipelines.data.sources import load_images
 from pipelines.evaluation.reconstruction import measure_reconstruction
 from pipelines.generate import GenerateConfig, generate
-from pipelines.processes import gather_shares, own_share, sum_over_processes
+from pipelines.processes import sum_over_processes
 from pipelines.run.folder import load_run
 from pipelines.train_prior import train_prior
 from pipelines.training.loop import make_accelerator, train
 from pipelines.training.tokenizer_stage import LoadedImages, TokenizerStage
-from tests.faults.jobs import run_command
-from tests.faults.memory import leave_room
+from tests.faults.jobs import rank_environment
 from tests.tiny_runs import RunConfigs
 from tokenizer import Tokenizer
-
-PRELOADED = ["pipelines.train_tokenizer", "pipelines.train_prior", "pipelines.evaluate"]
-
-
-def command(
-    module: str,
-    arguments: list[str],
-    output: Path,
-    file_size: int | None = None,
-    room: int | None = None,
-) -> None:
-    """`python -m module arguments`, its output in a file.
-
-    No file may exceed `file_size` bytes; this process may take `room` bytes more than it has.
-    """
-    if room is not None:
-        leave_room(room)
-    run_command(module, arguments, output, file_size=file_size)
 
 
 class RecordingStage(TokenizerStage):
@@ -77,7 +58,7 @@ def train_and_record(config: TokenizerRunConfig, records: Path) -> None:
 def share_the_work(
     rank: int,
     world: int,
-    port: int,
+    port: str,
     baseline: TokenizerRunConfig,
     prior: RunConfigs,
     trained: Path,
@@ -85,14 +66,7 @@ def share_the_work(
 ) -> None:
     """One of `world` processes that train, measure, extract codes and generate together."""
     torch.set_num_threads(1)
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(world),
-        "LOCAL_WORLD_SIZE": str(world),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
+    os.environ |= rank_environment(rank, world, port)
     with (records / f"output_{rank}.txt").open("w") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
@@ -123,10 +97,8 @@ def _share_the_work(
         {"errors": torch.stack(errors), "counts": torch.stack(usage.counts)},
         records / f"reconstruction_{rank}.safetensors",
     )
-    rows = torch.from_numpy(own_share(accelerator, 5) ** 2)
-    squares = gather_shares(accelerator, rows, 5)
     total = sum_over_processes(accelerator, torch.tensor([2**40 + rank]))
-    save_file({"squares": squares, "total": total}, records / f"shares_{rank}.safetensors")
+    save_file({"total": total}, records / f"sums_{rank}.safetensors")
     train_images = load_images(config.data, "train")
     extract_codes(
         tokenizer, train_images, records / "codes", accelerator, flips=True, keeps_latents=False

@@ -90,16 +90,8 @@ def rate_distortion(rows: Sequence[Any]) -> Figure:
             own = [row for row in rows if row.first["method"] == method]
             bits = [row.value(name) for row in own]
             errors = [100 * row.value("RMSE") for row in own]
-            axes.plot(
-                bits,
-                errors,
-                linestyle="none",
-                marker=MARKERS.get(method, "^"),
-                color=COLORS[method],
-                label=LABELS[method],
-                markersize=5,
-                alpha=0.8,
-            )
+            style: dict[str, Any] = {"linestyle": "none", "markersize": 5, "alpha": 0.8}
+            axes.plot(bits, errors, label=LABELS[method], **style, **_style(method))
         axes.set(xlabel=f"{title} per image", ylabel="RMSE×100", xscale="log", yscale="log")
         _plain_ticks(axes)
         if place == 2:
@@ -119,23 +111,14 @@ def perplexity_by_layer(rows: Sequence[Any]) -> Figure:
             if row.first["shape"] == shape:
                 values = row.layers("perplexity")
                 size = int(shape.rpartition("k")[2])
-                (lines[LABELS[row.first["method"]]],) = axes.plot(
-                    range(1, len(values) + 1),
-                    [value / size for value in values],
-                    marker=MARKERS.get(row.first["method"], "^"),
-                    color=COLORS[row.first["method"]],
-                )
+                layers, shares = range(1, len(values) + 1), [value / size for value in values]
+                method = row.first["method"]
+                (lines[LABELS[method]],) = axes.plot(layers, shares, **_style(method))
         axes.set(title=shape, xlabel="layer", ylabel="perplexity / K", ylim=(0, 1.02))
         axes.grid(alpha=0.25)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.legend(
-        [*lines.values()],
-        [*lines],
-        loc="outside lower center",
-        ncols=len(lines),
-        fontsize=7,
-        edgecolor="none",
-    )
+    style: dict[str, Any] = {"ncols": len(lines), "fontsize": 7, "edgecolor": "none"}
+    figure.legend([*lines.values()], [*lines], loc="outside lower center", **style)
     return figure
 
 
@@ -186,6 +169,10 @@ def codebook_picture(tokenizer: Tokenizer, size: int) -> Any:
     ]
     indices[0][:, 0] = torch.arange(count).view(-1, 1, 1)
     return image_grid(to_uint8(tokenizer.decode(indices, num_layers=1)), 16)
+
+
+def _style(method: str) -> dict[str, Any]:
+    return {"marker": MARKERS.get(method, "^"), "color": COLORS[method]}
 
 
 def _plain_ticks(axes: Any) -> None:

@@ -1,14 +1,13 @@
 """The JSON of all cells, and the tables and sections that are made from it."""
 
-import json
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.quality.figures import RESULTS, write_figures
 from benchmarks.quality.store import Result, Store, final_error
-from benchmarks.readme import README, replace_section
+from benchmarks.readme import README, markdown_table, replace_section
 
 PAGE = README.parent / "benchmarks" / "README.md"
 DISTANCE = "rFD-MobileNetV2"
@@ -21,25 +20,10 @@ def write_report(store: Store, folder: Path, budget: str) -> None:
     write_figures(folder, rows_of(cells), budget)
     if f"<!-- quality-{budget} -->" not in PAGE.read_text():
         return
-    for name, text in sections(cells).items():
-        replace_section(f"{name}-{budget}", text, PAGE)
+    replace_section(f"quality-{budget}", main_table(cells), PAGE)
+    replace_section(f"ablations-{budget}", ablation_table(cells), PAGE)
+    replace_section(f"rates-{budget}", rate_table(cells), PAGE)
     replace_section("quality", summary_table(cells))
-
-
-def sections(cells: Sequence[Result]) -> dict[str, str]:
-    """The generated parts of the page."""
-    return {
-        "quality": main_table(cells),
-        "ablations": ablation_table(cells),
-        "rates": rate_table(cells),
-    }
-
-
-def read_cells(budget: str) -> list[Result]:
-    """The cells of a committed JSON; none if there is none."""
-    path = RESULTS / f"quality_{budget}.json"
-    cells: list[Result] = json.loads(path.read_text()) if path.exists() else []
-    return cells
 
 
 class Row:
@@ -163,14 +147,14 @@ COLUMNS: tuple[Column, ...] = (
 def main_table(cells: Sequence[Result]) -> str:
     """Every method at every shape; the lowest error of a shape in bold."""
     rows = rows_of(cells)
-    lines = [_line(name for name, _ in COLUMNS), _line("---" for _ in COLUMNS)]
+    lines = []
     for row in rows:
         rivals = [other for other in rows if other.first["shape"] == row.first["shape"]]
         texts = [text(row, rows) for _, text in COLUMNS]
         if row is min(rivals, key=lambda other: other.value("RMSE") or 1):
             texts[2] = f"**{texts[2]}**"
-        lines.append(_line(texts))
-    return "\n".join(lines)
+        lines.append(texts)
+    return markdown_table([name for name, _ in COLUMNS], lines)
 
 
 SUMMARY = ("code maps", "method", "RMSE×100", "perplexity", "nominal bits", "marginal bits")
@@ -180,9 +164,8 @@ def summary_table(cells: Sequence[Result]) -> str:
     """Ours and the fair baseline, for the front page."""
     rows = [row for row in rows_of(cells) if row.first["method"] in ("stochastic", "nearest")]
     columns = [column for column in COLUMNS if column[0] in SUMMARY]
-    lines = [_line(name for name, _ in columns), _line("---" for _ in columns)]
-    lines += [_line(text(row, rows) for _, text in columns) for row in rows]
-    return "\n".join(lines)
+    lines = [[text(row, rows) for _, text in columns] for row in rows]
+    return markdown_table([name for name, _ in columns], lines)
 
 
 def rate_table(cells: Sequence[Result]) -> str:
@@ -194,21 +177,18 @@ def rate_table(cells: Sequence[Result]) -> str:
         errors = by_method.setdefault((cell["shape"], cell["title"]), {})
         errors.setdefault(cell["rate"], 100 * final_error(cell))
     lines = [
-        _line(["code maps", "method", *(f"{rate:g}" for rate in rates)]),
-        _line("---" for _ in range(2 + len(rates))),
+        [shape, title, *(_error(errors[rate]) if rate in errors else "" for rate in rates)]
+        for (shape, title), errors in by_method.items()
+        if len(errors) > 1
     ]
-    for (shape, title), errors in by_method.items():
-        if len(errors) > 1:
-            texts = (_error(errors[rate]) if rate in errors else "" for rate in rates)
-            lines.append(_line([shape, title, *texts]))
-    return "\n".join(lines)
+    return markdown_table(["code maps", "method", *(f"{rate:g}" for rate in rates)], lines)
 
 
 def ablation_table(cells: Sequence[Result]) -> str:
     """What changes when one setting does; the first row of a shape is the default."""
     rows = rows_of(cells)
     names = ("code maps", "changed", "RMSE×100", "change, %", "mixture RMSE×100", "perplexity")
-    lines = [_line(names), _line("---" for _ in names)]
+    lines = []
     for shape in dict.fromkeys(cell["shape"] for cell in cells if cell["ablation"]):
         default = next(
             row
@@ -224,23 +204,17 @@ def ablation_table(cells: Sequence[Result]) -> str:
         for row in (Row(default.cells[:1]), *changed):
             error = row.first["test"]["RMSE"]
             lines.append(
-                _line(
-                    [
-                        shape,
-                        row.first["ablation"] or "(default)",
-                        row.spread(),
-                        f"{100 * (error / reference - 1):+.1f}",
-                        _number("mixture_RMSE", 2, 100)(row, rows),
-                        _list("perplexity", 0)(row, rows),
-                    ]
-                )
+                [
+                    shape,
+                    row.first["ablation"] or "(default)",
+                    row.spread(),
+                    f"{100 * (error / reference - 1):+.1f}",
+                    _number("mixture_RMSE", 2, 100)(row, rows),
+                    _list("perplexity", 0)(row, rows),
+                ]
             )
-    return "\n".join(lines)
+    return markdown_table(names, lines)
 
 
 def _error(value: float) -> str:
     return f"{value:.2f}" if value < math.inf else "diverged"
-
-
-def _line(texts: Iterable[str]) -> str:
-    return f"| {' | '.join(texts)} |"

@@ -25,18 +25,14 @@ from benchmarks.quality.variants import VariantQuantizer
 from pipelines.config import DataConfig, PriorRunConfig, TokenizerRunConfig, TrainingConfig
 from pipelines.data.dataset import ImageDataset, chosen_items, image_shape
 from pipelines.data.sources import load_images
+from pipelines.evaluation.distances import extract_features
 from pipelines.evaluation.features import ExtractorConfig, load_extractor
-from pipelines.evaluation.measurements import (
-    EvaluationConfig,
-    bound_bits_per_dim,
-    extract_features,
-)
 from pipelines.evaluation.metrics import (
     frechet_distance,
     metric_name,
     reconstruction_metrics,
 )
-from pipelines.evaluation.reconstruction import measure_reconstruction
+from pipelines.evaluation.reconstruction import bound_bits_per_dim, measure_reconstruction
 from pipelines.images import to_float, to_uint8
 from pipelines.processes import seed_everything
 from pipelines.run.folder import check_output_dir
@@ -221,8 +217,8 @@ def measure(
     }
     if tokenizer.has_posterior:
         values["mixture_RMSE"] = mixture_error(tokenizer, stage, test, accelerator)
-        values["bound_bits_per_dim"] = bound_bits_per_dim(
-            tokenizer, stage.train_images, test, EvaluationConfig(), accelerator
+        values["bound_bits_per_dim"], _ = bound_bits_per_dim(
+            tokenizer, stage.train_images, test, accelerator, BATCH
         )
     return values
 

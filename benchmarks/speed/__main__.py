@@ -20,7 +20,7 @@ from typing import Any, get_args
 
 import torch
 
-from benchmarks.machine import commit, machine
+from benchmarks.machine import origin
 from benchmarks.speed.measure import Budget, Comparison, measure, peak_memory
 from benchmarks.speed.report import write_report
 from tokenizer.storage.files import replace_file
@@ -124,13 +124,8 @@ def in_process(budget: Budget, threads: int, *one: str) -> Any:
 
 def store(path: Path, facts: dict[str, Any]) -> None:
     """The facts, with how they came about."""
-    facts |= {
-        "command": f"python -m benchmarks.speed {shlex.join(sys.argv[1:])}",
-        "commit": commit(),
-        "machine": machine(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-    }
+    facts |= origin(f"python -m benchmarks.speed {shlex.join(sys.argv[1:])}")
+    facts["threads"] = torch.get_num_threads()
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, lambda temporary: temporary.write_text(json.dumps(facts) + "\n"))
 

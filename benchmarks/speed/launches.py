@@ -78,11 +78,8 @@ def sharded_losses(num_processes: int = 2) -> dict[str, Any]:
 
 
 def _run(command: list[str]) -> None:
-    environment = {
-        name: own
-        for name, own in os.environ.items()
-        if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    }
-    environment["OMP_NUM_THREADS"] = "1"
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        environment.pop(name, None)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert not done.returncode, done.stderr[-2_000:]

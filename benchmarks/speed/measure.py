@@ -26,6 +26,11 @@ class Comparison(NamedTuple):
     """How many times as fast as a contender ours should be."""
 
 
+def device_of(budget: Budget) -> torch.device:
+    """A GPU if the budget is for one and there is one."""
+    return torch.device("cuda" if budget == "gpu" and torch.cuda.is_available() else "cpu")
+
+
 def wait_for_gpu() -> None:
     """Waits until the GPU, if there is one, has done its work."""
     if torch.cuda.is_available():

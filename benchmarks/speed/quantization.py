@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.speed.measure import Budget, Comparison
+from benchmarks.speed.measure import Budget, Comparison, device_of
 from tokenizer.quantizers import GroupConfig, StochasticQuantizerConfig
 from tokenizer.quantizers.base import Draw, full_precision
 from tokenizer.quantizers.mixture import (
@@ -71,7 +71,7 @@ MOST_WHOLE = 2**28
 
 def comparisons(budget: Budget) -> Iterator[Comparison]:
     """A training step of the quantizer, and its use with hard codes."""
-    device = "cuda" if budget == "gpu" and torch.cuda.is_available() else "cpu"
+    device = device_of(budget).type
     for size in TRAINING[budget]:
         contenders: dict[str, Mixture] = {"ours": _ours}
         if device == "cuda" or size.positions * size.codes <= MOST_WHOLE:

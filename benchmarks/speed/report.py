@@ -1,13 +1,13 @@
 """The table of the speed benchmarks, from the JSON alone."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.readme import replace_section
+from benchmarks.readme import README, markdown_table, replace_section
 
-PAGE = Path(__file__).parents[1] / "README.md"
+PAGE = README.parent / "benchmarks" / "README.md"
 HEADER = (
     "work",
     "contender",
@@ -34,16 +34,11 @@ def write_report(results: Path, budget: str, page: Path = PAGE) -> None:
     """Writes the section `speed-BUDGET`, if the page has one, and the plots."""
     found = json.loads((results / f"speed_{budget}.json").read_text())
     if f"<!-- speed-{budget} -->" in page.read_text():
-        tables = [table(HEADER, list(_rows(found)))]
+        tables = [markdown_table(HEADER, _rows(found))]
         loop = found["training"].get("measurements")
         if loop is not None:
-            tables.append(table(LOOP_HEADER, list(_loop_rows(loop))))
+            tables.append(markdown_table(LOOP_HEADER, _loop_rows(loop)))
         replace_section(f"speed-{budget}", "\n\n".join(tables), page)
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """In Markdown."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows))
 
 
 def _rows(found: Mapping[str, Any]) -> Iterator[list[str]]:

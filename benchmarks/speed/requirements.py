@@ -61,17 +61,14 @@ def _of_preset(name: str, network: PriorNetworkConfig) -> dict[str, Any]:
     }
     for stage, (own, training) in counted.items():
         seen = training.total_steps * training.batch_size
-        flops = own["flops_per_image"] * seen
+        hours_per_image = own["flops_per_image"] / (PEAK * UTILIZATION[stage]) / 3600
         facts[stage] = {
             **own,
             "images_seen": seen,
             "epochs": seen / NUM_IMAGES,
-            "flops": flops,
-            "gpu_hours": flops / (PEAK * UTILIZATION[stage]) / 3600,
-            "gpu_hours_per_epoch": own["flops_per_image"]
-            * NUM_IMAGES
-            / (PEAK * UTILIZATION[stage])
-            / 3600,
+            "flops": own["flops_per_image"] * seen,
+            "gpu_hours": hours_per_image * seen,
+            "gpu_hours_per_epoch": hours_per_image * NUM_IMAGES,
             "state_bytes": BYTES_PER_PARAMETER * own["parameters"],
         }
     return facts

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from x_transformers import AutoregressiveWrapper, Decoder, TransformerWrapper
 
 from benchmarks.speed.library_cache import LibraryCache
-from benchmarks.speed.measure import Budget, Comparison
+from benchmarks.speed.measure import Budget, Comparison, device_of, wait_for_gpu
 from prior import Prior, PriorConfig, PriorNetworkConfig, sample_generators
 from prior.logits_filter import draw
 from prior.ordering import CodeOrdering
@@ -37,7 +37,7 @@ Contenders = Mapping[str, Callable[[], Callable[[], None]]]
 def comparisons(budget: Budget) -> Iterator[Comparison]:
     """What is drawn by which means; no cache in comparisons of its own, with few images."""
     is_gpu = budget == "gpu"
-    device = torch.device("cuda" if is_gpu and torch.cuda.is_available() else "cpu")
+    device = device_of(budget)
     bandwidth = _bytes_per_second() if device.type == "cuda" else None
     for layout, maps in LAYOUTS.items():
         scale = 4 if budget == "tiny" else 1
@@ -49,19 +49,16 @@ def comparisons(budget: Budget) -> Iterator[Comparison]:
                 "x-transformers cache": _with(LibraryCache, prior, batch),
                 "flattened, AutoregressiveWrapper": _flattened(prior, batch),
             }
-            details = _details(prior, batch, bandwidth)
-            rounds = 2 if is_gpu else 5
-            name = _name(layout, prior, batch)
-            yield Comparison(
-                f"{name}, cached", contenders, "images", batch, rounds, details, CACHED_TARGETS
-            )
+            name = f"{_name(layout, prior, batch)}, cached"
+            common = ("images", batch, 2 if is_gpu else 5, _details(prior, batch, bandwidth))
+            yield Comparison(name, contenders, *common, CACHED_TARGETS)
         batch = 64 if is_gpu else 2
         contenders = {
             "static cache": _ours(prior, batch),
             "no cache": _with(NoCache, prior, batch),
         }
-        details = _details(prior, batch, bandwidth)
         name = f"{_name(layout, prior, batch)}, not cached"
+        details = _details(prior, batch, bandwidth)
         yield Comparison(name, contenders, "images", batch, 1, details, {"no cache": 20})
 
 
@@ -124,7 +121,7 @@ def _ours(prior: Prior, batch: int) -> Callable[[], Callable[[], None]]:
 
         def call() -> None:
             sampler(None, sample_generators(0, range(batch)))
-            _wait(prior)
+            wait_for_gpu()
 
         if prior.start.device.type == "cuda":  # only on a GPU
             for _ in range(2):  # to start up, and to capture
@@ -150,7 +147,7 @@ def _with(
         ).to(device)
         for column in uniforms.unbind(1):
             cache.append(draw(cache.next_logits().double(), column))
-        _wait(prior)
+        wait_for_gpu()
 
     return lambda: call
 
@@ -185,16 +182,11 @@ def _flattened(prior: Prior, batch: int) -> Callable[[], Callable[[], None]]:
         def call() -> None:
             torch.manual_seed(0)
             model.generate(start, number, temperature=1.0, filter_logits_fn=lambda logits: logits)
-            _wait(prior)
+            wait_for_gpu()
 
         return call
 
     return set_up
-
-
-def _wait(prior: Prior) -> None:
-    if prior.start.device.type == "cuda":  # only on a GPU
-        torch.cuda.synchronize()
 
 
 def _details(prior: Prior, batch: int, bandwidth: float | None) -> dict[str, Any]:

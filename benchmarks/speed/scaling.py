@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.machine import commit, machine
+from benchmarks.machine import origin
 from benchmarks.speed.launches import processes, sharded_losses
-from benchmarks.speed.measure import Budget
+from benchmarks.speed.measure import Budget, device_of
 from benchmarks.speed.requirements import requirements
-from benchmarks.speed.steps import device_of, prior_step, repeated, tokenizer_step
+from benchmarks.speed.steps import prior_step, repeated, tokenizer_step
 from prior.config import PriorNetworkConfig
 from tokenizer.builders import rsq_vae
 from tokenizer.code_maps import code_maps_of
@@ -94,11 +94,11 @@ def exponents(values: list[int], seconds: list[float]) -> tuple[float, float]:
     return slope, float((y[-1] - y[-2]) / (x[-1] - x[-2]))
 
 
-def measure_curve(curve: Curve, budget: Budget, device: torch.device) -> dict[str, Any]:
+def measure_curve(curve: Curve, budget: Budget) -> dict[str, Any]:
     """Seconds per step at each value, the values in turn; the median of the rounds."""
     values = list(curve.values[budget])
     count, rounds = (1, 1) if budget == "tiny" else (3, 5)
-    calls = [repeated(curve.step(value), count, device) for value in values]
+    calls = [repeated(curve.step(value), count) for value in values]
     for call in calls:
         call()
     taken: list[list[float]] = [[] for _ in values]
@@ -125,9 +125,7 @@ def measurements(budget: Budget) -> dict[str, Any]:
     results: dict[str, Any] = {
         "device": device.type,
         "threads": torch.get_num_threads(),
-        "curves": {
-            name: measure_curve(curve, budget, device) for name, curve in curves(device).items()
-        },
+        "curves": {name: measure_curve(curve, budget) for name, curve in curves(device).items()},
         "requirements": requirements(),
     }
     if budget == "cpu" or num_gpus > 1:
@@ -165,12 +163,7 @@ def main() -> None:
         sys.exit(f"error: the budget must be one of {', '.join(get_args(Budget))}, got {budget}")
     torch.set_num_threads(1)  # several would wait for each other where others use the machine, too
     found = measurements(budget)  # type: ignore[arg-type]
-    facts = {
-        "command": f"python -m benchmarks.speed.scaling {budget}",
-        "commit": commit(),
-        "machine": machine(),
-        "torch": torch.__version__,
-    }
+    facts = origin(f"python -m benchmarks.speed.scaling {budget}")
     results.mkdir(parents=True, exist_ok=True)
     path = results / f"scaling_{budget}.json"
     path.write_text(json.dumps(facts | found, indent=2) + "\n")

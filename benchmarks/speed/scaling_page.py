@@ -1,11 +1,11 @@
 """The tables of `scaling.md`, from the JSON alone."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.readme import replace_section
+from benchmarks.readme import markdown_table, replace_section
 
 PAGE = Path(__file__).parents[1] / "scaling.md"
 
@@ -19,11 +19,6 @@ def write_page(results: Path, page: Path = PAGE) -> None:
     if "processes" in found:
         replace_section("processes", _processes(found["processes"]), page)
         replace_section("sharding", _sharding(found["sharding"]), page)
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """In Markdown."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows))
 
 
 def _curves(found: Mapping[str, Any], stem: str) -> str:
@@ -45,7 +40,13 @@ def _curves(found: Mapping[str, Any], stem: str) -> str:
         for name, curve in found["curves"].items()
     ]
     return "\n".join(
-        [f"Measured on {where} (`{found['command']}`).", "", table(header, rows), "", *plots]
+        [
+            f"Measured on {where} (`{found['command']}`).",
+            "",
+            markdown_table(header, rows),
+            "",
+            *plots,
+        ]
     )
 
 
@@ -54,7 +55,7 @@ def _processes(found: Mapping[str, Any]) -> str:
         [count, ", ".join(f"{own:.0f}" for own in rates)]
         for count, rates in found["images_per_second"].items()
     ]
-    rates = table(["processes", "images/s, run by run"], rows)
+    rates = markdown_table(["processes", "images/s, run by run"], rows)
     return f"{rates}\n\nEfficiency: {found['efficiency']:.2f} (`{found['preset']}`, gloo or NCCL)."
 
 
@@ -67,7 +68,9 @@ def _sharding(found: Mapping[str, Any]) -> str:
         ]
         for count, own in found["runs"].items()
     ]
-    losses = table(["processes", "parameters held by the first", "losses, nats per code"], rows)
+    losses = markdown_table(
+        ["processes", "parameters held by the first", "losses, nats per code"], rows
+    )
     return f"{losses}\n\nLargest difference: {found['largest_difference']:.1g}."
 
 
@@ -122,4 +125,4 @@ def _needs(found: Mapping[str, Any]) -> str:
         *("preset", "code maps", "codes per image", "bits", "tokens of the data, mirrored too"),
         *("images on disk", "indices", "latents"),
     ]
-    return table(header, rows) + "\n\n" + table(disk_header, disk)
+    return markdown_table(header, rows) + "\n\n" + markdown_table(disk_header, disk)

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.quality.peers import Peer, PeerQuantizer
-from benchmarks.speed.measure import Budget
+from benchmarks.speed.measure import wait_for_gpu
 from pipelines.config import TokenizerRecipe, TrainingConfig
 from pipelines.training.losses import Bound
 from pipelines.training.optimizer import Network, make_optimizer
@@ -27,23 +27,12 @@ PEAK_BF16 = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 """Dense bf16 FLOPs per second by part of a GPU's name (SXM modules, makers' data sheets)."""
 
 
-def device_of(budget: Budget) -> torch.device:
-    """A GPU if the budget is for one and there is one."""
-    return torch.device("cuda" if budget == "gpu" and torch.cuda.is_available() else "cpu")
-
-
 def peak_flops(device: torch.device) -> float | None:
     """Of this GPU in bf16, FLOPs per second; None where it is not known."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)  # only on a GPU
     return next((peak for part, peak in PEAK_BF16.items() if part in name), None)
-
-
-def wait_for(device: torch.device) -> None:
-    """Waits until the device has done its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def tokenizer_step(
@@ -150,13 +139,13 @@ def _step(
     return step
 
 
-def repeated(step: Callable[[], None], count: int, device: torch.device) -> Callable[[], None]:
-    """`count` steps, and the wait for the device."""
+def repeated(step: Callable[[], None], count: int) -> Callable[[], None]:
+    """`count` steps, and the wait for the GPU, if there is one."""
 
     def call() -> None:
         for _ in range(count):
             step()
-        wait_for(device)
+        wait_for_gpu()
 
     return call
 

@@ -15,9 +15,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from benchmarks.quality.peers import Peer
-from benchmarks.speed.measure import Budget, Comparison
+from benchmarks.speed.measure import Budget, Comparison, device_of, wait_for_gpu
 from benchmarks.speed.steps import (
-    device_of,
     num_codes,
     peak_flops,
     prior_facts,
@@ -25,7 +24,6 @@ from benchmarks.speed.steps import (
     repeated,
     tokenizer_facts,
     tokenizer_step,
-    wait_for,
 )
 from pipelines.config import PriorRunConfig, RunConfig, TokenizerRunConfig, TrainingConfig
 from pipelines.data.sources import trained_images
@@ -97,10 +95,7 @@ def comparisons(budget: Budget) -> Iterator[Comparison]:
                 theirs: _tokenizer(baseline, size, device, peer="ResidualVQ"),
                 f"{ours} made deterministic": _tokenizer(baseline, size, device),
             },
-            unit="images",
-            amount=size.batch * size.steps,
-            rounds=size.rounds,
-            details=_details(size, device, tokenizer_facts(config, size.image_size)),
+            **_images(size, device, config),
         )
     options = {
         "as it is": TrainingConfig(),
@@ -114,10 +109,7 @@ def comparisons(budget: Budget) -> Iterator[Comparison]:
         contenders={
             name: _tokenizer(config, size, device, training) for name, training in options.items()
         },
-        unit="images",
-        amount=size.batch * size.steps,
-        rounds=size.rounds,
-        details=_details(size, device, tokenizer_facts(config, size.image_size)),
+        **_images(size, device, config),
     )
     maps = code_maps_of(config.groups, size.image_size, size.image_size)
     options.pop("channels_last")
@@ -153,7 +145,6 @@ def _tokenizer(
     return lambda: repeated(
         tokenizer_step(config, size.image_size, size.batch, device, training, peer),
         size.steps,
-        device,
     )
 
 
@@ -164,8 +155,18 @@ def _prior(
     training: TrainingConfig,
 ) -> Callable[[], Callable[[], None]]:
     return lambda: repeated(
-        prior_step(size.prior, maps, size.prior_batch, device, training), size.steps, device
+        prior_step(size.prior, maps, size.prior_batch, device, training), size.steps
     )
+
+
+def _images(size: Size, device: torch.device, config: TokenizerConfig) -> dict[str, Any]:
+    """What comparisons of stage one have in common."""
+    return {
+        "unit": "images",
+        "amount": size.batch * size.steps,
+        "rounds": size.rounds,
+        "details": _details(size, device, tokenizer_facts(config, size.image_size)),
+    }
 
 
 def _details(size: Size, device: torch.device, facts: dict[str, float]) -> dict[str, Any]:
@@ -180,42 +181,24 @@ def measurements(budget: Budget) -> dict[str, Any]:
     size = SIZES[budget]
     results = {}
     with TemporaryDirectory() as folder:
-        training = {
+        training: dict[str, Any] = {
             "total_steps": size.loop_steps,
             "log_interval": max(size.loop_steps // 2, 1),
             "validation_interval": 10**6,
             "checkpoint_interval": 10**6,
             "num_validation_images": 8,
         }
+        data: dict[str, Any] = {"dataset": "shapes", "root": None, "num_images": 2_000}
+        data |= {"num_validation_images": 32, "cache_dir": Path(folder, "cache")}
         run = TOKENIZER_PRESETS[size.tokenizer_run]
-        data = run.data.model_copy(
-            update={
-                "dataset": "shapes",
-                "root": None,
-                "num_images": 2_000,
-                "num_validation_images": 32,
-                "cache_dir": Path(folder, "cache"),
-            }
-        )
-        tokenizer_run = run.model_copy(
-            update={
-                "run_dir": Path(folder),
-                "data": data,
-                "training": run.training.model_copy(update=training),
-            }
-        )
-        results["stage one"] = _measured_loop(tokenizer_run)
-        base = PRIOR_PRESETS[size.tokenizer_run]
-        prior_run = base.model_copy(
-            update={
-                "run_dir": Path(folder),
-                "prior": size.prior,
-                "training": base.training.model_copy(
-                    update=training | {"batch_size": size.prior_batch}
-                ),
-            }
-        )
-        results["stage two"] = _measured_loop(prior_run)
+        parts = {"run_dir": Path(folder), "data": run.data.model_copy(update=data)}
+        parts["training"] = run.training.model_copy(update=training)
+        results["stage one"] = _measured_loop(run.model_copy(update=parts))
+        prior_run = PRIOR_PRESETS[size.tokenizer_run]
+        training["batch_size"] = size.prior_batch
+        parts = {"run_dir": Path(folder), "prior": size.prior}
+        parts["training"] = prior_run.training.model_copy(update=training)
+        results["stage two"] = _measured_loop(prior_run.model_copy(update=parts))
     return results
 
 
@@ -254,7 +237,7 @@ class ProbingStage:
         self._num_steps += 1
         if self._num_steps % PROBED_STEPS:
             return
-        wait_for(accelerator.device)
+        wait_for_gpu()
         if self._started:
             self.loop.append((self._clock() - self._started) / PROBED_STEPS)
         started = self._clock()
@@ -263,7 +246,7 @@ class ProbingStage:
             loss = self._stage.loss(*self._latest)
             self._accelerator.backward(loss.minimized)
             self._stage.model.zero_grad()
-        wait_for(accelerator.device)
+        wait_for_gpu()
         self.alone.append((self._clock() - started) / PROBED_STEPS)
         self._started = self._clock()
 

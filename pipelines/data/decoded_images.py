@@ -31,6 +31,8 @@ class ImageBlock(NamedTuple):
     images: UInt8[np.ndarray, "items size size channels"]
     labels: Int64[np.ndarray, " items"]
     unreadable: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    """Of all images of the source, at its end."""
 
 
 class ImageMetadata(StrictConfig):
@@ -44,6 +46,8 @@ class ImageMetadata(StrictConfig):
     """Images kept."""
     unreadable: tuple[str, ...]
     """Files left out, each with the reason."""
+    warnings: tuple[str, ...] = ()
+    """What else each start has to say."""
     content_hash: str
     """SHA-256 over images, labels and class names."""
 
@@ -135,6 +139,7 @@ def _store(folder: Path, source: ImageSource, shape: tuple[int, int, int]) -> No
     digest = hashlib.sha256()
     labels: list[Int64[np.ndarray, " items"]] = []
     unreadable: list[str] = []
+    warnings: list[str] = []
     num_images = 0
     class_names, blocks = source.produce()
     with (folder / "images.npy").open("wb") as file:
@@ -146,6 +151,7 @@ def _store(folder: Path, source: ImageSource, shape: tuple[int, int, int]) -> No
             digest.update(content)
             labels.append(block.labels)
             unreadable.extend(block.unreadable)
+            warnings.extend(block.warnings)
             num_images += len(block.images)
         file.seek(0)
         _write_header(file, np.uint8, (num_images, *shape))
@@ -161,6 +167,7 @@ def _store(folder: Path, source: ImageSource, shape: tuple[int, int, int]) -> No
         class_names=class_names,
         num_images=num_images,
         unreadable=tuple(unreadable),
+        warnings=tuple(warnings),
         content_hash=digest.hexdigest(),
     )
     write_entry(folder, metadata.model_dump(mode="json"))
@@ -169,7 +176,7 @@ def _store(folder: Path, source: ImageSource, shape: tuple[int, int, int]) -> No
 def _open(folder: Path, shape: tuple[int, int, int]) -> DecodedImages:
     with delete_and_start_again(folder):
         manifest = open_entry(folder)
-        fields = {name: manifest[name] for name in ImageMetadata.model_fields}
+        fields = {name: manifest[name] for name in ImageMetadata.model_fields if name in manifest}
         metadata = ImageMetadata.model_validate_json(json.dumps(fields))
         labels = open_array(folder / "labels.npy", np.int64, (metadata.num_images,))
         images = open_array(folder / "images.npy", np.uint8, (metadata.num_images, *shape))
@@ -181,6 +188,8 @@ def _open(folder: Path, shape: tuple[int, int, int]) -> DecodedImages:
             metadata.unreadable[0],
             metadata.num_images,
         )
+    for warning in metadata.warnings:
+        logger.warning("%s: %s", metadata.description, warning)
     return DecodedImages(
         images=images,
         labels=np.array(labels),

@@ -2,53 +2,71 @@
 
 What is done with the content of a file; `folder_scan.py` says what is done with its name.
 
-* PNG, JPEG and WebP are used, told by their content: a wrong suffix among these is no obstacle.
-* Converted: 16 bits per channel to 8, a palette and one bit per pixel to colors, CMYK to RGB; of
-  an animation or a file of several pictures, the first one.
-* Unreadable: empty, truncated or damaged as far as the format can tell, of another format, not a
-  regular file (a pipe is not waited for), or without permission; and whatever would cost too
-  much, known before any pixel is read: more than MAX_BYTES, MAX_PIXELS or MAX_SCANNED_PIXELS.
+* PNG, JPEG, WebP, BMP and TIFF are used, told by their content: a wrong suffix among these is no
+  obstacle.
+* Converted: 16 bits per channel to 8, color profiles to sRGB, a palette and one bit per pixel to
+  colors, CMYK to RGB; of an animation or a file of several pictures, the first one. What is smaller
+  than the square is enlarged, and what is longer than twice its width loses more than half: both
+  are said.
+* Unreadable: empty, truncated or damaged as far as the format can tell, of another format, of
+  floating-point or 32-bit numbers, not a regular file (a pipe is not waited for), or without
+  permission; and whatever would cost too much (`limits.py`), known before any pixel is read.
 
-JPEG and lossy WebP carry no checksum, so a flipped bit in one may go unnoticed and be used.
+JPEG, lossy WebP, BMP and most TIFF carry no checksum, so a flipped bit in one may go unnoticed and
+be used.
 """
 
 import io
 import re
 import stat
+import struct
 import threading
+import zlib
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
+
+from pipelines.data.color_profiles import to_srgb
+from pipelines.data.limits import check_cost, check_size, check_tables
+from pipelines.data.sixteen_bits import ValueRange, bits_per_channel, reduce_to_eight_bits
 
 Channels = Literal[1, 2, 3, 4]
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the same file would give other bytes: decoded images are cached."""
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-MAX_BYTES = 2**28
-"""Size of a file."""
-MAX_PIXELS = 2**26
-"""Width times height."""
-MAX_SCANNED_PIXELS = 2**30
-"""Width times height times the scans of a JPEG: a small file can hold thousands of scans."""
 
 _LARGE_PIXELS = 2**24
 _large_image = threading.Lock()
-_FORMATS = ("PNG", "JPEG", "WEBP")
-_FORMAT_OF_SUFFIX = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+_SUFFIXES = {
+    "PNG": (".png",),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".jif"),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+}
+FORMAT_OF_SUFFIX = {suffix: name for name, suffixes in _SUFFIXES.items() for suffix in suffixes}
+FORMATS = "PNG, JPEG, WebP, BMP or TIFF"
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-# In a scan, 255 is followed by 0 or a restart marker; anything else ends it.
-_END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
-_BARE_MARKERS = {0x01, *range(0xD0, 0xD9)}
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_BROKEN_PROFILE = b"\0\0\0\4iCCP-\0\0-" + struct.pack(">I", zlib.crc32(b"iCCP-\0\0-"))
 
 
 class UnreadableImageError(Exception):
-    """A file is not a whole PNG, JPEG or WebP image; the message is the reason."""
+    """A file is not a whole image of a known format; the message is the reason."""
 
 
 class DecodedImage(NamedTuple):
@@ -56,20 +74,28 @@ class DecodedImage(NamedTuple):
 
     pixels: UInt8[np.ndarray, "size size channels"]
     changes: tuple[str, ...]
-    """Empty for a still 8-bit gray or color image under the suffix of its format."""
+    """Each what was done, then particulars in parentheses; empty for a still 8-bit gray or color
+    image in sRGB, under the suffix of its format, of which half or more is kept."""
+    value_range: ValueRange | None = None
+    """Of more than 8 bits per channel."""
 
 
-def describe_conversion(image_size: int, channels: Channels) -> str:
+def describe_conversion(image_size: int, channels: Channels, white_value: int | None = None) -> str:
     """What happens to each image, in words."""
     alpha = "kept" if channels in (2, 4) else "composited on white"
+    white = "" if white_value is None else f", {white_value} of 16 bits is white"
     return (
         f"shorter side resized to {image_size} (Pillow bicubic, antialiased), center crop, "
-        f"{_MODES[channels]}, alpha {alpha}"
+        f"{_MODES[channels]}, alpha {alpha}{white}"
     )
 
 
-def decode_image(path: Path, image_size: int, channels: Channels) -> DecodedImage:
+def decode_image(
+    path: Path, image_size: int, channels: Channels, white_value: int | None = None
+) -> DecodedImage:
     """Decodes a whole file, upright by its EXIF orientation; of an animation, the first frame.
+
+    `white_value` is the value of a 16-bit file that becomes 255; None takes the highest possible.
 
     Raises:
         UnreadableImageError: absent, damaged, of another format or too costly.
@@ -77,15 +103,14 @@ def decode_image(path: Path, image_size: int, channels: Channels) -> DecodedImag
     """
     try:
         content = _read_file(path)
-        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-            _check_cost(image, content)
-            changes = _describe_changes(image, content, path.suffix.lower())
-            with _turn(image):
-                image.load()
-                ImageOps.exif_transpose(image, in_place=True)
-                return DecodedImage(convert_image(image, image_size, channels), changes)
-    except UnreadableImageError:
-        raise
+        for readable in _without_long_chunks(content):
+            try:
+                return _decode(readable, path.suffix.lower(), image_size, channels, white_value)
+            except ValueError as error:  # so Pillow bounds what text and profiles may unpack to
+                if "MAX_TEXT" not in str(error):
+                    raise
+                bounded = error
+        raise bounded
     except MemoryError as error:
         raise MemoryError(f"decoding {path}") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files.
@@ -99,73 +124,94 @@ def _read_file(path: Path) -> bytes:
     status = path.stat()
     # Opening a pipe that nobody writes to would wait for ever.
     if not stat.S_ISREG(status.st_mode):
-        raise UnreadableImageError("not a regular file")
-    if status.st_size == 0:
-        raise UnreadableImageError("empty")
-    if status.st_size > MAX_BYTES:
-        raise UnreadableImageError(f"{status.st_size:,} bytes are more than {MAX_BYTES:,}")
+        raise ValueError("not a regular file")
+    check_size(status.st_size)
     with path.open("rb") as file:
         return file.read(status.st_size)
 
 
-def _check_cost(image: Image.Image, content: bytes) -> None:
-    num_pixels = image.width * image.height
-    if num_pixels == 0:
-        raise UnreadableImageError("no pixels")
-    if num_pixels > MAX_PIXELS:
-        raise UnreadableImageError(
-            f"{image.width} × {image.height} pixels are more than {MAX_PIXELS:,}"
-        )
-    if _format(image) == "JPEG":
-        num_scans = _count_scans(content)
-        if num_scans * num_pixels > MAX_SCANNED_PIXELS:
-            raise UnreadableImageError(
-                f"{num_scans} scans of {image.width} × {image.height} pixels are more than "
-                f"{MAX_SCANNED_PIXELS:,}"
-            )
+def _without_long_chunks(content: bytes) -> Iterator[bytes]:
+    """The file; then, of a PNG, what is left without its texts, and with a broken profile."""
+    yield content
+    if content.startswith(_PNG_START):
+        removed = dict.fromkeys((b"tEXt", b"zTXt", b"iTXt"), b"")
+        yield _replace_chunks(content, removed)
+        yield _replace_chunks(content, {**removed, b"iCCP": _BROKEN_PROFILE})
 
 
-def _count_scans(content: bytes) -> int:
-    """Scans of a JPEG up to its end; what follows, such as a video, is none of it."""
-    count, position = 0, 2
-    while position + 4 <= len(content) and content[position] == 0xFF:
-        marker = content[position + 1]
-        if marker == _END_OF_IMAGE:
-            break
-        if marker == 0xFF or marker in _BARE_MARKERS:
-            position += 1 if marker == 0xFF else 2
-            continue
-        position += 2 + int.from_bytes(content[position + 2 : position + 4], "big")
-        if marker == _START_OF_SCAN:
-            count += 1
-            end = _END_OF_SCAN.search(content, position)
-            position = end.start() if end else len(content)
-    return count
+def _replace_chunks(content: bytes, replacements: dict[bytes, bytes]) -> bytes:
+    parts, position = [_PNG_START], len(_PNG_START)
+    while position < len(content):
+        (length,) = struct.unpack_from(">I", content, position)
+        end = position + 12 + length
+        kind = content[position + 4 : position + 8]
+        parts.append(replacements.get(kind, content[position:end]))
+        position = end
+    return b"".join(parts)
 
 
-def _format(image: Image.Image) -> str:
-    # Pillow calls a JPEG of several pictures, as phones take them, MPO.
-    return "JPEG" if image.format == "MPO" else str(image.format)
+def _decode(
+    content: bytes, suffix: str, image_size: int, channels: Channels, white_value: int | None
+) -> DecodedImage:
+    check_tables(content)
+    with Image.open(io.BytesIO(content), formats=tuple(_SUFFIXES)) as file:
+        check_cost(file, content)
+        image: Image.Image = file
+        changes = _describe_changes(file, suffix)
+        with _turn(file):
+            file.load()
+            values, bits = None, bits_per_channel(file, content)
+            if bits > 8:
+                image, values = reduce_to_eight_bits(file, content, white_value)
+                changes.append(f"{bits} bits per channel, reduced to 8 ({values.describe()})")
+            elif file.format == "PNG" and bits in (2, 4) and file.mode == "L":
+                _widen_transparency(file, bits)
+            image, conversion = to_srgb(image)
+            changes += [conversion] if conversion else []
+            if file.mode == "CMYK" and image.mode == "CMYK":
+                changes.append("CMYK, converted to RGB")
+            if file.format != "TIFF":  # which Pillow turns as it reads
+                turn = _UPRIGHT.get(file.getexif().get(ExifTags.Base.Orientation, 1))
+                image = image if turn is None else image.transpose(turn)
+            changes += _describe_size(image, image_size)
+            pixels = convert_image(image, image_size, channels)
+            return DecodedImage(pixels, tuple(changes), values)
 
 
-def _describe_changes(image: Image.Image, content: bytes, suffix: str) -> tuple[str, ...]:
+def _widen_transparency(image: Image.Image, bits: int) -> None:
+    """Pillow widens the gray levels of 2 and 4 bits, but not the one that is transparent."""
+    key = image.info.get("transparency")
+    if isinstance(key, int):
+        image.info["transparency"] = key * 255 // (2**bits - 1)
+
+
+def _describe_changes(image: Image.Image, suffix: str) -> list[str]:
     changes = []
-    found = _format(image)
-    if _FORMAT_OF_SUFFIX.get(suffix, found) != found:
-        changes.append(f"holds {found}, read as such")
-    # The bit depth in the header: Pillow drops the lower bits of colors as it reads.
-    if found == "PNG" and content[24] == 16:
-        changes.append("16 bits per channel, reduced to 8")
+    # Pillow calls a JPEG of several pictures, as phones take them, MPO.
+    found = "JPEG" if image.format == "MPO" else str(image.format)
+    if FORMAT_OF_SUFFIX.get(suffix, found) != found:
+        changes.append(f"another format than its suffix, read as such ({found})")
     if image.mode in {"P", "PA"}:
         changes.append("palette, looked up")
     if image.mode == "1":
         changes.append("one bit per pixel, black and white")
-    if image.mode == "CMYK":
-        changes.append("CMYK, converted to RGB")
-    num_frames = getattr(image, "n_frames", 1)
-    if num_frames > 1:
-        changes.append(f"{num_frames} frames, the first one is taken")
-    return tuple(changes)
+    # Counting the pictures of a TIFF would mean to go through all of them.
+    num_frames = getattr(image, "n_frames", 1) if found != "TIFF" else 1
+    if num_frames > 1 or (found == "TIFF" and image.is_animated):  # type: ignore[attr-defined]
+        count = f" (of {num_frames})" if num_frames > 1 else ""
+        changes.append(f"several frames, the first one is taken{count}")
+    return changes
+
+
+def _describe_size(image: Image.Image, image_size: int) -> list[str]:
+    size = f"{image.width} × {image.height} pixels"
+    shorter, longer = sorted(image.size)
+    changes = []
+    if shorter < image_size:
+        changes.append(f"enlarged ({size})")
+    if 2 * shorter < longer:
+        changes.append(f"cropped by more than half ({100 * shorter / longer:.0f} % of {size} kept)")
+    return changes
 
 
 def _turn(image: Image.Image) -> AbstractContextManager[object]:
@@ -178,15 +224,13 @@ def convert_image(
 ) -> UInt8[np.ndarray, "size size channels"]:
     """Resizes the shorter side to `image_size` and crops the center.
 
-    Alpha is composited on white for 1 and 3 channels and kept for 2 and 4. 16-bit gray is scaled
-    to 8 bits, CMYK goes through Pillow's plain conversion to RGB.
+    The image has 8 bits per channel, in sRGB. Alpha is composited on white for 1 and 3 channels and
+    kept for 2 and 4. CMYK goes through Pillow's plain conversion to RGB.
     """
+    if image.mode == "La":  # multiplied by its alpha
+        image = image.convert("LA")
     has_alpha = image.mode in {"LA", "PA", "RGBA"} or "transparency" in image.info
-    if image.mode.startswith("I"):  # 16-bit gray, which Pillow would clip at 255
-        # The nearest byte; a half does not occur.
-        rounded = (np.asarray(image).astype(np.uint32) + 128) // 257
-        image, has_alpha = Image.fromarray(rounded.astype(np.uint8)), False
-    elif image.mode not in {"1", "L", "LA", "P", "PA", "RGB", "RGBA"}:
+    if image.mode not in {"1", "L", "LA", "P", "PA", "RGB", "RGBA"}:
         image = image.convert("RGB")
     if has_alpha:
         image = image.convert("RGBA")

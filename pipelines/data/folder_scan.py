@@ -1,8 +1,9 @@
 """What lies in a folder of images, told by names and links; no file is opened.
 
-* Files named .png, .jpg, .jpeg or .webp, in any case and any script, are images.
-* Left out: hidden files and folders, files with other suffixes, links to folders within the
-  folder and folders that were searched already (so no link is followed for ever).
+* Files named as one of SUFFIXES, in any case and any script, are images.
+* Left out: hidden files and folders (AppleDouble files among them), folders that systems and
+  programs keep for themselves, files with other suffixes, links to folders within the folder and
+  folders that were searched already (so no link is followed for ever).
 * Refused: links that leave the folder, unless they are to be followed; names that are not UTF-8;
   folders that cannot be read. Training stops at these, or leaves them out where it is told to
   skip what is unreadable.
@@ -12,12 +13,26 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from pipelines.data.decoding import SUFFIXES
+from pipelines.config import FolderRules
+from pipelines.data.decoding import FORMAT_OF_SUFFIX
 
+SUFFIXES = tuple(FORMAT_OF_SUFFIX)
 HIDDEN = "is hidden"
+OF_A_SYSTEM = "is what a system or a program keeps: thumbnails, deleted files and the like"
+IS_GIF = "is a GIF, which is not read"
 OTHER_SUFFIX = f"is not named {', '.join(SUFFIXES)}"
 WITHIN = "is a link to a folder within the folder"
 SEARCHED = "leads to a folder that was searched already"
+_SUFFIXES_1 = (".png", ".jpg", ".jpeg", ".webp")  # by the rules 1
+_SYSTEM_FOLDERS = {
+    "__macosx",
+    "@eadir",
+    "@recycle",
+    "#recycle",
+    "$recycle.bin",
+    "system volume information",
+    "lost+found",
+}
 
 
 class Finding(NamedTuple):
@@ -30,13 +45,15 @@ class Finding(NamedTuple):
 
 
 class FolderScan(NamedTuple):
-    """All files of a folder, sorted by name."""
+    """All files of a folder, sorted by name, and the folders right below it."""
 
     images: list[str]
     left_out: list[Finding]
     refused: list[Finding]
     followed: list[Finding]
     """Links that leave the folder and are followed."""
+    folders: list[str]
+    """Those searched right below the folder: its classes, where they hold images."""
 
 
 def printable(name: object) -> str:
@@ -44,9 +61,10 @@ def printable(name: object) -> str:
     return str(name) if str(name).isprintable() else repr(str(name))
 
 
-def scan_folder(root: Path, follow_links: bool) -> FolderScan:
+def scan_folder(root: Path, follow_links: bool, rules: FolderRules = 2) -> FolderScan:
     """Walks through `root`; `follow_links` is for those that leave it."""
-    scan = FolderScan([], [], [], [])
+    suffixes = _SUFFIXES_1 if rules == 1 else SUFFIXES
+    scan = FolderScan([], [], [], [], [])
     home = os.path.realpath(root)
     searched = {home}
     pending = [("", home)]
@@ -63,8 +81,12 @@ def scan_folder(root: Path, follow_links: bool) -> FolderScan:
             if entry.name.startswith("."):
                 scan.left_out.append(Finding(name, HIDDEN))
                 continue
-            if not is_folder and not name.lower().endswith(SUFFIXES):
-                scan.left_out.append(Finding(name, OTHER_SUFFIX))
+            if is_folder and rules > 1 and entry.name.lower() in _SYSTEM_FOLDERS:
+                scan.left_out.append(Finding(name, OF_A_SYSTEM))
+                continue
+            if not is_folder and not name.lower().endswith(suffixes):
+                reason = IS_GIF if name.lower().endswith(".gif") else OTHER_SUFFIX
+                scan.left_out.append(Finding(name, reason))
                 continue
             is_link = entry.is_symlink()
             # Following every path from its root would be slow in deep folders.
@@ -86,10 +108,18 @@ def scan_folder(root: Path, follow_links: bool) -> FolderScan:
                 scan.left_out.append(Finding(name, SEARCHED))
             else:
                 searched.add(target)
+                if not folder:
+                    scan.folders.append(name)
                 pending.append((f"{name}/", target))
     for findings in scan:
         findings.sort()
     return scan
+
+
+def folders_without_images(scan: FolderScan) -> list[str]:
+    """Folders right below the root that are no classes, since nothing in them is used."""
+    used = {name.split("/")[0] for name in scan.images}
+    return [name for name in scan.folders if name not in used]
 
 
 def _is_utf8(name: str) -> bool:

@@ -11,7 +11,7 @@ from pipelines.config import DataConfig, TokenizerRunConfig
 from pipelines.data import shapes
 from pipelines.data.dataset import ImageDataset, Split, image_hashes
 from pipelines.data.decoded_images import ImageBlock, ImageSource, load_or_store
-from pipelines.data.folder import folder_source
+from pipelines.data.folder import folder_source, whole_folder_source
 from pipelines.data.torchvision_sets import NAMED_SETS, torchvision_source
 from pipelines.run.checkpoints import check_sources, newest_sources
 from tokenizer.storage.errors import InputError
@@ -51,6 +51,19 @@ def load_splits(config: DataConfig, accelerator: Accelerator) -> tuple[ImageData
     """
     with accelerator.main_process_first():
         return load_images(config, "train"), load_images(config, "validation")
+
+
+def load_folder(
+    config: DataConfig, root: Path, field: str, accelerator: Accelerator
+) -> ImageDataset:
+    """All images of another folder, decoded as those of `config` are.
+
+    Raises:
+        InputError: a folder or file is unusable; `field` names the folder.
+    """
+    shape = (config.image_size, config.image_size, config.channels)
+    with accelerator.main_process_first():
+        return load_or_store(config.cache_dir, whole_folder_source(config, root, field), shape)
 
 
 def trained_images(
@@ -110,10 +123,13 @@ def _shapes_source(config: DataConfig, split: Split) -> ImageSource:
 
 
 SOURCES: Mapping[str, DataSource] = {
-    "shapes": DataSource(_decoded(_shapes_source), unused=("validation_root", "root")),
+    "shapes": DataSource(
+        _decoded(_shapes_source), unused=("validation_root", "root", "white_value")
+    ),
     "folder": DataSource(_decoded(folder_source), unused=()),
     **dict.fromkeys(
-        NAMED_SETS, DataSource(_decoded(torchvision_source), unused=("validation_root",))
+        NAMED_SETS,
+        DataSource(_decoded(torchvision_source), unused=("validation_root", "white_value")),
     ),
 }
 """By `DataConfig.dataset`."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipelines.config import DataConfig
+from pipelines.data.color_profiles import to_srgb
 from pipelines.data.dataset import Split
 from pipelines.data.decoded_images import ImageBlock, ImageSource
 from pipelines.data.decoding import VERSION, convert_image, describe_conversion
@@ -86,5 +87,7 @@ def _convert(dataset: Any, config: DataConfig) -> Iterator[ImageBlock]:
     for start in range(0, len(dataset), _IMAGES_PER_BLOCK):
         rows = range(start, min(start + _IMAGES_PER_BLOCK, len(dataset)))
         images, labels = zip(*(dataset[row] for row in rows), strict=True)
-        converted = [convert_image(image, config.image_size, config.channels) for image in images]
+        converted = [
+            convert_image(to_srgb(image)[0], config.image_size, config.channels) for image in images
+        ]
         yield ImageBlock(np.stack(converted), np.array(labels, dtype=np.int64))

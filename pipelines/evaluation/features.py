@@ -38,8 +38,8 @@ DISPLAY_NAMES = {"mobilenetv2_100": "MobileNetV2"}
 class ExtractorConfig(StrictConfig):
     """The network whose features are compared."""
 
-    kind: Literal["inception", "timm"] = "inception"
-    """`inception` gives FID; `timm` gives distances under the model's own name."""
+    kind: Literal["inception", "timm", "none"] = "inception"
+    """`inception` gives FID; `timm` distances under the model's own name; `none` no distances."""
     weights: Path | None = None
     """Inception: the .pth file; timm: a .safetensors file. None: the library's own download."""
     model: str = "mobilenetv2_100"
@@ -55,11 +55,13 @@ class ExtractorConfig(StrictConfig):
 
     @validates(mode="after")
     def _check(self) -> "ExtractorConfig":
-        if self.kind == "inception":
+        if self.kind != "timm":
             for name in ("model", "pad_type", "image_size", "mean", "std"):
                 value = getattr(self, name)
                 if value != type(self).model_fields[name].default:
                     raise ValueError(f"{name} applies to kind 'timm' alone, got {value!r}")
+        if self.kind == "none" and self.weights is not None:
+            raise ValueError(f"weights must be None for kind 'none', got {self.weights}")
         return self
 
 
@@ -75,14 +77,19 @@ class FeatureOutput(NamedTuple):
 class FeatureExtractor(nn.Module):
     """A frozen network from uint8 images to features; always in evaluation mode and float32.
 
-    Gray images are repeated to three channels. Images with alpha are refused: composite first.
+    Gray images are repeated to three channels. Alpha is composited on white before.
     """
 
     def __init__(self, network: nn.Module, name: str, protocol: dict[str, str | int | float]):
         super().__init__()
         self.network = network.eval().requires_grad_(False)
         self.name = name
-        self.protocol = {"extractor": name, **protocol, "gray_images": "repeated to 3 channels"}
+        self.protocol = {
+            "extractor": name,
+            **protocol,
+            "gray_images": "repeated to 3 channels",
+            "alpha": "composited on white",
+        }
 
     @property
     def suffix(self) -> str:
@@ -94,20 +101,23 @@ class FeatureExtractor(nn.Module):
         return super().train(False)
 
     def forward(self, images: UInt8[Tensor, "batch channels height width"]) -> FeatureOutput:
-        """Features and logits, without gradient and outside any autocast.
-
-        Raises:
-            InputError: the images have neither one nor three channels.
-        """
-        channels = images.shape[1]
-        if channels not in (1, 3):
-            raise InputError(f"channels must be 1 or 3 to extract features, got {channels}")
+        """Features and logits, without gradient and outside any autocast."""
+        if images.shape[1] in (2, 4):
+            images = composite_on_white(images)
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             output = self._extract(images.expand(-1, 3, -1, -1))
         return FeatureOutput(output.features.float(), output.logits.float())
 
     def _extract(self, images: Tensor) -> FeatureOutput:
         raise NotImplementedError
+
+
+def composite_on_white(
+    images: UInt8[Tensor, "batch channels height width"],
+) -> UInt8[Tensor, "batch colors height width"]:
+    """Gray or RGB from the same with alpha, the last channel."""
+    colors, alpha = images[:, :-1].int(), images[:, -1:].int()
+    return ((colors * alpha + 255 * (255 - alpha) + 127) // 255).to(torch.uint8)
 
 
 class InceptionExtractor(FeatureExtractor):
@@ -206,8 +216,10 @@ def load_extractor(config: ExtractorConfig) -> FeatureExtractor:
     """The extractor that `config` asks for, on the CPU; nothing falls back to another one.
 
     Raises:
-        InputError: it cannot be had; the line says which file to put where.
+        InputError: it cannot be had; the line says which file to put where. Or none is asked for.
     """
+    if config.kind == "none":
+        raise InputError("extractor.kind must not be 'none' where distances are measured")
     if config.kind == "timm":
         return TimmExtractor(config)
     return InceptionExtractor(config.weights)

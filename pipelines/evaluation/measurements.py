@@ -1,41 +1,31 @@
 """Reconstruction and generation, measured: each number with the protocol it was measured by."""
 
-import math
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from jaxtyping import UInt8
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
-from tqdm import tqdm
 
-from pipelines.data.dataset import ImageDataset, chosen_items, image_shape
+from pipelines.data.dataset import ImageDataset, chosen_items
 from pipelines.evaluation.classifier import ClassifierExtractor
-from pipelines.evaluation.features import FeatureExtractor, FeatureOutput
-from pipelines.evaluation.metrics import (
-    check_num_images,
-    frechet_distance,
-    generation_metrics,
-    metric_name,
-    metric_settings,
-    reconstruction_metrics,
+from pipelines.evaluation.distances import Comparison
+from pipelines.evaluation.features import FeatureExtractor
+from pipelines.evaluation.metrics import check_num_images, reconstruction_metrics
+from pipelines.evaluation.protocol import Protocol, Results
+from pipelines.evaluation.reconstruction import (
+    NUM_BOUND_IMAGES,
+    bound_bits_per_dim,
+    measure_reconstruction,
 )
-from pipelines.evaluation.protocol import Protocol
-from pipelines.evaluation.reconstruction import measure_reconstruction
+from pipelines.evaluation.reference import Reference, SavedStatistics
 from pipelines.generation import ImageGenerationPipeline, SamplingConfig
 from pipelines.images import to_float, to_uint8
-from pipelines.processes import gather_shares, own_share, sum_over_processes
 from tokenizer import Tokenizer
 from tokenizer.storage.configs import StrictConfig
-
-NUM_BOUND_IMAGES = 1_000
-"""Images for the evidence lower bound, and as many training images for its decoder variance."""
-
-Results = dict[str, dict[str, Any]]
-"""By metric name: value and protocol."""
+from tokenizer.storage.errors import InputError
 
 
 class EvaluationConfig(StrictConfig):
@@ -43,8 +33,12 @@ class EvaluationConfig(StrictConfig):
 
     num_images: PositiveInt = 10_000
     """Images on each side of a distance, at most as many as the data set has."""
-    reference: Literal["train", "validation"] = "train"
-    """The images that generated ones are compared with; the floor compares the other split."""
+    reference: Literal["train", "validation"] | Path = "train"
+    """What generated images are compared with: a split, a folder of images, or the statistics that
+    other programs save (.npz or .pt). Reconstructed are the images of such a folder, or those for
+    validation, which are also what the distance is from unless statistics are given."""
+    labels: Literal["as_reference", "in_turn"] = "as_reference"
+    """Classes of the generated images: in the shares of the reference images, or equal ones."""
     sampling: SamplingConfig = SamplingConfig()
     seed: NonNegativeInt = 0
     """Of the generated images and of the choice of reference images."""
@@ -52,93 +46,79 @@ class EvaluationConfig(StrictConfig):
     """Images at a time."""
 
 
-def extract_features(
-    extractor: FeatureExtractor,
-    images_of: Callable[[np.ndarray], UInt8[Tensor, "batch channels height width"]],
-    count: int,
-    accelerator: Accelerator,
-    title: str,
-    batch_size: int,
-) -> FeatureOutput:
-    """Features of images 0 to `count`, shared by all processes, on the CPU of each."""
-    own_items = own_share(accelerator, count)
-    outputs = []
-    starts = range(0, len(own_items), batch_size)
-    for start in tqdm(starts, title, disable=not accelerator.is_main_process, leave=False):
-        images = images_of(own_items[start : start + batch_size])
-        outputs.append(extractor(images.to(accelerator.device)))
-    if not outputs:  # more processes than images
-        outputs.append(extractor(images_of(np.arange(1)).to(accelerator.device)))
-        outputs[0] = FeatureOutput(*(rows[:0] for rows in outputs[0]))
-    columns = (torch.cat(rows) for rows in zip(*outputs, strict=True))
-    return FeatureOutput(*(gather_shares(accelerator, rows, count) for rows in columns))
-
-
 def evaluate_reconstruction(
     tokenizer: Tokenizer,
     train: ImageDataset,
     validation: ImageDataset,
-    extractor: FeatureExtractor,
+    extractor: FeatureExtractor | None,
     config: EvaluationConfig,
     accelerator: Accelerator,
+    reference: Reference | None = None,
 ) -> Results:
     """Errors, code use, rates and the reconstruction distance on validation images.
 
     The floor of the distance is that of as many training images from the validation images.
+
+    Args:
+        tokenizer: what reconstructs.
+        train: for the decoder's variance of the bound, and for the floor.
+        validation: what is reconstructed.
+        extractor: of the distance; None leaves it out.
+        config: numbers and seed.
+        accelerator: the processes that share the work.
+        reference: images to reconstruct in place of `validation`, or statistics to compare with.
+
+    Raises:
+        InputError: the extractor is a part of the tokenizer.
     """
-    count = min(config.num_images, len(validation))
-    check_num_images(count, count)
-    items = chosen_items(len(validation), count, config.seed)
-    errors, usage = measure_reconstruction(
-        tokenizer, validation, items, accelerator, config.batch_size
-    )
+    check_extractor(extractor, tokenizer)
+    images: ImageDataset = validation
+    if reference is not None and not isinstance(reference, SavedStatistics):
+        images = reference
+    items = chosen_items(len(images), min(config.num_images, len(images)), config.seed)
+    errors, usage = measure_reconstruction(tokenizer, images, items, accelerator, config.batch_size)
     values: dict[str, Any] = dict(reconstruction_metrics(errors))
     values["perplexity"] = usage.perplexity()
     values["codebook_usage"] = usage.usage()
     values["nominal_bits"] = sum(usage.nominal_bits())
     values["marginal_bits"] = sum(usage.marginal_bits())
-    if tokenizer.has_posterior:
-        values["bound_bits_per_dim"] = bound_bits_per_dim(
-            tokenizer, train, validation, config, accelerator
-        )
-
-    def originals(rows: np.ndarray) -> Tensor:
-        return validation.images_at(items[rows])
-
-    def reconstructions(rows: np.ndarray) -> Tensor:
-        images = to_float(originals(rows)).to(accelerator.device)
-        return to_uint8(tokenizer.reconstruct(images))
-
-    floor_items = chosen_items(len(train), count, config.seed)
-    original, decoded, floor = (
-        extract_features(
-            extractor, images_of, number, accelerator, title, config.batch_size
-        ).features
-        for images_of, number, title in (
-            (originals, count, "originals"),
-            (reconstructions, count, "reconstructions"),
-            (lambda rows: train.images_at(floor_items[rows]), len(floor_items), "floor"),
-        )
+    values["bound_bits_per_dim"], codes = bound_bits_per_dim(
+        tokenizer, train, images, accelerator, config.batch_size, config.seed
     )
-    name = metric_name("rFD", extractor.name)
-    values[name] = frechet_distance(decoded, original)
-    values[f"{name} floor"] = frechet_distance(floor, original)
     protocol = Protocol(
-        reference=validation.description,
-        reference_hash=validation.fingerprint,
-        num_reference_images=count,
-        num_images=count,
+        reference=images.description,
+        reference_hash=images.fingerprint,
+        num_reference_images=len(items),
+        num_images=len(items),
         seed=config.seed,
-        extractor=extractor.protocol,
         settings={
             "codes": "hard",
-            "bound_images": NUM_BOUND_IMAGES,
-            "floor": train.description,
-            "floor_hash": train.fingerprint,
-            "floor_images": len(floor_items),
+            "bound_posterior": BOUND_POSTERIORS[codes],
+            "bound_images": min(NUM_BOUND_IMAGES, len(images)),
+            "bound_variance_images": min(NUM_BOUND_IMAGES, len(train)),
         },
     )
-    return protocol.attach(values)
+    results = protocol.attach(values)
+    if extractor is None:
+        return results
+
+    def reconstructions(rows: np.ndarray) -> Tensor:
+        originals = to_float(images.images_at(items[rows])).to(accelerator.device)
+        return to_uint8(tokenizer.reconstruct(originals))
+
+    comparison = Comparison(
+        extractor, accelerator, config.batch_size, config.num_images, config.seed
+    )
+    decoded = comparison.features(reconstructions, len(items), "reconstructions")
+    other = train if images is validation else None
+    return results | comparison.compare("rFD", decoded, reference or images, other, protocol)
+
+
+BOUND_POSTERIORS = {
+    "posterior": "the quantizer's, one sample for an image",
+    "nearest": "a point mass at the nearest codes",
+}
+"""By `BoundCodes`, the approximate posterior in words."""
 
 
 def evaluate_generation(
@@ -148,102 +128,156 @@ def evaluate_generation(
     extractor: FeatureExtractor,
     config: EvaluationConfig,
     accelerator: Accelerator,
+    reference: Reference | None = None,
 ) -> Results:
-    """FID, IS, KID, precision and recall of generated images, and the floor of the distance."""
-    reference, other = train, validation
-    if config.reference == "validation":
-        reference, other = validation, train
-    num_reference = min(config.num_images, len(reference))
-    check_num_images(config.num_images, num_reference)
-    reference_items = chosen_items(len(reference), num_reference, config.seed)
-    num_other = min(config.num_images, len(other))
-    other_items = chosen_items(len(other), num_other, config.seed)
+    """FID, IS, KID, precision and recall of generated images, and the floor of the distance.
 
+    Args:
+        pipeline: what generates.
+        train: training images.
+        validation: images of the same classes, which were not trained on.
+        extractor: of the distances.
+        config: what is compared.
+        accelerator: the processes that share the work.
+        reference: what the images are compared with; None: the split that `config` names.
+
+    Raises:
+        InputError: too few images, or the extractor is a part of the tokenizer.
+    """
+    check_extractor(extractor, pipeline.tokenizer)
+    other: ImageDataset | None = None
+    if reference is None:
+        assert not isinstance(config.reference, Path), "the caller opens a folder"
+        splits = (train, validation)
+        reference, other = splits if config.reference == "train" else splits[::-1]
+    is_saved = isinstance(reference, SavedStatistics)
+    check_num_images(config.num_images, config.num_images if is_saved else len(reference))
+    labels, which = _labels(pipeline, train, reference, config)
     sampler = pipeline.sampler(config.sampling)
-    labels = "classes in turn" if pipeline.prior.config.num_classes else "none"
-    if pipeline.prior.config.has_custom_conditioner:
-        labels = "those of the reference images"
 
     def generated(rows: np.ndarray) -> Tensor:
-        condition = None
-        if pipeline.prior.config.has_custom_conditioner:
-            items = reference_items[rows % num_reference]
-            condition = torch.from_numpy(reference.labels[items])
-        settings = (config.seed, sampler, len(rows))
-        return torch.cat(list(pipeline.draw(rows.tolist(), None, *settings, condition=condition)))
+        chosen = None if labels is None else labels[rows]
+        names = ("labels", "condition")
+        name = names[pipeline.prior.config.has_custom_conditioner]
+        settings: dict[str, Any] = {"seed": config.seed, "sampling": sampler, name: chosen}
+        return torch.cat(list(pipeline.draw(rows.tolist(), batch_size=len(rows), **settings)))
 
-    fake, real, floor = (
-        extract_features(extractor, images_of, count, accelerator, title, config.batch_size)
-        for images_of, count, title in (
-            (generated, config.num_images, "generated"),
-            (lambda rows: reference.images_at(reference_items[rows]), num_reference, "reference"),
-            (lambda rows: other.images_at(other_items[rows]), num_other, "floor"),
-        )
+    comparison = Comparison(
+        extractor, accelerator, config.batch_size, config.num_images, config.seed
     )
-    values = generation_metrics(fake, real, extractor.name, config.seed)
-    if isinstance(extractor, ClassifierExtractor) and pipeline.prior.config.num_classes:
-        agreement = f"class agreement{extractor.suffix}"
-        asked = torch.arange(config.num_images) % pipeline.prior.config.num_classes
-        values[agreement] = _share_equal(fake.logits, asked)
-        values[f"{agreement} of real images"] = _share_equal(
-            floor.logits, torch.from_numpy(other.labels[other_items])
-        )
+    fake = comparison.features(generated, config.num_images, "generated")
     protocol = Protocol(
         reference=reference.description,
         reference_hash=reference.fingerprint,
-        num_reference_images=num_reference,
+        num_reference_images=None,
         num_images=config.num_images,
         seed=config.seed,
         extractor=extractor.protocol,
         sampling=config.sampling.model_dump(mode="json"),
         settings={
-            **metric_settings(config.num_images, num_reference, config.seed),
-            "labels": labels,
+            "labels": which,
             "tokenizer_hash": pipeline.tokenizer.content_hash(),
             "prior_hash": pipeline.prior.content_hash(),
         },
     )
-    floor_protocol = protocol.model_copy(
-        update={
-            "num_images": num_other,
-            "sampling": {},
-            "settings": {
-                "in_place_of_generated": other.description,
-                "their_hash": other.fingerprint,
-            },
-        }
-    )
-    floor_name = metric_name("FD", extractor.name) + " floor"
-    floor_value = frechet_distance(floor.features, real.features)
-    return protocol.attach(values) | floor_protocol.attach({floor_name: floor_value})
+    results = comparison.compare("FD", fake, reference, other, protocol)
+    if isinstance(extractor, ClassifierExtractor) and pipeline.prior.config.num_classes:
+        assert labels is not None
+        results |= _class_agreement(comparison, fake.logits, labels, validation, protocol)
+    return results
 
 
-def _share_equal(logits: Tensor, labels: Tensor) -> float:
-    return (logits.argmax(1) == labels).double().mean().item()
-
-
-def bound_bits_per_dim(
-    tokenizer: Tokenizer,
-    train: ImageDataset,
+def _class_agreement(
+    comparison: Comparison,
+    logits: Tensor,
+    labels: Tensor,
     validation: ImageDataset,
+    protocol: Protocol,
+) -> Results:
+    """Share of images whose class the extractor tells; beside it that of real images."""
+    items = chosen_items(len(validation), comparison.num_images, comparison.seed)
+    real = comparison.features_of(validation, items, "real images")
+    correct = torch.from_numpy(validation.labels[items])
+    results: Results = {}
+    for whose, found, true in (("", logits, labels), (" of real images", real.logits, correct)):
+        numbers = {"num_images": len(true), "num_reference_images": len(true)}
+        share = (found.argmax(1) == true).double().mean().item()
+        name = f"class agreement{comparison.extractor.suffix}{whose}"
+        results |= protocol.model_copy(update=numbers).attach({name: share})
+    return results
+
+
+def _labels(
+    pipeline: ImageGenerationPipeline,
+    train: ImageDataset,
+    reference: Reference,
+    config: EvaluationConfig,
+) -> tuple[Tensor | None, str]:
+    """A label for each generated image, and in words which they are."""
+    prior = pipeline.prior.config
+    if not prior.num_classes and not prior.has_custom_conditioner:
+        return None, "none"
+    rows = np.arange(config.num_images)
+    if config.labels == "in_turn":
+        if prior.has_custom_conditioner:
+            raise InputError("labels must be 'as_reference' for a prior with another conditioner")
+        return torch.from_numpy(rows % prior.num_classes), "classes in turn"
+    numbers = {name: label for label, name in enumerate(train.class_names)}
+    images, which = train, "those of training images"
+    if not isinstance(reference, SavedStatistics) and (
+        reference.class_names == train.class_names
+        or (reference.class_names and numbers.keys() >= set(reference.class_names))
+    ):
+        images, which = reference, "those of the reference images"
+    items = chosen_items(len(images), config.num_images, config.seed)
+    labels = images.labels[items[rows % len(items)]]
+    if images.class_names != train.class_names:
+        labels = np.array([numbers[images.class_names[label]] for label in labels])
+    return torch.from_numpy(labels), which
+
+
+def check_extractor(extractor: FeatureExtractor | None, tokenizer: Tokenizer) -> None:
+    """A network that the tokenizer was trained with would judge its own features.
+
+    Raises:
+        InputError: it is the tokenizer's backbone.
+    """
+    backbone = tokenizer.config.backbone
+    if extractor is None or backbone is None:
+        return
+    name = backbone.name.partition(".")[0]
+    if str(extractor.protocol.get("model", "")).partition(".")[0] == name:
+        raise InputError(
+            f"extractor.model must not be {name!r}, the backbone of this tokenizer, which would "
+            "judge its own features; give another, or extractor.kind none"
+        )
+
+
+def compare_sets(
+    images: ImageDataset,
+    reference: Reference,
+    extractor: FeatureExtractor,
     config: EvaluationConfig,
     accelerator: Accelerator,
-) -> float:
-    """Bits per dimension on validation images, the decoder's variance taken from training ones."""
-    generator = torch.Generator(accelerator.device)
-    variance: float | None = None
-    for dataset in (train, validation):
-        count = min(NUM_BOUND_IMAGES, len(dataset))
-        items = chosen_items(len(dataset), count, config.seed)
-        sums = torch.zeros(2, dtype=torch.float64)
-        own_rows = own_share(accelerator, count)
-        for start in range(0, len(own_rows), config.batch_size):
-            rows = own_rows[start : start + config.batch_size]
-            generator.manual_seed(config.seed + int(rows[0]))
-            images = to_float(dataset.images_at(items[rows])).to(accelerator.device)
-            bound = tokenizer.evidence_lower_bound(images, variance, generator)
-            row_sums = torch.stack([bound.squared_errors.sum(), bound.bits_per_dim.sum()])
-            sums += row_sums.double().cpu()
-        squared_error, bits = (sum_over_processes(accelerator, sums) / count).tolist()
-        variance = squared_error / math.prod(image_shape(dataset))
-    return float(bits)
+) -> Results:
+    """FID, IS, KID, precision and recall of any images; the floor is of halves of the reference.
+
+    Raises:
+        InputError: too few images.
+    """
+    is_saved = isinstance(reference, SavedStatistics)
+    items = chosen_items(len(images), config.num_images, config.seed)
+    check_num_images(len(items), len(items) if is_saved else len(reference))
+    comparison = Comparison(
+        extractor, accelerator, config.batch_size, config.num_images, config.seed
+    )
+    features = comparison.features_of(images, items, "images")
+    protocol = Protocol(
+        reference=reference.description,
+        reference_hash=reference.fingerprint,
+        num_reference_images=None,
+        num_images=len(items),
+        seed=config.seed,
+        settings={"images": images.description, "images_hash": images.fingerprint},
+    )
+    return comparison.compare("FD", features, reference, None, protocol)

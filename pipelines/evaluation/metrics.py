@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int64, UInt8
 from torch import Tensor
@@ -23,9 +24,9 @@ from torch_fidelity.metric_prc import (
     KEY_METRIC_RECALL,
     prc_features_to_metric,
 )
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from pipelines.evaluation.features import FeatureOutput
+from pipelines.evaluation.similarity import SSIM_WINDOW, structural_similarity
 from tokenizer.config import CodeMapConfig
 from tokenizer.storage.errors import InputError
 
@@ -35,9 +36,15 @@ KID_SUBSETS = 100
 NUM_NEIGHBORS = 3
 # A split of the Inception Score with one image scores 1 whatever it shows.
 MIN_IMAGES = 2 * IS_SPLITS
-SSIM_WINDOW = 11
 # Rows of the distance matrix held at a time: 0.8 GB against 50,000 images.
 DISTANCE_ROWS = 2000
+
+
+class Statistics(NamedTuple):
+    """The Gaussian that a Fréchet distance sees of a set of images."""
+
+    mean: Float64[np.ndarray, " dim"]
+    covariance: Float64[np.ndarray, "dim dim"]
 
 
 def metric_name(
@@ -64,24 +71,28 @@ def check_num_images(num_images: int, num_reference_images: int) -> None:
             raise InputError(f"{name} must be >= {MIN_IMAGES} for IS and KID, got {number}")
 
 
-def metric_settings(num_images: int, num_reference_images: int, seed: int) -> dict[str, int]:
-    """What `generation_metrics` uses at these sizes, for the protocol.
+def metric_settings(num_images: int, num_reference_images: int | None, seed: int) -> dict[str, int]:
+    """What `generation_metrics` uses at these sizes, for the protocol; None for statistics.
 
     With fewer than 1,000 images on a side, KID's subsets hold all of the smaller side.
     """
-    return {
-        "IS_splits": IS_SPLITS,
-        "KID_subset_size": min(KID_SUBSET_SIZE, num_images, num_reference_images),
-        "KID_subsets": KID_SUBSETS,
-        "precision_recall_neighbors": NUM_NEIGHBORS,
-        "metric_seed": seed,
-    }
+    settings = {"IS_splits": IS_SPLITS, "metric_seed": seed}
+    if num_reference_images is not None:
+        settings["KID_subset_size"] = min(KID_SUBSET_SIZE, num_images, num_reference_images)
+        settings["KID_subsets"] = KID_SUBSETS
+        settings["precision_recall_neighbors"] = NUM_NEIGHBORS
+    return settings
 
 
 def generation_metrics(
-    generated: FeatureOutput, reference: FeatureOutput, extractor_name: str, seed: int
+    generated: FeatureOutput,
+    reference: FeatureOutput | Statistics,
+    extractor_name: str,
+    seed: int,
 ) -> dict[str, float]:
     """FID, IS, KID, precision and recall, under the names that `metric_name` gives.
+
+    Saved statistics as reference give FID and IS alone.
 
     Sources: FID arXiv 1706.08500, IS arXiv 1606.03498, KID arXiv 1801.01401, precision and recall
     arXiv 1904.06991. IS is of the generated images alone. KID is unbiased, so it may be below 0.
@@ -90,11 +101,19 @@ def generation_metrics(
     Raises:
         InputError: too few images on a side.
     """
-    num_images, num_reference_images = len(generated.features), len(reference.features)
+    ours = generated.features.cpu().double()
+    theirs = reference if isinstance(reference, Statistics) else reference.features.cpu().double()
+    num_images = len(ours)
+    num_reference_images = len(theirs) if isinstance(theirs, Tensor) else num_images
     check_num_images(num_images, num_reference_images)
-    settings = metric_settings(num_images, num_reference_images, seed)
-    ours, theirs = generated.features.cpu().double(), reference.features.cpu().double()
     score = isc_features_to_metric(generated.logits.cpu(), IS_SPLITS, rng_seed=seed)
+    values = {
+        metric_name("FD", extractor_name): frechet_distance(ours, theirs),
+        metric_name("IS", extractor_name): score[KEY_METRIC_ISC_MEAN],
+    }
+    if isinstance(theirs, Statistics):
+        return values
+    settings = metric_settings(num_images, num_reference_images, seed)
     kernel_distance = kid_features_to_metric(
         ours,
         theirs,
@@ -111,9 +130,7 @@ def generation_metrics(
         save_cpu_ram=True,
         verbose=False,
     )
-    return {
-        metric_name("FD", extractor_name): frechet_distance(ours, theirs),
-        metric_name("IS", extractor_name): score[KEY_METRIC_ISC_MEAN],
+    return values | {
         metric_name("KID", extractor_name): kernel_distance[KEY_METRIC_KID_MEAN],
         metric_name("precision", extractor_name): coverage[KEY_METRIC_PRECISION],
         metric_name("recall", extractor_name): coverage[KEY_METRIC_RECALL],
@@ -121,7 +138,8 @@ def generation_metrics(
 
 
 def frechet_distance(
-    features_a: Float[Tensor, "num_a dim"], features_b: Float[Tensor, "num_b dim"]
+    features: Float[Tensor, "num_images dim"],
+    reference: Float[Tensor, "num_reference_images dim"] | Statistics,
 ) -> float:
     """Squared Fréchet distance of the Gaussians fitted to two sets (arXiv 1706.08500).
 
@@ -131,12 +149,16 @@ def frechet_distance(
     Raises:
         InputError: a side has fewer than two images.
     """
-    for features in (features_a, features_b):
-        if len(features) < 2:
-            raise InputError(f"num_images must be >= 2 for a distance, got {len(features)}")
-    # In float32 the means alone would be off: they are summed row by row.
-    statistics = [fid_features_to_statistics(f.cpu().double()) for f in (features_a, features_b)]
-    return float(fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID])
+    sides = []
+    for side in (features, reference):
+        if isinstance(side, Tensor):
+            if len(side) < 2:
+                raise InputError(f"num_images must be >= 2 for a distance, got {len(side)}")
+            # In float32 the means alone would be off: they are summed row by row.
+            sides.append(fid_features_to_statistics(side.cpu().double()))
+        else:
+            sides.append({"mu": side.mean, "sigma": side.covariance})
+    return float(fid_statistics_to_metric(*sides, verbose=False)[KEY_METRIC_FID])
 
 
 class ImageErrors(NamedTuple):
@@ -147,17 +169,14 @@ class ImageErrors(NamedTuple):
     psnr: Float64[Tensor, " batch"]
     """-20 log10(rmse) in dB; infinite where the reconstruction is exact."""
     ssim: Float64[Tensor, " batch"]
-    """Structural similarity: Gaussian window of 11 pixels, mean over positions and channels."""
+    """Structural similarity, mean over channels and over the positions where its window fits."""
 
 
 def image_errors(
     reference: UInt8[Tensor, "batch channels height width"],
     reconstruction: UInt8[Tensor, "batch channels height width"],
 ) -> ImageErrors:
-    """RMSE, PSNR and SSIM (Wang et al. 2004) of each image, after rounding to 8 bits.
-
-    SSIM is in float32, as float64 is 25 times slower: it is off by up to about 0.001 on almost
-    flat bright images, and by 1e-5 on others.
+    """RMSE, PSNR and SSIM of each image, after rounding to 8 bits; alpha is a channel as others.
 
     Raises:
         InputError: the images are smaller than the window of SSIM.
@@ -168,11 +187,8 @@ def image_errors(
         )
     difference = reference.double() - reconstruction.double()
     rmse = difference.square().mean(dim=(1, 2, 3)).sqrt() / 255
-    ssim = structural_similarity_index_measure(
-        reconstruction / 255, reference / 255, data_range=1.0, reduction="none"
-    )
-    assert isinstance(ssim, Tensor)
-    return ImageErrors(rmse, -20 * rmse.log10(), ssim.double())
+    ssim = structural_similarity(reference, reconstruction)
+    return ImageErrors(rmse, -20 * rmse.log10(), ssim)
 
 
 def reconstruction_metrics(errors: ImageErrors) -> dict[str, float]:

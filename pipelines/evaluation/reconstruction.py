@@ -1,14 +1,20 @@
 """How well a tokenizer reconstructs a data set, and how it uses its codes."""
 
+import math
+
 import numpy as np
 import torch
 from accelerate import Accelerator
 
-from pipelines.data.dataset import ImageDataset, image_shape
+from pipelines.data.dataset import ImageDataset, chosen_items, image_shape
 from pipelines.evaluation.metrics import CodeUsage, ImageErrors, image_errors
 from pipelines.images import to_float, to_uint8
 from pipelines.processes import gather_shares, own_share, sum_over_processes
 from tokenizer import Tokenizer
+from tokenizer.objective import MIN_VARIANCE, BoundCodes
+
+NUM_BOUND_IMAGES = 1_000
+"""Images for the evidence lower bound, and as many training images for its decoder variance."""
 
 
 def measure_reconstruction(
@@ -35,3 +41,53 @@ def measure_reconstruction(
     rows = torch.cat(columns) if columns else torch.zeros(0, 3, dtype=torch.float64)
     usage.counts = [sum_over_processes(accelerator, counts) for counts in usage.counts]
     return ImageErrors(*gather_shares(accelerator, rows, len(items)).unbind(1)), usage
+
+
+def bound_bits_per_dim(
+    tokenizer: Tokenizer,
+    train: ImageDataset,
+    images: ImageDataset,
+    accelerator: Accelerator,
+    batch_size: int,
+    seed: int = 0,
+) -> tuple[float, BoundCodes]:
+    """The tightest exact bound, in bits per dimension, and the approximate posterior it is of.
+
+    The decoder's variance is taken from training images. Every approximate posterior gives a
+    bound of the same likelihood; of means over the same images the smallest counts.
+    """
+    kinds: tuple[BoundCodes, ...] = ("posterior", "nearest")
+    means = {
+        codes: _mean_bound(tokenizer, train, images, accelerator, batch_size, seed, codes)
+        for codes in kinds[0 if tokenizer.has_posterior else 1 :]
+    }
+    tightest = min(means, key=lambda codes: means[codes])
+    return means[tightest], tightest
+
+
+def _mean_bound(
+    tokenizer: Tokenizer,
+    train: ImageDataset,
+    images: ImageDataset,
+    accelerator: Accelerator,
+    batch_size: int,
+    seed: int,
+    codes: BoundCodes,
+) -> float:
+    generator = torch.Generator(accelerator.device)
+    variance: float | None = None
+    for dataset in (train, images):
+        count = min(NUM_BOUND_IMAGES, len(dataset))
+        items = chosen_items(len(dataset), count, seed)
+        sums = torch.zeros(2, dtype=torch.float64)
+        own_rows = own_share(accelerator, count)
+        for start in range(0, len(own_rows), batch_size):
+            rows = own_rows[start : start + batch_size]
+            generator.manual_seed(seed + int(rows[0]))
+            batch = to_float(dataset.images_at(items[rows])).to(accelerator.device)
+            bound = tokenizer.evidence_lower_bound(batch, variance, generator, codes)
+            row_sums = torch.stack([bound.squared_errors.sum(), bound.bits_per_dim.sum()])
+            sums += row_sums.double().cpu()
+        squared_error, bits = (sum_over_processes(accelerator, sums) / count).tolist()
+        variance = max(squared_error / math.prod(image_shape(dataset)), MIN_VARIANCE)
+    return float(bits)

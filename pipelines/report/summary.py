@@ -20,6 +20,7 @@ from pipelines.config import PriorRunConfig, TokenizerRunConfig
 from pipelines.data.dataset import chosen_items, image_shape
 from pipelines.data.sources import trained_images
 from pipelines.evaluation.metrics import CodeUsage, reconstruction_metrics
+from pipelines.evaluation.protocol import compared_numbers
 from pipelines.evaluation.reconstruction import measure_reconstruction
 from pipelines.generation import ImageGenerationPipeline
 from pipelines.images import image_grid, to_float, to_uint8
@@ -187,7 +188,8 @@ def _headline(run: SummarizedRun, usage: CodeUsage, psnr: float) -> dict[str, st
     for results in run.evaluation.values():
         for name, entry in results["metrics"].items():
             if re.fullmatch(r"r?(FID|FD-.*)(?<! floor)", name):
-                values[name] = shown(entry["value"])
+                numbers = compared_numbers(entry["protocol"])
+                values[f"{name}, {numbers} images"] = shown(entry["value"])
     return values
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
 from pipelines.data.dataset import ImageDataset
-from pipelines.evaluation.protocol import library_versions
+from pipelines.evaluation.protocol import compared_numbers, library_versions
 from pipelines.generation import ImageGenerationPipeline
 from pipelines.presets import TOKENIZER_PRESETS
 from pipelines.run.log import read_metrics
@@ -59,13 +59,15 @@ def measurements(name: str, results: dict[str, Any]) -> dict[str, Any]:
     for metric, entry in metrics.items():
         differing = {key: value for key, value in entry["protocol"].items() if value != shared[key]}
         notes = [f"{_words(key)}: {shown(value) or 'none'}" for key, value in differing.items()]
-        rows.append((metric, shown(entry["value"]), "; ".join(notes)))
-    columns = ["", "value", "measured otherwise"]
-    num_columns = 3 if len(texts) > 1 else 2
+        numbers = compared_numbers(entry["protocol"])
+        rows.append((metric, shown(entry["value"]), numbers, "; ".join(notes)))
+    columns = ["", "value", "images", "measured otherwise"]
+    num_columns = 4 if len(texts) > 1 else 3
     return {
         "name": name,
         "columns": columns[:num_columns],
         "rows": [row[:num_columns] for row in rows],
+        "notes": [f"{name}: {entry['note']}" for name, entry in metrics.items() if "note" in entry],
         "protocol": [(_words(key), shown(value)) for key, value in shared.items() if value != {}],
         "content": _without_folders(json.dumps(results, indent=2, ensure_ascii=False)),
     }

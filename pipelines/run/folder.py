@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipelines.config import RunConfig
+from pipelines.config import RunConfig, TokenizerRunConfig
 from tokenizer.storage.configs import FORMAT, pop_format, validate_fields
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.files import replace_file
@@ -51,8 +51,11 @@ def locked(output_dir: Path) -> Iterator[None]:
         yield
 
 
-def check_output_dir(config: RunConfig) -> None:
+def check_output_dir(config: RunConfigT) -> RunConfigT:
     """Compares the run with the one that `output_dir` holds, if any.
+
+    Returns:
+        The run, with the rules for folders by which the one there began.
 
     Raises:
         InputError: it holds another one, or cannot be written.
@@ -70,7 +73,7 @@ def check_output_dir(config: RunConfig) -> None:
         )
     path = config.output_dir / "config.json"
     if not path.exists():
-        return
+        return config
     try:
         fields = read_json(path)
     except InputError as error:
@@ -79,12 +82,14 @@ def check_output_dir(config: RunConfig) -> None:
     # A folder may be moved, or named in another way.
     saved = saved.model_copy(update={"run_dir": config.run_dir})
     saved = _allow_other_accumulation(saved, config)
+    config = _keep_folder_rules(saved, config)
     difference = first_difference(saved.model_dump(mode="json"), config.model_dump(mode="json"))
     if difference:
         raise InputError(
             f"{config.output_dir} holds another run: {difference}; give the same options to "
             "resume it, or another run-dir"
         )
+    return config
 
 
 def load_run(config_class: type[RunConfigT], path: Path) -> RunConfigT:
@@ -110,6 +115,17 @@ def _allow_other_accumulation(saved: RunConfigT, given: RunConfig) -> RunConfigT
         return saved
     logger.warning("training.%s is %s from here on, it was %s", name, after, before)
     return saved.model_copy(update={"training": saved.training.model_copy(update={name: after})})
+
+
+def _keep_folder_rules(saved: RunConfigT, given: RunConfigT) -> RunConfigT:
+    """A run of version 0.1 goes on with the same command, though the default has changed."""
+    if not isinstance(saved, TokenizerRunConfig) or not isinstance(given, TokenizerRunConfig):
+        return given
+    if saved.data.folder_rules == given.data.folder_rules:
+        return given
+    logger.info("data.folder_rules stays %d, with which the run began", saved.data.folder_rules)
+    data = given.data.model_copy(update={"folder_rules": saved.data.folder_rules})
+    return given.model_copy(update={"data": data})
 
 
 def first_difference(saved: Any, given: Any, field: str = "") -> str:

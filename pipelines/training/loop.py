@@ -9,7 +9,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic
 
@@ -206,11 +206,12 @@ class _Run(Generic[LoadedT, BatchT]):
         for network in self.networks:
             network.set_learning_rate(step)
         terms: dict[str, Tensor] = {}
-        batches = [
+        batches: Iterable[BatchT] = (
             self.stage.prepare(to_device(next(loaded), self.accelerator.device))
             for _ in range(self.config.gradient_accumulation_steps)
-        ]
-        if len(batches) > 1:
+        )
+        if self.stage.sees_whole_batch:
+            batches = list(batches)
             modules = {network.name: network.prepared for network in self.networks}
             self.stage.before_step(modules, batches, step)
         for batch in batches:

@@ -32,6 +32,9 @@ class Stage(Protocol[LoadedT, BatchT]):
     main_network: str
     """Name of the network that people will use, a `PretrainedModule`: it is saved in `model/`."""
 
+    sees_whole_batch: bool = False
+    """Whether `before_step` is called: all micro-batches of a step then lie in memory at once."""
+
     def initialize(self) -> None:
         """Prepares fresh weights; called once, before the first step of a new run."""
         return
@@ -45,7 +48,7 @@ class Stage(Protocol[LoadedT, BatchT]):
     def before_step(
         self, modules: Mapping[str, nn.Module], batches: Sequence[BatchT], step: int
     ) -> None:
-        """Sees all micro-batches of a step first; only called if there are several."""
+        """Sees all micro-batches of a step first; only called if `sees_whole_batch` is set."""
         return
 
     def loss(self, name: str, modules: Mapping[str, nn.Module], batch: BatchT, step: int) -> Loss:

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from pipelines.config import TokenizerRunConfig
 from pipelines.data.dataset import ImageDataset, chosen_items, image_hashes, image_shape
 from pipelines.data.sources import load_splits
-from pipelines.evaluation.metrics import SSIM_WINDOW, reconstruction_metrics
+from pipelines.evaluation.metrics import reconstruction_metrics
 from pipelines.evaluation.reconstruction import measure_reconstruction
+from pipelines.evaluation.similarity import SSIM_WINDOW
 from pipelines.images import comparison, to_float, to_uint8
 from pipelines.processes import batch_size_without_gradient, seed_everything
 from pipelines.run.log import Metrics
@@ -104,9 +105,10 @@ class TokenizerStage(Stage[LoadedImages, Tensor]):
         self.num_items = len(self.train_images)
         self.sources = image_hashes(self.train_images, self.validation_images)
         self.device = accelerator.device
-        num_parts = accelerator.num_processes * config.training.gradient_accumulation_steps
+        num_parts = config.training.gradient_accumulation_steps
         is_closed_form = isinstance(self.objective, Bound) and self.objective.is_closed_form
-        self.shares_error = is_closed_form and num_parts > 1
+        self.sees_whole_batch = is_closed_form and num_parts > 1
+        self.shares_error = is_closed_form and num_parts * accelerator.num_processes > 1
         self._mean = functools.partial(accelerator.reduce, reduction="mean")
         self._batch_error: Tensor | None = None
         self.health = LayerHealth(config.recipe)
@@ -136,8 +138,6 @@ class TokenizerStage(Stage[LoadedImages, Tensor]):
         self, modules: Mapping[str, nn.Module], batches: Sequence[Tensor], step: int
     ) -> None:
         """A first pass without gradient: the bound takes the logarithm of the whole batch's SSE."""
-        if not self.shares_error:
-            return
         errors = []
         devices = [self.device] if self.device.type == "cuda" else []
         # The second pass has the same noise again.

@@ -33,4 +33,4 @@ def test_contact_sheets_stay_small() -> None:
 def test_the_page_on_reliability_shows_the_committed_counts() -> None:
     text = readme.README.with_name("RELIABILITY.md").read_text()
     section = text.partition("<!-- faults -->\n")[2].partition("\n<!-- /faults -->")[0]
-    assert section == faults.markdown(json.loads(faults.RESULTS.read_text()))
+    assert section == faults.table(json.loads(faults.RESULTS.read_text()))

@@ -1,11 +1,13 @@
-"""Damaged checkpoints and caches, disks without space and folders that cannot be written.
+"""Damaged checkpoints, models and caches, disks without space, folders that cannot be written.
 
-Ten of eleven trials damage one file of a finished run, in one of many ways: it must be refused by
-name, in one line, and the checkpoint before it must be taken only when it is named, and whole. The
-rest train on a small disk that fills up, or where nothing may be written: one line, exit status 2,
-and the same command must go on to the same end when there is space.
+Ten of eleven trials damage one file of a finished run: it must be refused by name, in one line,
+and the way out that the line names must lead to the end of an undisturbed run. Damage in a cache
+that keeps size and time must be found by its hash. The rest train on a small disk that fills up, or
+where nothing may be written: one line, exit status 2, and the same command must go on to the same
+end when there is space.
 """
 
+import functools
 import os
 import shutil
 import subprocess
@@ -14,215 +16,111 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from pipelines.config import TokenizerRunConfig
-from pipelines.data.codes import extract_codes
-from pipelines.data.sources import load_images
-from pipelines.processes import new_accelerator
-from pipelines.run.checkpoints import TrainingState, load_state
-from pipelines.run.folder import load_run
+from pipelines.data.cache import verify_cache
 from prior import Prior
-from tests.faults.jobs import NOBODY, Job, error_lines
+from tests.faults.damage import spoiled
+from tests.faults.jobs import Job, files_up_to
 from tests.faults.runs import (
     CHECKPOINT_INTERVAL,
     TOTAL_STEPS,
     Stage,
     TinyRun,
-    differences,
     finished_run,
     new_run,
+    wrong_end,
 )
-from tests.faults.tally import Tally
 from tokenizer import Tokenizer
 from tokenizer.storage.errors import InputError
 
-NUM_TRIALS = 220
-TRIALS_PER_DISK = 11
-DAMAGES_PER_COMMAND = 20
-MODEL_FILES = ("config.json", "model.safetensors")
+NUM_TRIALS = 110
+STAGES: tuple[Stage, Stage] = ("tokenizer", "prior")
 PREVIOUS = f"step_{TOTAL_STEPS - CHECKPOINT_INTERVAL:08d}"
+NOBODY = 65534
+"""A user who may write nowhere, on most systems."""
 
 
-def run(folder: Path, num_trials: int, seed: int) -> Tally:
-    """Does its damage to copies of finished runs in `folder`."""
-    trained = finished_run(folder, "tokenizer")
-    wholes: dict[Stage, TinyRun] = {
-        "tokenizer": trained,
-        "prior": finished_run(folder, "prior", 1, trained),
-    }
-    previous = {stage: _state_before(whole, folder / "before") for stage, whole in wholes.items()}
-    notes: list[str] = []
-    num_lost = num_damages = 0
-    for number in range(num_trials):
-        generator = np.random.default_rng((seed, number))
-        stage: Stage = ("tokenizer", "prior")[int(generator.integers(2))]
-        shutil.rmtree(folder / "trial", ignore_errors=True)
-        run = new_run(folder, "trial", stage, trained)
-        if number % TRIALS_PER_DISK == TRIALS_PER_DISK - 1:
-            is_full = number // TRIALS_PER_DISK % 4 != 0
-            complaints = (_full_disk if is_full else _read_only)(run, wholes[stage], generator)
-        else:
-            num_damages += 1
-            shutil.copytree(wholes[stage].output_dir, run.output_dir)
-            # Damage may strike the cache, too; commands go on with the one that all share.
-            own = run._replace(cache_dir=run.run_dir / "cache")
-            shutil.copytree(run.cache_dir, own.cache_dir)
-            runs_command = num_damages % DAMAGES_PER_COMMAND == 1
-            complaints = _damage(own, previous[stage], generator)
-            if runs_command:
-                complaints = complaints or _way_out_complaints(run, wholes[stage])
-        num_lost += bool(complaints)
-        notes += [f"trial {number}: {complaint}" for complaint in complaints]
-    return Tally(num_trials, num_trials - num_lost, num_lost, notes)
+def trial(folder: Path, number: int, generator: np.random.Generator) -> str:
+    """Does damage to a copy of a finished run in `folder`, or trains where that cannot work."""
+    stage = STAGES[number % 2]
+    if number % 11 == 10:
+        return (_read_only if number // 11 % 4 == 0 else _full_disk)(
+            new_run(folder, "small", stage), generator
+        )
+    run = new_run(folder, "damaged", stage)
+    shutil.copytree(finished_run(folder, stage).output_dir, run.output_dir)
+    states = run.states()
+    caches = run.cache_dir.glob("*/*") if stage == "tokenizer" else run.output_dir.glob("codes/*/*")
+    files = [[*states[-1].iterdir()], [*(run.output_dir / "model").iterdir()], [*caches]]
+    kind = int(generator.integers(3))
+    path = sorted(files[kind])[generator.integers(len(files[kind]))]
+    content = spoiled(path.read_bytes(), generator)
+    if kind == 2 and generator.integers(2):
+        return _hidden_complaint(run, path)
+    if kind == 0 and generator.integers(5) == 0:  # of another moment
+        content = (states[0] / path.name).read_bytes()
+    path.write_bytes(content)
+    return (_state_complaint, _model_complaint, _cache_complaint)[kind](run, path)
 
 
 # Damaged files
 
 
-def _damage(run: TinyRun, expected: TrainingState, generator: np.random.Generator) -> list[str]:
-    model = run.output_dir / "model"
-    paths = sorted(run.states()[-1].iterdir())
-    paths += [model / name for name in MODEL_FILES]
-    cached = sorted(run.cache_dir.glob("*/*")) + sorted(run.output_dir.glob("codes/*/*"))
-    paths += cached
-    path = paths[generator.integers(len(paths))]
-    # A whole model from another moment would be a model, not damage.
-    older = run.states()[0] / path.name if path.parent == run.states()[-1] else None
-    _spoil(path, older, generator)
-    if path in cached:
-        complaints = _cache_complaints(run, path)
-        shutil.rmtree(path.parent)  # the way out that the line names
-        return complaints
-    if path.parent == model:
-        kind: type[Tokenizer] | type[Prior] = Tokenizer if run.stage == "tokenizer" else Prior
-        try:
-            kind.from_pretrained(model)
-        except InputError as error:
-            # A damaged config may first show in weights that do not fit it.
-            return _naming_complaints(str(error), path.parent)
-        return [f"{path} was loaded"]
+def _state_complaint(run: TinyRun, path: Path) -> str:
+    way_out = f"--resume-from {PREVIOUS}"
+    complaint = Job(*run.command).wrong_refusal(str(path), way_out)
+    return complaint or wrong_end(run, *way_out.split())
+
+
+def _model_complaint(run: TinyRun, path: Path) -> str:
+    kind: type[Tokenizer] | type[Prior] = Tokenizer if run.stage == "tokenizer" else Prior
     try:
-        load_state(path.parents[1])
+        kind.from_pretrained(path.parent)
     except InputError as error:
-        complaints = _naming_complaints(str(error), path)
-        if f"--resume-from {PREVIOUS}" not in str(error):
-            complaints.append(f"no way out: {error}")
+        # A damaged config may first show in weights that do not fit it.
+        if str(path.parent) not in str(error) or "\n" in str(error):
+            return f"{path} is not named: {error}"
     else:
-        return [f"{path} was loaded"]
-    previous = load_state(path.parents[1], PREVIOUS)
-    if previous is None or not _equal(previous, expected):
-        complaints.append(f"{PREVIOUS} did not come back as it was")
-    return complaints
+        return f"{path} was loaded"
+    return wrong_end(run)  # which writes the model once more
 
 
-def _cache_complaints(run: TinyRun, damaged: Path) -> list[str]:
-    """Opens the run's images and, if it has some, codes."""
-    config = load_run(TokenizerRunConfig, run.run_dir / "tokenizer" / "config.json")
-    data = config.data.model_copy(update={"cache_dir": run.cache_dir})
-    try:
-        splits = [load_images(data, "train"), load_images(data, "validation")]
-        if run.stage == "prior":
-            tokenizer = Tokenizer.from_pretrained(run.run_dir / "tokenizer" / "model")
-            for images in splits:
-                extract_codes(
-                    tokenizer,
-                    images,
-                    run.output_dir / "codes",
-                    new_accelerator(),
-                    flips=False,
-                    keeps_latents=False,
-                )
-    except InputError as error:
-        return _naming_complaints(str(error), damaged)
-    return [f"{damaged} was opened"]
+def _cache_complaint(run: TinyRun, path: Path) -> str:
+    complaint = Job(*run.command).wrong_refusal(str(path), str(path.parent))
+    shutil.rmtree(path.parent)  # all share it, and it is made anew
+    return complaint or wrong_end(run)
 
 
-def _spoil(path: Path, older: Path | None, generator: np.random.Generator) -> None:
-    """Changes a file in one of six ways."""
-    before = path.read_bytes()
-    data = bytearray(before)
-    while bytes(data) == before:
-        kind = generator.integers(6)
-        place = int(generator.integers(len(before)))
-        if kind <= 1:
-            data[place] ^= 1 << int(generator.integers(8))
-        elif kind == 2:
-            del data[place:]
-        elif kind == 3:
-            data[place : place + 512] = bytes(len(data[place : place + 512]))
-        elif kind == 4:
-            data += generator.bytes(1 + int(generator.integers(100)))
-        elif older is not None:
-            data = bytearray(older.read_bytes())
-    path.write_bytes(data)
-
-
-def _naming_complaints(message: str, path: Path) -> list[str]:
-    is_told = str(path) in message and "\n" not in message
-    return [] if is_told else [f"{path} is not named: {message}"]
-
-
-def _way_out_complaints(run: TinyRun, whole: TinyRun) -> list[str]:
-    """From the command line: a damaged state is refused, then taken to the end as asked."""
-    newest = run.states()[-1]
-    path = newest / f"{run.stage}_optimizer.safetensors"
-    path.write_bytes(path.read_bytes()[:-1])
-    refused = Job(run.module, run.arguments, run.run_dir / "output")
-    complaints = _refusal_complaints(refused, str(newest))
-    asked = Job(run.module, [*run.arguments, "--resume-from", PREVIOUS], run.run_dir / "output")
-    statuses = asked.wait()
-    if statuses != [0]:
-        return [*complaints, f"going on from {PREVIOUS} gave {statuses}: {asked.output()}"]
-    return complaints + differences(run, whole)
-
-
-def _state_before(run: TinyRun, folder: Path) -> TrainingState:
-    """The last state but one, read where there is no other."""
-    path = run.states()[-2]
-    shutil.copytree(path, folder / run.stage / path.name, dirs_exist_ok=True)
-    state = load_state(folder / run.stage)
-    assert state is not None
-    return state
-
-
-def _equal(one: TrainingState, other: TrainingState) -> bool:
-    def flat(state: TrainingState) -> dict[str, torch.Tensor]:
-        return {
-            f"{part}.{name}": tensor
-            for part, tensors in state.tensors.items()
-            for name, tensor in tensors.items()
-        }
-
-    ours, theirs = flat(one), flat(other)
-    return (
-        one.step == other.step
-        and ours.keys() == theirs.keys()
-        and all(torch.equal(ours[name], theirs[name]) for name in ours)
-    )
+def _hidden_complaint(run: TinyRun, path: Path) -> str:
+    """Size and time stay as they were: only the hashes tell, when they are asked."""
+    before, content = path.stat(), path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    damages = dict(verify_cache(path.parent.parent))
+    found = [entry for entry, damage in damages.items() if damage]
+    shutil.rmtree(path.parent)
+    if found != [path.parent] or str(path) not in damages[path.parent]:
+        return f"{path} is not named: {damages}"
+    return wrong_end(run)
 
 
 # Disks
 
 
-def _full_disk(run: TinyRun, whole: TinyRun, generator: np.random.Generator) -> list[str]:
+def _full_disk(run: TinyRun, generator: np.random.Generator) -> str:
     """Trains where there is too little space, then where there is enough."""
     size = int(generator.integers(20_000, 400_000))
     run.output_dir.mkdir(parents=True)
     with _small_disk(run.output_dir, size) as is_mounted:
-        job = Job(
-            run.module,
-            run.arguments,
-            run.run_dir / "output",
-            file_size=None if is_mounted else min(size, 60_000),
-        )
-        complaints = _refusal_complaints(job, str(run.output_dir), "; make room there")
+        prepare = None if is_mounted else files_up_to(min(size, 60_000))
+        job = Job(*run.command, prepare=prepare)
+        complaint = job.wrong_refusal(str(run.output_dir), "; make room there")
         if is_mounted:
             _mount("remount,size=16m", run.output_dir)
-        return complaints + _end_complaints(run, whole)
+        return complaint or wrong_end(run)
 
 
-def _read_only(run: TinyRun, whole: TinyRun, generator: np.random.Generator) -> list[str]:
+def _read_only(run: TinyRun, generator: np.random.Generator) -> str:
     """Trains where nothing may be written, then where it may."""
     run.output_dir.mkdir(parents=True)
     with _small_disk(run.output_dir, 16_000_000) as is_mounted:
@@ -230,29 +128,13 @@ def _read_only(run: TinyRun, whole: TinyRun, generator: np.random.Generator) -> 
             _mount("remount,ro", run.output_dir)
         else:
             run.output_dir.chmod(0o500)
-        user = NOBODY if os.geteuid() == 0 and not is_mounted else None
-        job = Job(run.module, run.arguments, run.run_dir / "output", user=user)
-        complaints = _refusal_complaints(job, "run_dir: ")
+        is_mighty = os.geteuid() == 0 and not is_mounted
+        prepare = functools.partial(os.setuid, NOBODY) if is_mighty else None
+        complaint = Job(*run.command, prepare=prepare).wrong_refusal("run_dir: ")
         if is_mounted:
             _mount("remount,rw", run.output_dir)
         run.output_dir.chmod(0o700)
-        return complaints + _end_complaints(run, whole)
-
-
-def _refusal_complaints(job: Job, *texts: str) -> list[str]:
-    statuses, lines = job.wait(), error_lines(job.output())
-    is_told = len(lines) == 1 and lines[0].startswith("error: ")
-    if statuses == [2] and is_told and all(text in lines[0] for text in texts):
-        return []
-    return [f"exit {statuses} in place of one line: {lines}"]
-
-
-def _end_complaints(run: TinyRun, whole: TinyRun) -> list[str]:
-    job = Job(run.module, run.arguments, run.run_dir / "output")
-    statuses = job.wait()
-    if statuses != [0]:
-        return [f"going on gave {statuses}: {job.output()}"]
-    return differences(run, whole)
+        return complaint or wrong_end(run)
 
 
 @contextmanager

@@ -1,87 +1,83 @@
-"""Commands in processes of their own, which find the slow imports done, and their sudden ends."""
+"""Commands and functions in processes of their own, their limits and their sudden ends."""
 
 import contextlib
+import functools
 import multiprocessing
 import os
+import re
 import resource
 import runpy
 import signal
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from multiprocessing.process import BaseProcess
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import MappingProxyType
 
+import psutil
 import torch
 
 PATIENCE = 300.0
 """Seconds for what takes one or two; a machine may be slow."""
-NOBODY = 65534
-"""A user who may write nowhere, on most systems."""
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(
     ["pipelines.train_tokenizer", "pipelines.train_prior", "pipelines.evaluate"]
 )
 
 
 class Job:
-    """`python -m module arguments` in one process, or in several that share the work (gloo).
+    """`python -m module arguments`, in one process or several that share the work (gloo).
 
-    Args:
-        module: what `python -m` takes.
-        arguments: of the command.
-        folder: for the output of each process.
-        num_processes: of the run.
-        file_size: no file may exceed it; stands for a disk without space.
-        user: who runs it, in place of the present one.
+    The processes find the slow imports done, unless the job is real: then each is a new
+    interpreter, or torchrun starts them. `prepare` is called in each before the command.
     """
 
     def __init__(
         self,
         module: str,
-        arguments: Sequence[str],
+        arguments: Sequence[object],
         folder: Path,
         num_processes: int = 1,
-        file_size: int | None = None,
-        user: int | None = None,
+        prepare: Callable[[], object] | None = None,
+        is_real: bool = False,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.outputs = [folder / f"output_{rank}.txt" for rank in range(num_processes)]
-        port = _free_port()
-        self.processes: list[BaseProcess] = []
-        for rank, output in enumerate(self.outputs):
+        port = free_port()
+        command = [module, *map(str, arguments)]
+        launcher = []
+        if is_real and num_processes > 1:
+            launcher = ["torch.distributed.run", f"--nproc-per-node={num_processes}"]
+            launcher += [f"--master-port={port}", "-m"]
+        self.is_real = is_real
+        self.processes = []
+        self._outputs = []
+        for rank in range(1 if is_real else num_processes):
+            output = folder / f"output_{rank}.txt"
             output.unlink(missing_ok=True)
-            environment = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-            if num_processes > 1:
-                environment |= {
-                    "RANK": str(rank),
-                    "LOCAL_RANK": str(rank),
-                    "WORLD_SIZE": str(num_processes),
-                    "LOCAL_WORLD_SIZE": str(num_processes),
-                    "MASTER_ADDR": "127.0.0.1",
-                    "MASTER_PORT": str(port),
-                }
-            process = _context.Process(
-                target=run_command,
-                args=(module, [*arguments], output, environment, file_size, user),
+            environment = rank_environment(rank, 1 if is_real else num_processes, port)
+            process = context.Process(
+                target=_run_command, args=(launcher, command, output, environment, prepare, is_real)
             )
             process.start()
             self.processes.append(process)
+            self._outputs.append(output)
 
     def is_running(self) -> bool:
-        """Whether all processes are."""
         return all(process.is_alive() for process in self.processes)
 
     def signal(self, number: signal.Signals, ranks: Sequence[int] | None = None) -> None:
-        """Sends a signal to some processes, or to all."""
+        """Sends a signal to some processes, or to all, and to what they have started."""
         for rank in range(len(self.processes)) if ranks is None else ranks:
-            process = self.processes[rank]
-            if process.pid is not None and process.is_alive():
-                os.kill(process.pid, number)
+            if not self.processes[rank].is_alive():
+                continue
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process = psutil.Process(self.processes[rank].pid)
+                # torchrun's workers have sessions of their own: they would outlive its death.
+                for own in (process, *process.children(recursive=True)):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        own.send_signal(number)
 
     def wait(self, patience: float = PATIENCE) -> list[int | None]:
         """Exit statuses, negative after a signal; None for a process that had not ended."""
@@ -89,75 +85,27 @@ class Job:
         for process in self.processes:
             process.join(max(deadline - time.monotonic(), 0))
         statuses = [process.exitcode for process in self.processes]
+        self.signal(signal.SIGKILL)
         for process in self.processes:
-            process.kill()
             process.join()
         return statuses
 
     def output(self, rank: int = 0) -> str:
         """What a process has written, on both channels."""
-        return self.outputs[rank].read_text() if self.outputs[rank].exists() else ""
+        return self._outputs[rank].read_text() if self._outputs[rank].exists() else ""
 
+    def failure(self) -> str:
+        """Waits for the end; a complaint if it is no success."""
+        statuses = self.wait()
+        return f"exit {statuses}: {self.output()[-500:]}" if any(statuses) else ""
 
-class RealJob:
-    """The same from a new interpreter, or from torchrun where there are several processes."""
-
-    def __init__(
-        self, module: str, arguments: Sequence[str], folder: Path, num_processes: int = 1
-    ) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        launcher = []
-        if num_processes > 1:
-            launcher = ["torch.distributed.run", "--nproc-per-node", str(num_processes)]
-            launcher += ["--master-port", str(_free_port()), "-m"]
-        environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-        self.path = folder / "output.txt"
-        with self.path.open("w") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", *launcher, module, *arguments],
-                stdout=output,
-                stderr=output,
-                env=environment,
-                start_new_session=True,
-            )
-
-    def is_running(self) -> bool:
-        """Whether the command is."""
-        return self._process.poll() is None
-
-    def signal(self, number: signal.Signals) -> None:
-        """Sends a signal to the launcher and to all that it started."""
-        if self.is_running():
-            # torchrun's workers have sessions of their own: they would outlive its death.
-            for pid in (self._process.pid, *_descendants(self._process.pid)):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, number)
-
-    def wait(self, patience: float = PATIENCE) -> list[int | None]:
-        """The exit status; None if it had not ended."""
-        try:
-            self._process.wait(patience)
-        except subprocess.TimeoutExpired:
-            self.signal(signal.SIGKILL)
-            self._process.wait()
-            return [None]
-        return [self._process.returncode]
-
-    def output(self) -> str:
-        """What has been written, on both channels."""
-        return self.path.read_text()
-
-
-def run(module: str, arguments: Sequence[str], folder: Path, num_processes: int = 1) -> None:
-    """Runs a command that must succeed.
-
-    Raises:
-        RuntimeError: it does not; the message is its output.
-    """
-    job = Job(module, arguments, folder, num_processes)
-    statuses = job.wait()
-    if any(status != 0 for status in statuses):
-        raise RuntimeError(f"{module} {' '.join(arguments)} gave {statuses}: {job.output()}")
+    def wrong_refusal(self, *texts: str) -> str:
+        """Waits for the end; a complaint unless it is status 2 and one line with these texts."""
+        statuses, lines = self.wait(), error_lines(self.output())
+        is_one_line = len(lines) == 1 and lines[0].startswith("error: ")
+        if statuses == [2] and is_one_line and all(text in lines[0] for text in texts):
+            return ""
+        return f"exit {statuses} in place of one line with {texts}: {lines[-3:]}"
 
 
 def error_lines(output: str) -> list[str]:
@@ -166,46 +114,87 @@ def error_lines(output: str) -> list[str]:
     return [line for line in lines if line.strip() and "%|" not in line]
 
 
-def _descendants(pid: int) -> list[int]:
-    children: dict[int, list[int]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parent = int(path.read_text().rpartition(")")[2].split()[1])
-            children.setdefault(parent, []).append(int(path.parent.name))
-    found = [pid]
-    for own in found:
-        found += children.get(own, [])
-    return found[1:]
-
-
-def _free_port() -> int:
+def free_port() -> str:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+        return str(listener.getsockname()[1])
 
 
-def run_command(
-    module: str,
-    arguments: list[str],
+def rank_environment(rank: int, num_processes: int, port: str) -> dict[str, str]:
+    """Variables that a launcher would set for one of several processes on a CPU."""
+    environment = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    if num_processes > 1:
+        environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        environment |= {"WORLD_SIZE": str(num_processes), "LOCAL_WORLD_SIZE": str(num_processes)}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return environment
+
+
+def leave_room(room: int) -> None:
+    """Lets this process take so many bytes more of private data (not: pages of mapped files)."""
+    status = Path("/proc/self/status").read_text()
+    (used,) = re.findall(r"VmData:\s+(\d+) kB", status)
+    limit = int(used) * 1024 + room
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
+
+
+def files_up_to(size: int) -> Callable[[], None]:
+    """No file of the process may exceed a size; stands for a disk without space."""
+    return functools.partial(
+        resource.setrlimit, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY)
+    )
+
+
+def in_child(function: Callable[[], str], memory: int, seconds: int) -> str:
+    """Runs a function in a fork of this process; its result, or how it ended without one.
+
+    Args:
+        function: to be run.
+        memory: bytes of address space that it may take beyond what this process has.
+        seconds: of processor time; ten times as long may pass on the clock.
+    """
+    reading, writing = os.pipe()
+    with warnings.catch_warnings():
+        # torch has threads, of which the child needs none.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        try:
+            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (used + memory, used + memory))
+            resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+            signal.alarm(10 * seconds)
+            os.write(writing, function().encode(errors="replace")[:60_000])
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        outcome = pipe.read().decode(errors="replace")
+    _, status = os.waitpid(child, 0)
+    return outcome or f"ended with status {status}"
+
+
+def _run_command(
+    launcher: list[str],
+    command: list[str],
     output: Path,
-    environment: Mapping[str, str] = MappingProxyType({}),
-    file_size: int | None = None,
-    user: int | None = None,
+    environment: dict[str, str],
+    prepare: Callable[[], object] | None,
+    is_real: bool,
 ) -> None:
-    """`python -m module arguments` in this process; the arguments are those of `Job`."""
     torch.set_num_threads(1)
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ.update(environment)
-    if file_size is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, resource.RLIM_INFINITY))
-    if user is not None:
-        os.setuid(user)
-    sys.argv = [module, *arguments]
-    sys.modules.pop(module, None)  # it will be run, not imported
+    if prepare is not None:
+        prepare()
+    if is_real:
+        os.execv(sys.executable, [sys.executable, "-m", *launcher, *command])
+    sys.argv = command
+    sys.modules.pop(command[0], None)  # it will be run, not imported
     try:
-        runpy.run_module(module, run_name="__main__")
+        runpy.run_module(command[0], run_name="__main__")
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

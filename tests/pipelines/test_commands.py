@@ -6,7 +6,6 @@ import runpy
 import shutil
 import sys
 from collections.abc import Callable
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +18,7 @@ from safetensors.torch import load, save, save_file
 
 from pipelines.demo import demo
 from pipelines.generation import ImageGenerationPipeline
-from tests import workers
+from tests.faults.jobs import Job, files_up_to
 from tests.tiny_runs import (
     CrashError,
     assert_same_run,
@@ -70,23 +69,6 @@ def assert_refused(ended: Ended, *parts: str) -> None:
     assert lines[0].startswith("error: ")
     for part in parts:
         assert part in lines[0]
-
-
-@pytest.fixture
-def run_on_full_disk(processes: ForkServerContext, tmp_path: Path) -> Run:
-    """Runs a command in a process in which no file may grow beyond some bytes."""
-
-    def run_there(file_size: int, name: str, *arguments: str | Path) -> Ended:
-        output = tmp_path / "output.txt"
-        words = [*map(str, arguments)]
-        process = processes.Process(
-            target=workers.command, args=(f"pipelines.{name}", words, output, file_size)
-        )
-        process.start()
-        process.join()
-        return Ended(process.exitcode or 0, "", output.read_text())
-
-    return run_there
 
 
 def write_image(path: Path, seed: int = 0) -> Path:
@@ -187,10 +169,11 @@ def test_generate_writes_the_images_of_the_pipeline_whatever_batch_size_and_numb
 
 @pytest.mark.parametrize("count", ["1", "40"])
 def test_a_full_disk_ends_generate_with_one_line(
-    count: str, tiny_run: Path, tmp_path: Path, run_on_full_disk: Run
+    count: str, tiny_run: Path, tmp_path: Path
 ) -> None:
     options = ["--output-dir", tmp_path / "out", "--num-images", count, "--batch-size", "2"]
-    assert_refused(run_on_full_disk(300, "generate", tiny_run, *options), "File too large")
+    job = Job("pipelines.generate", [tiny_run, *options], tmp_path, prepare=files_up_to(300))
+    assert job.wrong_refusal("File too large") == ""
     assert len(list((tmp_path / "out").iterdir())) < 10
 
 
@@ -293,7 +276,7 @@ def test_evaluate_refuses_what_it_cannot_measure(
 
 @pytest.mark.parametrize("stage", ["tokenizer", "prior"])
 def test_a_full_disk_gives_one_line_and_what_was_saved_stays(
-    stage: str, run: Run, tiny_run: Path, cache_dir: Path, tmp_path: Path, run_on_full_disk: Run
+    stage: str, run: Run, tiny_run: Path, cache_dir: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
     if stage == "prior":
@@ -304,7 +287,9 @@ def test_a_full_disk_gives_one_line_and_what_was_saved_stays(
     command = f"train_{stage}", config.output_dir / "config.json"
     for file_size in (20_000, 45_000):  # too little for a preview, for the optimizer's state
         before = weight_files(config.output_dir / "state")
-        assert_refused(run_on_full_disk(file_size, *command), "File too large")
+        limit = files_up_to(file_size)
+        job = Job(f"pipelines.{command[0]}", command[1:], tmp_path, prepare=limit)
+        assert job.wrong_refusal("File too large") == ""
         assert weight_files(config.output_dir / "state") == before
         assert not list(config.output_dir.rglob("*tmp*"))
     assert run(*command).status == 0

@@ -98,7 +98,7 @@ def test_images_have_the_mode_of_their_channels(
 def test_images_are_encoded_decoded_and_reconstructed(pipeline: ImageGenerationPipeline) -> None:
     images = torch.rand(2, 3, 16, 16) * 2 - 1
     indices = pipeline.encode(images)
-    assert [own.shape for own in indices] == [(2, 2, 2, 2), (2, 1, 4, 4)]
+    assert [group.shape for group in indices] == [(2, 2, 2, 2), (2, 1, 4, 4)]
     torch.testing.assert_close(pipeline.decode(indices), pipeline.reconstruct(images))
     assert not torch.equal(pipeline.decode(indices, 1), pipeline.decode(indices))
     assert pipeline.to("cpu").device == torch.device("cpu")
@@ -166,5 +166,5 @@ def test_a_changed_weight_makes_another_tokenizer(
 
 def test_models_in_training_mode_are_put_to_use(pipeline: ImageGenerationPipeline) -> None:
     expected = drawn(pipeline, 2)
-    own = ImageGenerationPipeline(pipeline.tokenizer.train(), pipeline.prior.train())
-    assert torch.equal(drawn(own, 2), expected)
+    again = ImageGenerationPipeline(pipeline.tokenizer.train(), pipeline.prior.train())
+    assert torch.equal(drawn(again, 2), expected)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from pipelines.evaluation.metrics import MIN_IMAGES, SSIM_WINDOW
+from pipelines.evaluation.metrics import MIN_IMAGES
+from pipelines.evaluation.similarity import SSIM_WINDOW
 from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
 from prior.ordering import CodeOrdering
 from tokenizer.code_maps import code_maps_of

@@ -2,18 +2,20 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from pipelines.config import TokenizerRecipe
@@ -21,20 +23,13 @@ from pipelines.data.codes import extract_codes
 from pipelines.data.sources import load_images
 from pipelines.evaluation.reconstruction import measure_reconstruction
 from pipelines.generate import GenerateConfig, generate
-from pipelines.processes import gather_shares, own_share, seed_everything, sum_over_processes
+from pipelines.processes import gather_shares, own_share, seed_everything
 from pipelines.train_prior import train_prior
-from pipelines.training.loop import make_accelerator
 from tests import workers
+from tests.faults.jobs import free_port
 from tests.tiny_runs import first_gradients, logged, prior_run, tokenizer_run
 from tests.workers import train_and_record
 from tokenizer import Tokenizer
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
 
 CLOSED_FORM = TokenizerRecipe(likelihood="closed_form")
 """Not a mean over images: the processes have to share the error."""
@@ -47,11 +42,9 @@ class Shared(NamedTuple):
     together: Path
 
     def files(self, name: str) -> list[dict[str, torch.Tensor]]:
-        """Of the one process, then of the two."""
-        return [
-            load_file(self.alone / f"{name}_0.safetensors"),
-            *(load_file(self.together / f"{name}_{rank}.safetensors") for rank in (0, 1)),
-        ]
+        """Of the one process, if it left any, then of the two."""
+        paths = [*self.alone.glob(f"{name}_0.*"), *sorted(self.together.glob(f"{name}_*.*"))]
+        return [load_file(path) for path in paths]
 
 
 @pytest.fixture(scope="module")
@@ -73,17 +66,12 @@ def shared(
         (folder / "prior" / "tokenizer").symlink_to(tiny_run / "tokenizer")
         prior = prior_run(folder / "prior", **training)
         network = prior.prior.model_copy(update={"dropout": 0.0, "label_dropout": 0.0})
-        runs.append(
-            (
-                baseline.model_copy(update={"tokenizer": tokenizer, "recipe": CLOSED_FORM}),
-                prior.model_copy(update={"prior": network}),
-            )
-        )
+        baseline = baseline.model_copy(update={"tokenizer": tokenizer, "recipe": CLOSED_FORM})
+        runs.append((baseline, prior.model_copy(update={"prior": network})))
     port = free_port()
     started = [
         processes.Process(
-            target=workers.share_the_work,
-            args=(rank, 2, port, *runs[1], tiny_run, folders[1]),
+            target=workers.share_the_work, args=(rank, 2, port, *runs[1], tiny_run, folders[1])
         )
         for rank in (0, 1)
     ]
@@ -91,9 +79,8 @@ def shared(
         process.start()
     train_and_record(runs[0][0], folders[0])  # meanwhile
     train_prior(runs[0][1])
-    generate(
-        GenerateConfig(run_dir=tiny_run, output_dir=folders[0] / "images", num_images=5, seed=1)
-    )
+    images = {"output_dir": folders[0] / "images", "num_images": 5, "seed": 1}
+    generate(GenerateConfig(run_dir=tiny_run, **images))
     while any(process.is_alive() for process in started):
         time.sleep(0.05)
         if any(process.exitcode for process in started):  # the other one would wait for it
@@ -107,47 +94,38 @@ def shared(
 def test_two_processes_train_to_the_batches_of_one(shared: Shared) -> None:
     alone, *parts = (own["items"] for own in shared.files("items"))
     assert alone.shape == (1, 4)
-    together = torch.stack(parts, dim=-1).flatten(1)  # ranks take turns
-    assert torch.equal(together, alone)
-
-
-def test_the_start_from_the_data_is_the_same_on_all_processes(shared: Shared) -> None:
-    alone, *parts = shared.files("start")
-    for part in parts:
-        assert part.keys() == alone.keys()
-        assert all(torch.equal(part[name], alone[name]) for name in alone)
+    assert torch.equal(torch.stack(parts, dim=-1).flatten(1), alone)  # ranks take turns
 
 
 def test_weights_and_codebooks_are_equal_on_both_processes_and_as_with_one(shared: Shared) -> None:
+    start, *starts = shared.files("start")
     alone, first, second = shared.files("end")
-    assert any("codebook" in name for name in alone)
+    name = "top_down.groups.0.quantizer.codebook_0"
+    assert not torch.equal(start[name], first[name])
     for name, expected in alone.items():
+        assert all(torch.equal(own[name], start[name]) for own in starts), name
         assert torch.equal(first[name], second[name]), name
         if "codebook" in name or "mean_" in name:
             torch.testing.assert_close(first[name], expected, rtol=1e-4, atol=1e-6)
-    name = "top_down.groups.0.quantizer.codebook_0"
-    assert not torch.equal(shared.files("start")[0][name], first[name])
 
 
 @pytest.mark.parametrize("stage", ["baseline/tokenizer", "prior/prior"])
-def test_two_processes_follow_the_gradient_of_one(shared: Shared, stage: str) -> None:
-    alone = first_gradients(shared.alone / stage)
-    together = first_gradients(shared.together / stage)
+def test_two_processes_follow_the_gradient_of_one_and_leave_one_log(
+    shared: Shared, stage: str
+) -> None:
+    folders = [folder / stage for folder in shared]
+    alone, together = map(first_gradients, folders)
     assert together.keys() == alone.keys()
     for name, gradient in alone.items():
         torch.testing.assert_close(together[name], gradient, rtol=1e-4, atol=1e-6)
-
-
-def test_two_processes_leave_one_log(shared: Shared) -> None:
-    for stage in ("baseline/tokenizer", "prior/prior"):
-        alone, together = logged(shared.alone / stage), logged(shared.together / stage)
-        assert [(own["step"], own["phase"]) for own in together] == [
-            (own["step"], own["phase"]) for own in alone
-        ]
-        # The validation set is shared, its numbers are of the whole.
-        for name, value in alone[-1].items():
-            if name not in ("phase", "codebook_usage", "perplexity"):
-                assert together[-1][name] == pytest.approx(value, rel=1e-2), name
+    alone, together = map(logged, folders)
+    assert [(own["step"], own["phase"]) for own in together] == [
+        (own["step"], own["phase"]) for own in alone
+    ]
+    # The validation set is shared, its numbers are of the whole.
+    for name, value in alone[-1].items():
+        if name not in ("phase", "codebook_usage", "perplexity"):
+            assert together[-1][name] == pytest.approx(value, rel=1e-2), name
 
 
 def test_reconstruction_counts_every_item_once(
@@ -158,53 +136,53 @@ def test_reconstruction_counts_every_item_once(
     items = np.arange(len(validation) - 1)
     errors, usage = measure_reconstruction(tokenizer, validation, items, Accelerator())
     assert [int(counts.sum()) for counts in usage.counts] == [31 * 4, 31 * 4, 31 * 16]
-    for rank in (0, 1):
-        theirs = load_file(shared.together / f"reconstruction_{rank}.safetensors")
+    for theirs in shared.files("reconstruction"):
         assert torch.equal(theirs["counts"], torch.stack(usage.counts))
         torch.testing.assert_close(theirs["errors"], torch.stack(errors))
 
 
-def test_two_processes_extract_the_codes_of_one(
-    shared: Shared, tiny_run: Path, cache_dir: Path, tmp_path: Path
+def test_two_processes_extract_the_codes_and_generate_the_files_of_one(
+    shared: Shared, tiny_run: Path, cache_dir: Path
 ) -> None:
     tokenizer = Tokenizer.from_pretrained(tiny_run / "tokenizer" / "model")
     images = load_images(tokenizer_run(tiny_run, cache_dir).data, "train")
-    extract_codes(tokenizer, images, tmp_path, Accelerator(), flips=True, keeps_latents=False)
-    (alone,), (together,) = tmp_path.iterdir(), (shared.together / "codes").iterdir()
-    assert alone.name == together.name
-    for name in ("indices_0.npy", "indices_1.npy"):  # the manifest holds the time
-        assert (alone / name).read_bytes() == (together / name).read_bytes()
+    codes = shared.alone / "codes"
+    extract_codes(tokenizer, images, codes, Accelerator(), flips=True, keeps_latents=False)
+    for folder, count in (("codes", 2), ("images", 7)):
+        alone, together = (
+            {
+                path.name: path.read_bytes()
+                for path in (own / folder).rglob("*.*")
+                if path.name != "facts.json"  # which holds times
+            }
+            for own in shared
+        )
+        assert alone == together
+        assert len(alone) == count
 
 
-def test_two_processes_generate_the_files_of_one(shared: Shared) -> None:
-    names = sorted(path.name for path in (shared.alone / "images").iterdir())
-    assert names == [
-        *(f"{number:06d}.png" for number in range(5)),
-        "contact_sheet.png",
-        "settings.json",
-    ]
-    assert names == sorted(path.name for path in (shared.together / "images").iterdir())
-    for name in names:
-        alone, together = (folder / "images" / name for folder in shared)
-        assert alone.read_bytes() == together.read_bytes()
+def test_sums_are_exact(shared: Shared) -> None:
+    assert [own["total"].tolist() for own in shared.files("sums")] == [[2**41 + 1]] * 2
 
 
-def test_shares_are_put_back_in_order_and_sums_are_exact(shared: Shared) -> None:
-    for rank in (0, 1):
-        theirs = load_file(shared.together / f"shares_{rank}.safetensors")
-        assert theirs["squares"].tolist() == [0, 1, 4, 9, 16]
-        assert theirs["total"].tolist() == [2**41 + 1]
+# Any number of processes
 
 
-# One process
+@given(st.integers(1, 5), st.integers(1, 12))
+def test_every_item_belongs_to_one_process_and_comes_back_in_order(world: int, count: int) -> None:
+    sent: list[torch.Tensor] = []
 
+    def gather(rows: torch.Tensor) -> torch.Tensor:
+        sent.append(rows)  # what the processes before this one have sent, and then zeros
+        return torch.cat(sent + [torch.zeros_like(rows)] * (world - len(sent)))
 
-def test_one_process_has_everything(cache_dir: Path) -> None:
-    accelerator = make_accelerator(tokenizer_run(Path(), cache_dir))
-    assert own_share(accelerator, 5).tolist() == [0, 1, 2, 3, 4]
-    rows = torch.arange(5)
-    assert torch.equal(gather_shares(accelerator, rows, 5), rows)
-    assert torch.equal(sum_over_processes(accelerator, rows), rows)
+    for rank in range(world):
+        accelerator = Mock(
+            spec=Accelerator, num_processes=world, process_index=rank, device="cpu", gather=gather
+        )
+        share = torch.from_numpy(own_share(accelerator, count))
+        gathered = gather_shares(accelerator, share, count)
+    assert torch.equal(gathered, torch.arange(count))
 
 
 def test_the_seed_is_a_function_of_all_its_numbers() -> None:
@@ -223,14 +201,9 @@ def test_processes_of_torchrun_find_each_other_without_a_gpu_or_a_variable(tmp_p
         "from pipelines.processes import new_accelerator\n"
         "print(f'{new_accelerator().num_processes} found')\n"
     )
-    environment = dict(os.environ, PYTHONPATH=str(Path(__file__).parents[2]))
-    environment["CUDA_VISIBLE_DEVICES"] = ""
+    environment = os.environ | {"PYTHONPATH": ".", "CUDA_VISIBLE_DEVICES": ""}
     del environment["ACCELERATE_USE_CPU"]
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(script)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=environment,
-    )
-    assert done.stdout.count("2 found") == 2
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(script)]
+    root = Path(__file__).parents[2]
+    output = subprocess.run(command, cwd=root, env=environment, check=True, capture_output=True)
+    assert output.stdout.count(b"2 found") == 2

@@ -94,11 +94,13 @@ def test_the_likeliest_codes_are_those_of_the_guided_forward(
 
 def test_another_structure_of_x_transformers_is_named_before_sampling() -> None:
     changes: dict[str, Callable[[Any], None]] = {
-        "pre_norm of Decoder is False": lambda own: setattr(own, "pre_norm", False),
-        "causal of layer 2 is 'nothing'": lambda own: delattr(own.layers[2][1], "causal"),
-        r"layer 1 has .*1\.ff\.3\.bias": lambda own: own.layers[1][1].ff.append(nn.Linear(2, 2)),
-        r"activation GELU.*, not SiLU": lambda own: setattr(
-            own.layers[1][1].ff[0], "act", nn.GELU()
+        "pre_norm of Decoder is False": lambda decoder: setattr(decoder, "pre_norm", False),
+        "causal of layer 2 is 'nothing'": lambda decoder: delattr(decoder.layers[2][1], "causal"),
+        r"layer 1 has .*1\.ff\.3\.bias": lambda decoder: decoder.layers[1][1].ff.append(
+            nn.Linear(2, 2)
+        ),
+        r"activation GELU.*, not SiLU": lambda decoder: setattr(
+            decoder.layers[1][1].ff[0], "act", nn.GELU()
         ),
     }
     for message, change in changes.items():

@@ -1,5 +1,6 @@
 """What is cached, decoded images and codes: whole or refused, and not read at each start."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -180,28 +181,33 @@ def test_times_may_be_recorded_several_times_at_once(entry: Path) -> None:
         assert {path.name for path in entry.iterdir()} == {"facts.json", *files}
 
 
-@pytest.fixture
-def limit_file_size() -> Iterator[Callable[[int], None]]:
-    """Writing more bytes than that into a file fails, much as on a full disk."""
+@contextlib.contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """Writing more bytes than that into a file fails, much as on a full disk.
+
+    Not a fixture: the reports of pytest may go into a file, too.
+    """
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGXFSZ, handler)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_where_times_cannot_be_recorded_each_start_reads_all_and_says_so(
     open_cached: Callable[[Path], object],
     entry: Path,
-    limit_file_size: Callable[[int], None],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     copy_without_times(entry)
     before = snapshot(entry)
-    limit_file_size(10)
     for _ in range(2):
         caplog.clear()
-        open_cached(entry.parent)
+        with files_up_to(10):
+            open_cached(entry.parent)
         assert f"{entry}: cannot record that it is whole, so each start reads all" in caplog.text
     assert snapshot(entry) == before
 
@@ -225,10 +231,10 @@ def test_a_cache_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 
 
 def test_no_space_left_is_an_error_of_the_system_and_leaves_nothing_behind(
-    tmp_path: Path, limit_file_size: Callable[[int], None]
+    tmp_path: Path,
 ) -> None:
-    limit_file_size(100_000)
-    with pytest.raises(OSError, match=f"File too large: '{tmp_path}/shapes-train-"):
+    match = f"File too large: '{tmp_path}/shapes-train-"
+    with files_up_to(100_000), pytest.raises(OSError, match=match):
         load_images(DataConfig(num_images=40, cache_dir=tmp_path), "train")
     assert list(tmp_path.iterdir()) == []
 

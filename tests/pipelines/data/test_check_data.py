@@ -14,7 +14,6 @@ from pipelines.check_data import CheckDataConfig, Report, check_data, describe, 
 from pipelines.check_data import main as check_data_command
 from pipelines.config import DataConfig
 from pipelines.data.sources import load_images
-from tests.faults import data as trials
 from tests.image_files import flip_bit
 from tokenizer.storage.errors import InputError
 
@@ -197,12 +196,3 @@ def test_the_command_verifies_a_cache_with_a_folder_or_alone(tmp_path: Path, run
         f"delete {entry} and start again"
     ]
     assert run()[2] == ["error: folder must be given, unless --verify is"]
-
-
-@pytest.mark.slow
-def test_fuzzed_files_neither_crash_nor_hang_and_are_treated_as_check_data_says(
-    tmp_path: Path,
-) -> None:
-    tally = trials.run(tmp_path, 80, seed=1)
-    assert tally.notes == []
-    assert (tally.tried, tally.survived, tally.lost) == (80, 80, 0)

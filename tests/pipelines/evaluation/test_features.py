@@ -1,16 +1,17 @@
 """Feature extractors."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
@@ -27,23 +28,13 @@ from pipelines.evaluation.features import (
     TimmExtractor,
     load_extractor,
 )
+from pipelines.images import to_pil
 from tokenizer.storage.errors import InputError
-
-SHARED = Path(os.environ.get("HQVAE_SHARED", Path(__file__).parents[3] / "../shared"))
-MOBILENET = SHARED / "weights" / "mobilenetv2_100.tf-same.safetensors"
 
 
 def random_images(seed: int, *shape: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
 
 
 @pytest.fixture(scope="module")
@@ -102,68 +93,55 @@ def test_an_inception_file_gives_the_features_of_torch_fidelity(
     assert output.logits.shape == (2, 1008)
 
 
-def test_other_weights_than_the_published_ones_are_not_called_inception(
-    inception: InceptionExtractor,
-) -> None:
-    sha256 = inception.protocol["weights_sha256"]
-    assert inception.name == f"Inception-{str(sha256)[:8]}"
-    assert inception.suffix == f"-{inception.name}"
-
-
-def test_the_published_weights_are_called_inception(
+def test_only_the_published_weights_are_called_inception(
     random_inception: Path, inception: InceptionExtractor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(features, "INCEPTION_SHA256", inception.protocol["weights_sha256"])
-    extractor = InceptionExtractor(random_inception)
-    assert extractor.name == "Inception"
-    assert extractor.suffix == ""
+    sha256 = str(inception.protocol["weights_sha256"])
+    assert inception.name == f"Inception-{sha256[:8]}"
+    assert inception.suffix == f"-{inception.name}"
+    monkeypatch.setattr(features, "INCEPTION_SHA256", sha256)
+    published = InceptionExtractor(random_inception)
+    assert (published.name, published.suffix) == ("Inception", "")
 
 
-def test_a_failed_inception_download_says_which_file_to_put_where(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a download of `tmp_path/published.pth` lands."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(features, "INCEPTION_URL", (tmp_path / "absent.pth").as_uri())
-    with pytest.raises(InputError) as raised:
+    monkeypatch.setattr(features, "INCEPTION_URL", (tmp_path / "published.pth").as_uri())
+    return tmp_path / "hub" / "checkpoints" / features.INCEPTION_FILE
+
+
+def test_a_failed_inception_download_says_which_file_to_put_where(download: Path) -> None:
+    with pytest.raises(InputError, match=r"give its path as extractor\.weights") as raised:
         load_extractor(ExtractorConfig())
-    message = str(raised.value)
-    assert f"put it at {tmp_path / 'hub' / 'checkpoints' / features.INCEPTION_FILE}" in message
-    assert "give its path as extractor.weights" in message
-    assert "\n" not in message
+    assert f"put it at {download}" in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
 def test_a_download_of_another_file_is_rejected_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    download: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "other.pth").write_bytes(b"another file")
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(features, "INCEPTION_URL", (tmp_path / "other.pth").as_uri())
+    (tmp_path / "published.pth").write_bytes(b"another file")
     with pytest.raises(InputError, match="what came is another file"):
         load_extractor(ExtractorConfig())
-    assert not list((tmp_path / "hub" / "checkpoints").iterdir())
+    assert not list(download.parent.iterdir())
 
 
-def test_a_download_is_kept_and_used_again(
+def test_a_download_is_kept_used_again_and_refused_when_damaged(
     random_inception: Path,
     inception: InceptionExtractor,
+    download: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(features, "INCEPTION_SHA256", inception.protocol["weights_sha256"])
-    monkeypatch.setattr(features, "INCEPTION_URL", random_inception.as_uri())
+    published = tmp_path / "published.pth"
+    published.symlink_to(random_inception)
     assert load_extractor(ExtractorConfig()).name == "Inception"
-    monkeypatch.setattr(features, "INCEPTION_URL", (tmp_path / "absent.pth").as_uri())
+    published.unlink()
     assert load_extractor(ExtractorConfig()).name == "Inception"
-
-
-def test_a_damaged_file_at_the_download_location_is_rejected(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    path = tmp_path / "hub" / "checkpoints" / features.INCEPTION_FILE
-    path.parent.mkdir(parents=True)
-    path.write_bytes(b"half a file")
+    download.write_bytes(b"half a file")
     with pytest.raises(InputError, match=r"is damaged: its SHA-256 is .*; delete it"):
         load_extractor(ExtractorConfig())
 
@@ -183,26 +161,27 @@ def test_an_inception_file_with_code_is_rejected_unexecuted(
     assert not Path("executed").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 torn"])
-def test_a_damaged_inception_file_is_named(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "damaged.pth"
-    path.write_bytes(content)
-    with pytest.raises(InputError, match=r"damaged\.pth is damaged") as raised:
-        InceptionExtractor(path)
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "weights.pth is damaged"),
+        (b"PK\x03\x04 torn", "weights.pth is damaged"),
+        ({"fc.weight": torch.zeros(2, 2)}, "weights.pth holds no Inception weights"),
+        ([1, 2], "weights.pth holds no Inception weights"),
+        (None, "weights.pth: no such file; FID needs weights-inception"),
+    ],
+)
+def test_what_holds_no_inception_weights_is_named_on_one_line(
+    content: Any, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "weights.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
+    with pytest.raises(InputError, match=message) as raised:
+        load_extractor(ExtractorConfig(weights=path))
     assert "\n" not in str(raised.value)
-
-
-@pytest.mark.parametrize("content", [{"fc.weight": torch.zeros(2, 2)}, [1, 2], {"a": 1}])
-def test_weights_of_another_network_are_rejected_on_one_line(tmp_path: Path, content: Any) -> None:
-    torch.save(content, tmp_path / "other.pth")
-    with pytest.raises(InputError, match=r"other\.pth holds no Inception weights") as raised:
-        InceptionExtractor(tmp_path / "other.pth")
-    assert "\n" not in str(raised.value)
-
-
-def test_an_absent_inception_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"absent\.pth: no such file; FID needs weights-inception"):
-        load_extractor(ExtractorConfig(weights=tmp_path / "absent.pth"))
 
 
 def test_timm_features_are_the_pooled_ones_before_the_classifier(
@@ -220,6 +199,9 @@ def test_timm_features_are_the_pooled_ones_before_the_classifier(
         feature_map = model.forward_features(((resized + 1) / 2 - mean) / std)
         pooled = feature_map.mean(dim=(2, 3))
         logits = pooled @ model.classifier.weight.T + model.classifier.bias
+    assert small.suffix == "-test_efficientnet"
+    assert small.protocol["weights"] == small_weights.name
+    assert small.protocol["resize"] == "bicubic, antialiased, to a square"
     output = small(images)
     torch.testing.assert_close(output.features, pooled, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(output.logits, logits, rtol=1e-4, atol=1e-5)
@@ -270,14 +252,14 @@ def test_gray_images_count_as_three_equal_channels(
 
 
 @pytest.mark.parametrize("channels", [2, 4])
-def test_images_with_alpha_are_refused(small: TimmExtractor, channels: int) -> None:
-    with pytest.raises(InputError, match=f"channels must be 1 or 3 .*, got {channels}"):
-        small(random_images(4, 1, channels, 32, 32))
-
-
-def test_float_images_are_refused(small: TimmExtractor) -> None:
-    with pytest.raises(TypeError, match="UInt8"):
-        small(torch.rand(1, 3, 32, 32))
+def test_images_with_alpha_are_composited_on_white(small: TimmExtractor, channels: int) -> None:
+    images = random_images(4, 1, channels, 32, 32)
+    picture = to_pil(images[0]).convert("RGBA")
+    white = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    on_white = torch.from_numpy(np.array(white.convert("RGB"))).movedim(-1, 0)[None]
+    composited = features.composite_on_white(images)
+    assert (composited.int() - on_white.int()).abs().max() <= 1  # Pillow rounds twice
+    torch.testing.assert_close(small(images), small(composited), rtol=0, atol=0)
 
 
 def test_an_extractor_stays_frozen_in_evaluation_mode_and_float32(small: TimmExtractor) -> None:
@@ -290,17 +272,6 @@ def test_an_extractor_stays_frozen_in_evaluation_mode_and_float32(small: TimmExt
         after = small(images)
     assert after.features.dtype == after.logits.dtype == torch.float32
     torch.testing.assert_close(after, before, rtol=0, atol=0)
-
-
-def test_the_protocol_tells_model_weights_and_resize(
-    small: TimmExtractor, small_weights: Path
-) -> None:
-    assert small.name == "test_efficientnet"
-    assert small.suffix == "-test_efficientnet"
-    assert small.protocol["weights"] == small_weights.name
-    assert len(str(small.protocol["weights_sha256"])) == 64
-    assert small.protocol["resize"] == "bicubic, antialiased, to a square"
-    assert small.protocol["image_size"] == 32
 
 
 @pytest.mark.parametrize(
@@ -342,23 +313,3 @@ def test_an_image_size_that_the_model_does_not_take_fails_before_work_starts(
 def test_options_of_timm_are_refused_with_inception(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=f"{next(iter(fields))} applies to kind 'timm' alone"):
         ExtractorConfig(**fields)
-
-
-def test_a_config_survives_json() -> None:
-    config = ExtractorConfig(kind="timm", weights=Path("a.safetensors"), mean=(0.5, 0.5, 0.5))
-    assert ExtractorConfig.model_validate_json(config.model_dump_json()) == config
-
-
-@pytest.mark.skipif(not MOBILENET.is_file(), reason=f"{MOBILENET} is absent (set HQVAE_SHARED)")
-def test_the_shared_mobilenet_gives_1280_features_under_its_own_name() -> None:
-    halves = (0.5, 0.5, 0.5)
-    config = ExtractorConfig(
-        kind="timm", weights=MOBILENET, pad_type="same", mean=halves, std=halves
-    )
-    extractor = load_extractor(config)
-    assert extractor.suffix == "-MobileNetV2"
-    output = extractor(random_images(6, 2, 3, 32, 32))
-    assert output.features.shape == (2, 1280)
-    assert output.logits.shape == (2, 1000)
-    # ReLU6 before the pooling.
-    assert 0 <= output.features.min() <= output.features.max() <= 6

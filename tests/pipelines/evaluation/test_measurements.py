@@ -1,8 +1,8 @@
 """Measurements of a run: complete, stored with their protocol, and refused where impossible."""
 
-import dataclasses
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,6 +27,7 @@ from pipelines.evaluation.measurements import (
     evaluate_reconstruction,
 )
 from pipelines.evaluation.metrics import frechet_distance
+from pipelines.evaluation.protocol import Protocol
 from pipelines.generation import ImageGenerationPipeline, SamplingConfig
 from pipelines.images import to_float
 from pipelines.train_tokenizer import train_tokenizer
@@ -67,24 +68,28 @@ def extractor(tmp_path_factory: pytest.TempPathFactory) -> FeatureExtractor:
     )
 
 
-def generation(
+@pytest.fixture(scope="module")
+def measure(
     pipeline: ImageGenerationPipeline,
     splits: tuple[ImageDataset, ImageDataset],
     extractor: FeatureExtractor,
-    **config: object,
-) -> Results:
-    return evaluate_generation(
-        pipeline, *splits, extractor, EvaluationConfig(**config), Accelerator()
-    )
+) -> Callable[..., Results]:
+    """Measures generations with the given options, or reconstructions of a tokenizer."""
+
+    def run(
+        tokenizer: Tokenizer | None = None, by: FeatureExtractor = extractor, **options: object
+    ) -> Results:
+        others = (*splits, by, EvaluationConfig(**options), Accelerator())
+        if tokenizer is not None:
+            return evaluate_reconstruction(tokenizer, *others)
+        return evaluate_generation(pipeline, *others)
+
+    return run
 
 
 @pytest.fixture(scope="module")
-def results(
-    pipeline: ImageGenerationPipeline,
-    splits: tuple[ImageDataset, ImageDataset],
-    extractor: FeatureExtractor,
-) -> Results:
-    return generation(pipeline, splits, extractor, num_images=32, seed=5)
+def results(measure: Callable[..., Results]) -> Results:
+    return measure(num_images=32, seed=5)
 
 
 def test_generations_are_measured_under_the_extractors_own_name(results: Results) -> None:
@@ -109,8 +114,9 @@ def test_each_number_carries_its_protocol(
     assert protocol["settings"]["tokenizer_hash"] == pipeline.tokenizer.content_hash()
     assert protocol["settings"]["prior_hash"] == pipeline.prior.content_hash()
     assert protocol["settings"]["KID_subset_size"] == 32
-    assert "torch-fidelity" in protocol["versions"]
-    json.dumps(results)
+    assert {"torch", "torch-fidelity", "torchvision", "timm"} <= protocol["versions"].keys()
+    stored = Protocol.model_validate_json(json.dumps(protocol))
+    assert stored.model_dump(mode="json") == json.loads(json.dumps(protocol))
 
 
 def test_the_distance_is_that_of_the_images_that_generate_would_write(
@@ -119,8 +125,10 @@ def test_the_distance_is_that_of_the_images_that_generate_would_write(
     splits: tuple[ImageDataset, ImageDataset],
     extractor: FeatureExtractor,
 ) -> None:
-    images = pipeline(32, seed=5, output="tensor", progress=False)
-    reference = splits[0].images_at(chosen_items(len(splits[0]), 32, 5))
+    items = chosen_items(len(splits[0]), 32, 5)
+    labels = splits[0].labels[items].tolist()
+    images = pipeline(32, labels, seed=5, output="tensor", progress=False)
+    reference = splits[0].images_at(items)
     distance = frechet_distance(extractor(images).features, extractor(reference).features)
     assert results["FD-test_resnet"]["value"] == pytest.approx(distance, rel=1e-4)
 
@@ -131,7 +139,7 @@ def test_the_floor_compares_the_other_split_at_the_same_number(
     entry = results["FD-test_resnet floor"]
     assert entry["protocol"]["num_images"] == 32
     assert entry["protocol"]["sampling"] == {}
-    assert entry["protocol"]["settings"]["their_hash"] == splits[1].fingerprint
+    assert entry["protocol"]["settings"]["images_hash"] == splits[1].fingerprint
     one, other = (own.images_at(chosen_items(len(own), 32, 5)) for own in splits)
     floor = frechet_distance(extractor(other).features, extractor(one).features)
     assert entry["value"] == pytest.approx(floor, rel=1e-4)
@@ -139,14 +147,10 @@ def test_the_floor_compares_the_other_split_at_the_same_number(
 
 
 def test_generations_may_be_compared_with_the_validation_images(
-    pipeline: ImageGenerationPipeline,
-    splits: tuple[ImageDataset, ImageDataset],
-    extractor: FeatureExtractor,
+    measure: Callable[..., Results], splits: tuple[ImageDataset, ImageDataset]
 ) -> None:
     sampling = SamplingConfig(temperature=(1.0, 0.9, 0.8), top_k=(None, 4, 4))
-    results = generation(
-        pipeline, splits, extractor, num_images=20, reference="validation", sampling=sampling
-    )
+    results = measure(num_images=20, reference="validation", sampling=sampling)
     protocol = results["FD-test_resnet"]["protocol"]
     assert protocol["reference_hash"] == splits[1].fingerprint
     assert protocol["sampling"]["temperature"] == [1.0, 0.9, 0.8]
@@ -155,31 +159,18 @@ def test_generations_may_be_compared_with_the_validation_images(
 
 @pytest.mark.parametrize("num_images", [1, 19])
 def test_too_few_images_are_refused_before_any_is_drawn(
-    num_images: int,
-    pipeline: ImageGenerationPipeline,
-    splits: tuple[ImageDataset, ImageDataset],
-    extractor: FeatureExtractor,
+    num_images: int, measure: Callable[..., Results]
 ) -> None:
     with pytest.raises(InputError, match=f"num_images must be >= 20 .*, got {num_images}"):
-        generation(pipeline, splits, extractor, num_images=num_images)
-    with pytest.raises(InputError, match=f"num_images must be >= 20 .*, got {num_images}"):
-        evaluate_reconstruction(
-            pipeline.tokenizer,
-            *splits,
-            extractor,
-            EvaluationConfig(num_images=num_images),
-            Accelerator(),
-        )
+        measure(num_images=num_images)
 
 
 def test_reconstructions_are_measured_on_the_validation_images(
+    measure: Callable[..., Results],
     pipeline: ImageGenerationPipeline,
     splits: tuple[ImageDataset, ImageDataset],
-    extractor: FeatureExtractor,
 ) -> None:
-    results = evaluate_reconstruction(
-        pipeline.tokenizer, *splits, extractor, EvaluationConfig(), Accelerator()
-    )
+    results = measure(pipeline.tokenizer)
     assert results.keys() == RECONSTRUCTION
     protocol = results["RMSE"]["protocol"]
     assert protocol["reference_hash"] == splits[1].fingerprint
@@ -195,18 +186,14 @@ def test_reconstructions_are_measured_on_the_validation_images(
     json.dumps(results)
 
 
-def test_a_baseline_has_no_bound(
-    tmp_path: Path,
-    cache_dir: Path,
-    splits: tuple[ImageDataset, ImageDataset],
-    extractor: FeatureExtractor,
+def test_a_baseline_has_the_bound_of_its_nearest_codes(
+    measure: Callable[..., Results], tmp_path: Path, cache_dir: Path
 ) -> None:
     train_tokenizer(tokenizer_run(tmp_path, cache_dir, "tiny-baseline", total_steps=1))
-    tokenizer = Tokenizer.from_pretrained(tmp_path / "tokenizer" / "model")
-    results = evaluate_reconstruction(
-        tokenizer, *splits, extractor, EvaluationConfig(), Accelerator()
-    )
-    assert results.keys() == RECONSTRUCTION - {"bound_bits_per_dim"}
+    results = measure(Tokenizer.from_pretrained(tmp_path / "tokenizer" / "model"))
+    assert results.keys() == RECONSTRUCTION
+    settings = results["bound_bits_per_dim"]["protocol"]["settings"]
+    assert settings["bound_posterior"] == "a point mass at the nearest codes"
 
 
 def test_images_are_chosen_by_the_seed_each_once(
@@ -220,10 +207,10 @@ def test_images_are_chosen_by_the_seed_each_once(
 
 
 def test_an_own_classifier_says_what_share_is_of_the_class_asked_for(
-    pipeline: ImageGenerationPipeline, splits: tuple[ImageDataset, ImageDataset]
+    measure: Callable[..., Results], splits: tuple[ImageDataset, ImageDataset]
 ) -> None:
     classifier = train_classifier(splits[0], 60, Accelerator())
-    results = generation(pipeline, splits, classifier, num_images=32)
+    results = measure(by=classifier, num_images=32)
     agreement = results["class agreement-OwnClassifier"]["value"]
     of_real_images = results["class agreement-OwnClassifier of real images"]["value"]
     assert 0 <= agreement <= 1
@@ -233,20 +220,14 @@ def test_an_own_classifier_says_what_share_is_of_the_class_asked_for(
     assert not any("FID" in name for name in results)
 
 
-def test_images_with_alpha_have_no_features(
-    pipeline: ImageGenerationPipeline,
-    splits: tuple[ImageDataset, ImageDataset],
-    extractor: FeatureExtractor,
-) -> None:
-    alpha = [dataclasses.replace(own, images=own.images[..., :2]) for own in splits]
-    with pytest.raises(InputError, match="channels must be 1 or 3 to extract features, got 2"):
-        generation(pipeline, (alpha[0], alpha[1]), extractor, num_images=32)
-
-
 def test_results_are_written_and_shown(results: Results, tmp_path: Path) -> None:
-    write_results(tmp_path, "python -m pipelines.evaluate x", {"generation": results})
+    write_results(
+        tmp_path / "evaluation", "python -m pipelines.evaluate x", {"generation": results}
+    )
     written = json.loads((tmp_path / "evaluation" / "generation.json").read_text())
     assert written == {"command": "python -m pipelines.evaluate x", "metrics": results}
     lines = table({"generation": results}).splitlines()
     assert lines[0] == "generation"
-    assert len(lines) == 1 + len(results)
+    assert len(lines) == 1 + len(results) + 1
+    assert lines[1].endswith(" N = 32")
+    assert lines[-1].startswith("  FD-test_resnet, FD-test_resnet floor: 32 images are too few")

@@ -1,8 +1,6 @@
 """Distances, errors of reconstructions, use of the codes."""
 
-import json
 import math
-from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -22,21 +20,11 @@ from pipelines.evaluation.metrics import (
     generation_metrics,
     image_errors,
     metric_name,
-    metric_settings,
     perplexity,
     reconstruction_metrics,
 )
-from pipelines.evaluation.protocol import Protocol
 from tokenizer.config import CodeMapConfig
 from tokenizer.storage.errors import InputError
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
 
 
 def normal(seed: int, *shape: int) -> Tensor:
@@ -86,14 +74,6 @@ def test_the_distance_of_full_covariances_has_its_closed_form(seed: int, dim: in
     )
 
 
-@pytest.mark.parametrize("num_images", [10, 100])
-def test_a_set_is_at_distance_zero_from_itself_even_with_fewer_images_than_features(
-    num_images: int,
-) -> None:
-    features = normal(0, num_images, 40)
-    assert frechet_distance(features, features) == pytest.approx(0, abs=1e-4)
-
-
 def test_the_distance_ignores_the_order_of_images_and_sides() -> None:
     features_a, features_b = normal(0, 50, 5), 2 * normal(1, 60, 5)
     expected = frechet_distance(features_a, features_b)
@@ -106,26 +86,14 @@ def test_float32_features_far_from_zero_keep_their_distance() -> None:
 
 
 def test_only_inception_gives_metrics_without_a_suffix() -> None:
-    generated, reference = outputs(0, 30), outputs(1, 30)
-    assert set(generation_metrics(generated, reference, "Inception", 0)) == {
-        "FID",
-        "IS",
-        "KID",
-        "precision",
-        "recall",
-    }
-    assert set(generation_metrics(generated, reference, "MobileNetV2", 0)) == {
-        "FD-MobileNetV2",
-        "IS-MobileNetV2",
-        "KID-MobileNetV2",
-        "precision-MobileNetV2",
-        "recall-MobileNetV2",
-    }
-
-
-def test_reconstructions_have_names_of_their_own() -> None:
+    names = ["FD", "IS", "KID", "precision", "recall"]
+    for extractor, expected in (
+        ("Inception", ["FID", *names[1:]]),
+        ("MobileNetV2", [f"{name}-MobileNetV2" for name in names]),
+    ):
+        metrics = generation_metrics(outputs(0, 30), outputs(1, 30), extractor, 0)
+        assert sorted(metrics) == sorted(expected)
     assert metric_name("rFD", "Inception") == "rFID"
-    assert metric_name("rFD", "MobileNetV2") == "rFD-MobileNetV2"
     assert metric_name("FD", "Inception-0a1b2c3d") == "FD-Inception-0a1b2c3d"
 
 
@@ -181,10 +149,13 @@ def test_precision_is_of_the_generated_and_recall_of_the_reference_images() -> N
     assert metrics["recall"] < 0.5 < metrics["precision"]
 
 
-def test_metrics_of_identical_sets_are_perfect() -> None:
-    same = outputs(0, 50)
+@pytest.mark.parametrize("num_images", [25, 100])
+def test_metrics_of_identical_sets_are_perfect_even_with_fewer_images_than_features(
+    num_images: int,
+) -> None:
+    same = outputs(0, num_images, dim=40)
     metrics = generation_metrics(same, same, "Inception", 0)
-    assert metrics["FID"] == pytest.approx(0, abs=1e-5)
+    assert metrics["FID"] == pytest.approx(0, abs=1e-4)
     assert metrics["precision"] == metrics["recall"] == 1
 
 
@@ -195,31 +166,13 @@ def test_metrics_are_a_function_of_the_seed() -> None:
     assert generation_metrics(generated, reference, "Inception", 6)["KID"] != first["KID"]
 
 
-def test_metrics_print_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    generation_metrics(outputs(0, 30), outputs(1, 30), "Inception", 0)
-    assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize(
-    ("sizes", "message"),
-    [
-        ((19, 30), "num_images must be >= 20 for IS and KID"),
-        ((30, 19), "reference images must be >= 20"),
-    ],
-)
-def test_too_few_images_are_reported(sizes: tuple[int, int], message: str) -> None:
-    with pytest.raises(InputError, match=f"{message}.*, got 19"):
-        check_num_images(*sizes)
-    with pytest.raises(InputError, match=message):
-        generation_metrics(outputs(0, sizes[0]), outputs(1, sizes[1]), "Inception", 0)
+def test_too_few_images_are_reported() -> None:
     check_num_images(MIN_IMAGES, MIN_IMAGES)
+    for sizes, message in (((19, 30), "num_images"), ((30, 19), "reference images")):
+        with pytest.raises(InputError, match=f"{message} must be >= 20.*"):
+            generation_metrics(outputs(0, sizes[0]), outputs(1, sizes[1]), "Inception", 0)
     with pytest.raises(InputError, match=r"num_images must be >= 2 .*, got 1"):
         frechet_distance(normal(0, 5, 3), normal(1, 1, 3))
-
-
-def test_the_settings_tell_the_subset_size_of_small_sets() -> None:
-    assert metric_settings(5000, 5000, 0)["KID_subset_size"] == 1000
-    assert metric_settings(5000, 300, 0)["KID_subset_size"] == 300
 
 
 def uint8_images(seed: int, *shape: int) -> Tensor:
@@ -228,15 +181,14 @@ def uint8_images(seed: int, *shape: int) -> Tensor:
 
 
 def literal_ssim(image_a: np.ndarray, image_b: np.ndarray) -> float:
-    """Wang et al. 2004 on one channel in [0, 1], by loops; borders are mirrored."""
+    """Wang et al. 2004 on one channel in [0, 1], by loops, where the window fits."""
     offsets = np.arange(-5, 6)
     window = np.exp(-(offsets[:, None] ** 2 + offsets[None, :] ** 2) / (2 * 1.5**2))
     window /= window.sum()
-    padded_a, padded_b = (np.pad(image, 5, mode="reflect") for image in (image_a, image_b))
     values = []
-    for i in range(image_a.shape[0]):
-        for j in range(image_a.shape[1]):
-            a, b = padded_a[i : i + 11, j : j + 11], padded_b[i : i + 11, j : j + 11]
+    for i in range(image_a.shape[0] - 10):
+        for j in range(image_a.shape[1] - 10):
+            a, b = image_a[i : i + 11, j : j + 11], image_b[i : i + 11, j : j + 11]
             mean_a, mean_b = (window * a).sum(), (window * b).sum()
             variance_a = (window * (a - mean_a) ** 2).sum()
             variance_b = (window * (b - mean_b) ** 2).sum()
@@ -248,7 +200,7 @@ def literal_ssim(image_a: np.ndarray, image_b: np.ndarray) -> float:
     return float(np.mean(values))
 
 
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", [1, 4])
 def test_image_errors_equal_their_literal_definitions(channels: int) -> None:
     reference = uint8_images(0, 2, channels, 13, 16)
     noise = uint8_images(1, 2, channels, 13, 16).int() % 21 - 10
@@ -260,33 +212,29 @@ def test_image_errors_equal_their_literal_definitions(channels: int) -> None:
         assert errors.rmse[i].item() == pytest.approx(mean_squared_error**0.5, rel=1e-12)
         assert errors.psnr[i].item() == pytest.approx(10 * math.log10(1 / mean_squared_error))
         expected = np.mean([literal_ssim(*pair) for pair in zip(a, b, strict=True)])
-        assert errors.ssim[i].item() == pytest.approx(float(expected), abs=1e-5)
+        assert errors.ssim[i].item() == pytest.approx(float(expected), abs=1e-12)
 
 
 @pytest.mark.parametrize("level", [1, 128, 200, 250])
-def test_ssim_of_almost_flat_images_is_off_by_less_than_three_thousandths(level: int) -> None:
-    # The variances are differences of almost equal float32 numbers here.
+def test_ssim_of_almost_flat_images_is_exact(level: int) -> None:
+    # The variances are differences of almost equal numbers here.
     reference = torch.full((1, 1, 16, 16), level, dtype=torch.uint8)
     reference[..., 8:] += 1
     reconstruction = reference.flip(-1)
     pair = (image[0, 0].double().numpy() / 255 for image in (reference, reconstruction))
     ssim = image_errors(reference, reconstruction).ssim.item()
-    assert ssim == pytest.approx(literal_ssim(*pair), abs=3e-3)
+    assert ssim == pytest.approx(literal_ssim(*pair), abs=1e-9)
 
 
-def test_an_image_is_without_error_against_itself() -> None:
+def test_an_image_is_without_error_against_itself_and_black_is_farthest_from_white() -> None:
     images = uint8_images(0, 3, 3, 16, 16)
-    errors = image_errors(images, images)
-    assert (errors.rmse == 0).all()
-    assert (errors.psnr == math.inf).all()
-    torch.testing.assert_close(errors.ssim, torch.ones(3, dtype=torch.float64))
-
-
-def test_black_against_white_is_the_largest_error() -> None:
-    black = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
-    errors = image_errors(black, 255 - black)
-    assert errors.rmse.item() == 1
-    assert errors.psnr.item() == 0
+    same = image_errors(images, images)
+    assert (same.rmse == 0).all()
+    assert (same.psnr == math.inf).all()
+    torch.testing.assert_close(same.ssim, torch.ones(3, dtype=torch.float64))
+    opposite = image_errors(images * 0, images * 0 + 255)
+    assert (opposite.rmse == 1).all()
+    assert (opposite.psnr == 0).all()
 
 
 @settings(deadline=None, max_examples=10)
@@ -370,31 +318,17 @@ def test_perplexity_lies_between_one_and_the_number_of_used_codes(counts: list[i
     assert 1 <= perplexity(torch.tensor(counts)) <= len(shares) * (1 + 1e-9)
 
 
-def test_uniform_use_has_the_perplexity_and_bits_of_the_codebook() -> None:
-    usage = CodeUsage(MAPS)
-    usage.counts = [torch.full((size,), 6) for size in (4, 8, 16)]
-    assert usage.perplexity() == pytest.approx([4, 8, 16])
-    assert usage.usage() == [1, 1, 1]
-    assert usage.nominal_bits() == pytest.approx([6 * 2, 24 * 3, 24 * 4])
-    assert usage.marginal_bits() == pytest.approx(usage.nominal_bits())
-
-
-def test_a_single_used_code_costs_no_bits() -> None:
-    usage = CodeUsage(MAPS)
-    usage.update([torch.zeros_like(group) for group in random_indices(0, 3)])
-    assert usage.perplexity() == [1, 1, 1]
-    assert usage.usage() == [1 / 4, 1 / 8, 1 / 16]
-    assert usage.marginal_bits() == [0, 0, 0]
-    assert str(usage.marginal_bits()[0]) == "0.0"
-
-
-def test_batch_means_of_the_perplexity_are_not_what_is_reported() -> None:
-    # Two batches with one code each: the set uses two.
-    usage = CodeUsage(MAPS)
-    zeros = [torch.zeros_like(group) for group in random_indices(0, 3)]
-    usage.update(zeros)
-    usage.update([group + 1 for group in zeros])
-    assert usage.perplexity() == pytest.approx([2, 2, 2])
+def test_uniform_use_has_all_bits_of_the_codebook_and_a_single_code_none() -> None:
+    uniform, single = CodeUsage(MAPS), CodeUsage(MAPS)
+    uniform.counts = [torch.full((size,), 6) for size in (4, 8, 16)]
+    assert uniform.perplexity() == pytest.approx([4, 8, 16])
+    assert uniform.usage() == [1, 1, 1]
+    assert uniform.nominal_bits() == pytest.approx([6 * 2, 24 * 3, 24 * 4])
+    assert uniform.marginal_bits() == pytest.approx(uniform.nominal_bits())
+    single.update([torch.zeros_like(group) for group in random_indices(0, 3)])
+    assert single.perplexity() == [1, 1, 1]
+    assert single.usage() == [1 / 4, 1 / 8, 1 / 16]
+    assert str(single.marginal_bits()) == "[0.0, 0.0, 0.0]"
 
 
 def test_an_index_outside_its_codebook_is_caught() -> None:
@@ -402,24 +336,3 @@ def test_an_index_outside_its_codebook_is_caught() -> None:
     indices[0][0, 0, 0, 0] = 4
     with pytest.raises(AssertionError, match="outside its codebook"):
         CodeUsage(MAPS).update(indices)
-
-
-def test_each_number_carries_its_protocol_through_json() -> None:
-    protocol = Protocol(
-        reference="shapes, validation, 32 pixels",
-        reference_hash="0" * 64,
-        num_reference_images=300,
-        num_images=5000,
-        seed=0,
-        extractor={"extractor": "MobileNetV2", "image_size": 96},
-        sampling={"temperature": 1.0, "top_k": None},
-        settings=dict(metric_settings(5000, 300, 0)),
-    )
-    stored = json.loads(json.dumps(protocol.attach({"FD-MobileNetV2": 12.5, "IS": 3.0})))
-    assert stored["FD-MobileNetV2"]["value"] == 12.5
-    for entry in stored.values():
-        assert Protocol.model_validate_json(json.dumps(entry["protocol"])) == protocol
-    assert stored["IS"]["protocol"]["settings"]["KID_subset_size"] == 300
-    assert {"torch", "torch-fidelity", "torchvision", "timm"} <= set(
-        stored["IS"]["protocol"]["versions"]
-    )

@@ -17,7 +17,7 @@ def test_all_processes_save_when_one_of_them_is_asked_to_stop(
     number: signal.Signals, tmp_path: Path
 ) -> None:
     run = new_run(tmp_path, "run", "tokenizer")
-    job = Job(run.module, run.arguments, tmp_path / "output", 2)
+    job = Job(*run.command, num_processes=2)
     deadline = time.monotonic() + PATIENCE
     while run.last_step() < 2 and job.is_running() and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -1,7 +1,6 @@
 """Files from strangers: refused before memory is taken, and never executed."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,6 @@ from safetensors.torch import save_file
 
 from prior import Prior, PriorConfig
 from prior.config import PriorNetworkConfig
-from tests.faults import checkpoints
-from tests.faults.crafted import Crafted
 from tokenizer import InputError, Tokenizer, hq_vae
 from tokenizer.config import BackboneConfig, CodeMapConfig, NetworkConfig
 from tokenizer.storage.untrusted import StoredTensor, parse_json, read_header, read_json, shortened
@@ -139,30 +136,3 @@ def test_a_loaded_model_uses_no_random_numbers_more_than_a_built_one(tmp_path: P
         build()
         draws.append(torch.rand(1))
     assert draws[0] == draws[1]
-
-
-# Counted trials
-
-
-def test_crafted_folders_are_refused_without_memory_or_a_pickle(tmp_path: Path) -> None:
-    tally = checkpoints.run(tmp_path, 40, seed=1)
-    assert tally.tried == 40
-    assert tally.lost == 0, tally.notes
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited by address space")
-def test_a_trial_sees_memory_and_pickles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def allocate(folder: Path) -> None:
-        torch.zeros(2**30)
-
-    def unpickle(folder: Path) -> None:
-        torch.save({"a": Crafted("x")}, tmp_path / "file")
-        torch.load(tmp_path / "file", weights_only=False)
-
-    for function, event in ((allocate, "alloc"), (unpickle, "pickle.find_class")):
-        monkeypatch.setattr(Tokenizer, "from_pretrained", function)
-        outcome = checkpoints.in_child(checkpoints.load, tmp_path)
-        assert event in outcome
-        assert checkpoints.judge(outcome, Crafted("x", is_valid=True))
-    for outcome in ("loaded", "refused: a\nb", "refused: " + "x" * 10_000):
-        assert checkpoints.judge(outcome, Crafted("x"))
