@@ -27,7 +27,8 @@ def test_a_loss_from_outside_is_minimized_and_its_terms_are_logged(
     tmp_path: Path, cache_dir: Path
 ) -> None:
     assert len(inspect.getsource(AbsoluteError).splitlines()) <= 40
-    loss: TokenizerLoss = AbsoluteError()
+    loss = AbsoluteError()
+    assert isinstance(loss, TokenizerLoss)
     config = tokenizer_run(tmp_path / "run", cache_dir)
     accelerator = make_accelerator(config)
     stage = TokenizerStage(config, accelerator, loss=loss)
