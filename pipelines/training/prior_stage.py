@@ -1,5 +1,6 @@
 """Stage two for the training loop: cached codes, the prior's likelihood, samples."""
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
 
+from pipelines.class_labels import listed
 from pipelines.config import PriorRunConfig
 from pipelines.data.codes import CodeDataset
 from pipelines.data.dataset import ImageDataset, chosen_items, image_shape
@@ -27,6 +29,8 @@ from pipelines.training.stage import Stage
 from prior import Conditioner, Prior, PriorConfig, sample, sample_generators
 from tokenizer import Tokenizer
 from tokenizer.storage.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 NUM_PICTURED = 32
 
@@ -81,6 +85,7 @@ def make_prior(
             network=config.prior,
             code_maps=tokenizer.code_maps(*image_shape(images)[1:]),
             num_classes=len(images.class_names) if config.is_class_conditional else 0,
+            class_names=tuple(images.class_names) if config.is_class_conditional else (),
             has_custom_conditioner=conditioner is not None,
             tokenizer_hash=tokenizer.content_hash(),
         ),
@@ -127,6 +132,8 @@ class PriorStage(Stage[LoadedCodes, CodeBatch]):
         self.batch_size = batch_size_without_gradient(config.training, accelerator)
         self.num_codes = sum(own.depth * own.height * own.width for own in model.config.code_maps)
         self.num_items = codes.num_images
+        if model.config.class_names and accelerator.is_main_process:
+            logger.info("classes: %s", listed(model.config.class_names))
 
     def load(self, items: np.ndarray, is_flipped: np.ndarray) -> LoadedCodes:
         """Codes, labels and, if posteriors are asked for, the latents."""

@@ -108,7 +108,7 @@ def test_the_main_job_from_training_to_numbers(run: Run, extractor: list[str]) -
     assert run("generate", "runs/tiny", "--output-dir", "out", "--num-images", "5").status == 0
     names = sorted(path.name for path in Path("out").iterdir())
     images = [*(f"{number:06d}.png" for number in range(5)), "contact_sheet.png"]
-    assert names == [*images, "settings.json"]
+    assert names == [*images, "labels.json", "settings.json"]
     ended = run("evaluate", "runs/tiny", "--num-images", "20", *extractor)
     assert ended.status == 0
     assert "FD-test_resnet floor" in ended.out
