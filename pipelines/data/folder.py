@@ -61,7 +61,7 @@ def folder_source(config: DataConfig, split: Split) -> ImageSource:
         validation = match_classes(listing, other)
         chosen = listing if split == "train" else validation
         how = f"{split} {len(chosen.names)} files"
-    return _source(f"folder-{split}", chosen, how, config, split)
+    return _source(chosen, how, config, split)
 
 
 def whole_folder_source(config: DataConfig, root: Path, field: str) -> ImageSource:
@@ -76,15 +76,15 @@ def whole_folder_source(config: DataConfig, root: Path, field: str) -> ImageSour
     rows = [row for row, name in enumerate(listing.names) if name not in SHEETS]
     if len(rows) < len(listing.names):
         logger.warning("%s: left out %s", printable(root), " and ".join(SHEETS))
-    return _source("images", listing.choose(rows), f"{len(rows)} files", config, "validation")
+    return _source(listing.choose(rows), f"{len(rows)} files", config, None)
 
 
 def _source(
-    name: str, chosen: FolderListing, how: str, config: DataConfig, split: Split
+    chosen: FolderListing, how: str, config: DataConfig, split: Split | None
 ) -> ImageSource:
     conversion = describe_conversion(config.image_size, config.channels, config.white_value)
     return ImageSource(
-        name=name,
+        name=f"folder-{split or 'whole'}",
         description=(
             f"{chosen.root}, {how}, {len(chosen.class_names) or 'no'} classes; {conversion}"
         ),
@@ -139,7 +139,9 @@ def decode_files(
             yield results
 
 
-def _decode(listing: FolderListing, config: DataConfig, split: Split) -> Iterator[ImageBlock]:
+def _decode(
+    listing: FolderListing, config: DataConfig, split: Split | None
+) -> Iterator[ImageBlock]:
     shape = (config.image_size, config.image_size, config.channels)
     files = zip(listing.names, listing.labels, strict=True)
     read: list[str] = []
@@ -157,9 +159,10 @@ def _decode(listing: FolderListing, config: DataConfig, split: Split) -> Iterato
             elif config.skip_unreadable:
                 unreadable.append(f"{printable(name)}: {result}")
             else:
+                way_on = "set data.skip_unreadable to leave out such files"
                 raise InputError(
                     f"{printable(listing.root / name)} is not a readable image: {result}; "
-                    "set data.skip_unreadable to leave out such files"
+                    f"{way_on if split else 'repair or remove it'}"
                 ) from result
         yield ImageBlock(
             np.array(images, np.uint8).reshape(-1, *shape),
