@@ -98,8 +98,6 @@ def generate(config: GenerateConfig) -> None:
     ]
     numbers = chosen or range(prior.num_classes)
     labels = [numbers[i % len(numbers)] for i in missing] if numbers else None
-    if prior.class_names and accelerator.is_main_process:
-        logger.info("classes: %s", listed(prior.class_names))
     drawn = pipeline.draw(missing, labels, config.seed, config.sampling, config.batch_size)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -118,6 +116,8 @@ def generate(config: GenerateConfig) -> None:
         if numbers:
             _write_labels(config.output_dir, numbers, prior.class_names)
         _contact_sheet(config, max(len(config.labels), prior.num_classes))
+        if prior.class_names:
+            logger.info("classes: %s", listed(prior.class_names))
 
 
 def _image_path(config: GenerateConfig, number: int) -> Path:

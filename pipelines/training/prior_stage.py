@@ -1,6 +1,5 @@
 """Stage two for the training loop: cached codes, the prior's likelihood, samples."""
 
-import logging
 import math
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -11,7 +10,6 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
 
-from pipelines.class_labels import listed
 from pipelines.config import PriorRunConfig
 from pipelines.data.codes import CodeDataset
 from pipelines.data.dataset import ImageDataset, chosen_items, image_shape
@@ -29,8 +27,6 @@ from pipelines.training.stage import Stage
 from prior import Conditioner, Prior, PriorConfig, sample, sample_generators
 from tokenizer import Tokenizer
 from tokenizer.storage.errors import InputError
-
-logger = logging.getLogger(__name__)
 
 NUM_PICTURED = 32
 
@@ -132,8 +128,6 @@ class PriorStage(Stage[LoadedCodes, CodeBatch]):
         self.batch_size = batch_size_without_gradient(config.training, accelerator)
         self.num_codes = sum(own.depth * own.height * own.width for own in model.config.code_maps)
         self.num_items = codes.num_images
-        if model.config.class_names and accelerator.is_main_process:
-            logger.info("classes: %s", listed(model.config.class_names))
 
     def load(self, items: np.ndarray, is_flipped: np.ndarray) -> LoadedCodes:
         """Codes, labels and, if posteriors are asked for, the latents."""
