@@ -109,7 +109,7 @@ def _write(folder: Path, number: int, generator: np.random.Generator) -> Path:
         return path
     file_format, mode, options = SOUND[generator.integers(len(SOUND))]
     # A format that is not read comes under the name of one that is.
-    suffixes = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
+    suffixes = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "BMP": ".bmp", "TIFF": ".tif"}
     path = folder / f"{stem}{suffixes.get(file_format, '.png')}"
     damage = spoiled if number % 4 else _blow_up
     path.write_bytes(damage(_encoded(file_format, mode, **options), generator))
@@ -139,6 +139,8 @@ SOUND: list[tuple[str, str, dict[str, Any]]] = [
     *(("PNG", mode, {}) for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")),
     *(("JPEG", mode, {}) for mode in ("L", "RGB", "CMYK")),
     *((file_format, "RGB", {}) for file_format in ("WEBP", "GIF", "BMP", "TIFF")),
+    ("TIFF", "I;16", {"compression": "tiff_lzw"}),
+    ("BMP", "P", {}),
     *((file_format, "RGB", {"num_frames": 3}) for file_format in ("PNG", "WEBP", "GIF")),
     ("JPEG", "RGB", {"progressive": True, "exif": EXIF}),
     ("PNG", "RGB", {"exif": EXIF}),
@@ -161,6 +163,13 @@ def _blow_up(content: bytes, generator: np.random.Generator) -> bytes:
     elif content.startswith(b"\xff\xd8"):
         start = max(content.find(b"\xff\xc0"), content.find(b"\xff\xc2"))
         put(start + 5, ">HH", height, width)
+    elif content.startswith(b"BM"):
+        put(18, "<II", width, height)
+    elif content.startswith(b"II"):
+        for tag, side in ((256, width), (257, height), (322, width), (323, height)):
+            entry = content.find(struct.pack("<HHI", tag, 4, 1))
+            if entry >= 0:
+                put(entry + 8, "<I", side)
     elif content[12:16] == b"VP8L":
         bits = int.from_bytes(content[21:25], "little") >> 28 << 28
         put(21, "<I", bits | (min(width, 2**14 - 1)) | (min(height, 2**14 - 1) << 14))
