@@ -3,14 +3,19 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from benchmarks.speed import quantization
+from benchmarks.speed import quantization, sampling, training
 from benchmarks.speed.__main__ import gather, main
+from benchmarks.speed.library_cache import LibraryCache
 from benchmarks.speed.measure import Comparison, measure, peak_memory
 from benchmarks.speed.report import write_report
+from benchmarks.speed.sampling import NoCache
+from prior import Condition, IncrementalDecoder
+from tests.prior.small_priors import assert_close, random_indices, trained_prior
 
 
 def waiting(calls: list[str], name: str) -> Callable[[], Callable[[], None]]:
@@ -37,10 +42,31 @@ def test_peak_memory_is_what_the_call_takes_for_a_while() -> None:
     assert 0.8 * size < found < 3 * size
 
 
-def test_every_contender_of_quantization_runs() -> None:
-    for comparison in quantization.comparisons("tiny"):
+@pytest.mark.parametrize("part", [quantization, sampling, training])
+def test_every_contender_runs(part: Any) -> None:
+    for comparison in part.comparisons("tiny"):
         for set_up in comparison.contenders.values():
             set_up()()
+        if part is sampling:
+            assert next(iter(comparison.contenders)) == "static cache"
+            assert comparison.details["bytes_moved"] > 4 * comparison.details["parameters"]
+
+
+@pytest.mark.parametrize("order", ["coarse_to_fine", "cell"])
+def test_all_caches_give_the_same_logits(order: str) -> None:
+    prior = trained_prior(order, condition="none")
+    codes = prior.ordering.flatten(random_indices(prior, 2))
+    with torch.no_grad():
+        decoder = IncrementalDecoder(prior, Condition(), 2)
+        caches = [decoder, LibraryCache(prior, 2), NoCache(prior, 2)]
+    for step, slot in prior.ordering.mask.nonzero().tolist():
+        with torch.no_grad():
+            first, *others = [cache.next_logits() for cache in caches]
+        for logits in others:
+            assert_close([logits], [first], 1e-5)
+        with torch.no_grad():
+            for cache in caches:
+                cache.append(codes[:, step, slot])
 
 
 def test_the_table_is_written_from_what_was_gathered(tmp_path: Path) -> None:

@@ -33,12 +33,6 @@ def test_flops_of_a_wide_prior_are_six_per_parameter_and_position() -> None:
     assert facts["flops_per_image"] == pytest.approx(6 * facts["parameters"] * 64, rel=0.1)
 
 
-def test_every_contender_takes_a_step() -> None:
-    for comparison in training.comparisons("tiny"):
-        for set_up in comparison.contenders.values():
-            set_up()()
-
-
 def test_both_loops_are_probed() -> None:
     found = training.measurements("tiny")
     assert found.keys() == {"stage one", "stage two"}
