@@ -15,16 +15,17 @@ from pydantic import Field, PositiveInt, ValidationError
 from torch import Tensor
 from tqdm import tqdm
 
+from pipelines.class_labels import Labels, class_numbers
 from pipelines.images import to_pil, to_uint8
 from pipelines.prefetch import one_ahead
 from prior import Conditioner, Prior, Sampler, sample_generators
 from prior.config import MAX_GUIDANCE
+from prior.sampling import NUM_CANDIDATES
 from tokenizer import Tokenizer
-from tokenizer.fields import Temperature
+from tokenizer.fields import Temperature, check_whole
 from tokenizer.storage.configs import StrictConfig, describe_validation_error
 from tokenizer.storage.errors import InputError
 
-Labels = int | Sequence[int] | Tensor | None
 ConditionInputs = Tensor | Sequence[Any]
 """What a prior's conditioner takes: a row per image."""
 Probability = Annotated[float, Field(gt=0, le=1)]
@@ -50,7 +51,7 @@ class SamplingConfig(StrictConfig):
             InputError: a value is out of range.
         """
         for name, value in values.items():
-            if isinstance(value, Sequence):
+            if isinstance(value, Sequence) and not isinstance(value, str):
                 values[name] = tuple(value)
         try:
             return cls(**values)
@@ -82,20 +83,24 @@ class ImageGenerationPipeline:
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, conditioner: Conditioner | None = None
+        cls,
+        folder: str | Path,
+        conditioner: Conditioner | None = None,
+        dtype: torch.dtype | None = None,
     ) -> "ImageGenerationPipeline":
         """Loads a run, or what `save_pretrained` wrote, onto the CPU.
 
         A prior that was built with a conditioner of the user's needs one of the same structure,
-        whose weights are filled.
+        whose weights are filled. `dtype` is that of the weights, float32, float16 or bfloat16;
+        None takes them as they were saved. Codes are chosen in float32 or above in any case.
 
         Raises:
             InputError: there is no checkpoint, or one that does not fit.
         """
         folder = Path(folder)
         return cls(
-            Tokenizer.from_pretrained(model_folder(folder / "tokenizer")),
-            Prior.from_pretrained(model_folder(folder / "prior"), conditioner=conditioner),
+            Tokenizer.from_pretrained(model_folder(folder / "tokenizer"), dtype),
+            Prior.from_pretrained(model_folder(folder / "prior"), dtype, conditioner=conditioner),
         )
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -126,6 +131,7 @@ class ImageGenerationPipeline:
         guidance_scale: float = 1.0,
         condition: ConditionInputs | None = None,
         known: Sequence[Tensor] | None = None,
+        num_candidates: int = NUM_CANDIDATES,
         batch_size: int = 64,
         progress: bool = True,
         output: Literal["pil", "tensor"] = "pil",
@@ -134,15 +140,22 @@ class ImageGenerationPipeline:
 
         Args:
             num_images: how many.
-            labels: a class for all, or one for each image; None takes the classes in turn.
+            labels: a class for all, or one for each image, by number or name; None takes the
+                classes in turn.
             seed: of all random numbers.
             temperature: > 0; below 1 gives likelier codes. A number, or one per layer.
             top_k: draw from the k likeliest codes only. A number, or one per layer.
             top_p: draw from the smallest set of this probability only. A number, or one per layer.
             guidance_scale: classifier-free guidance; 1 = off.
             condition: what the prior's conditioner takes instead of labels, a row for each image.
-            known: indices to keep, per group (num_images, depth, h, w), -1 where to draw.
-            batch_size: images at a time; changes memory and speed alone.
+            known: indices to keep, per group (num_images, depth, h, w), -1 where to draw. The
+                rest is drawn given all of them: exactly where they come first in the prior's order
+                (a whole coarser map in coarse_to_fine), elsewhere (in the cell order) approximately
+                by weighing candidates.
+            num_candidates: of each image where known codes come after drawn ones: so many times the
+                work. The more, the nearer to the true conditional distribution; with 1 known codes
+                that come later are not seen.
+            batch_size: images, or candidates for them, at a time; changes memory and speed alone.
             progress: show a bar.
             output: Pillow images, or one uint8 tensor.
 
@@ -151,15 +164,21 @@ class ImageGenerationPipeline:
         """
         if output not in ("pil", "tensor"):
             raise InputError(f"output must be 'pil' or 'tensor', got {output!r}")
-        if num_images < 1:
-            raise InputError(f"num_images must be >= 1, got {num_images}")
+        check_whole("num_images", num_images, 1)
         sampling = SamplingConfig.checked(
             temperature=temperature, top_k=top_k, top_p=top_p, guidance_scale=guidance_scale
         )
         batches = []
         with tqdm(total=num_images, unit="image", disable=not progress) as bar:
             for batch in self.draw(
-                range(num_images), labels, seed, sampling, batch_size, known, condition
+                range(num_images),
+                labels,
+                seed,
+                sampling,
+                batch_size,
+                known,
+                condition,
+                num_candidates,
             ):
                 batches.append(batch)
                 bar.update(len(batch))
@@ -175,6 +194,7 @@ class ImageGenerationPipeline:
         batch_size: int = 64,
         known: Sequence[Tensor] | None = None,
         condition: ConditionInputs | None = None,
+        num_candidates: int = NUM_CANDIDATES,
     ) -> Iterator[UInt8[Tensor, "batch channels height width"]]:
         """Generates the images with these indices, batch by batch: a share of a larger series.
 
@@ -184,17 +204,26 @@ class ImageGenerationPipeline:
         Raises:
             InputError: an argument is out of range; at once, if it can be known before sampling.
         """
-        if batch_size < 1:
-            raise InputError(f"batch_size must be >= 1, got {batch_size}")
-        for group in known or ():
-            if len(group) != len(image_indices):
-                raise InputError(f"known must hold {len(image_indices)} images, got {len(group)}")
+        for name, value, least in (
+            ("seed", seed, 0),
+            ("batch_size", batch_size, 1),
+            ("num_candidates", num_candidates, 1),
+        ):
+            check_whole(name, value, least)
         sampler = sampling if isinstance(sampling, Sampler) else self.sampler(sampling)
+        if known is not None:
+            if sampler.weighs(known, len(image_indices)):
+                batch_size = max(1, batch_size // num_candidates)
+            known = [group.to(self.device) for group in known]
         if condition is not None and labels is not None:
             raise InputError("labels must be None beside condition, got both")
-        inputs = self._labels(labels, image_indices) if condition is None else condition
+        inputs = condition
+        if condition is None:
+            inputs = class_numbers(labels, image_indices, self.prior.config)
         sampler.check(inputs, len(image_indices))
-        return self._batches(image_indices, inputs, seed, sampler, batch_size, known)
+        return self._batches(
+            image_indices, inputs, seed, sampler, batch_size, known, num_candidates
+        )
 
     @torch.inference_mode()
     def _batches(
@@ -205,6 +234,7 @@ class ImageGenerationPipeline:
         sampler: Sampler,
         batch_size: int,
         known: Sequence[Tensor] | None,
+        num_candidates: int,
     ) -> Iterator[UInt8[Tensor, "batch channels height width"]]:
         is_left = threading.Event()
 
@@ -220,6 +250,7 @@ class ImageGenerationPipeline:
                     None if inputs is None else inputs[rows],
                     sample_generators(seed, image_indices[rows]),
                     known=None if known is None else [group[rows] for group in known],
+                    num_candidates=num_candidates,
                     progress=go_on,
                 )
 
@@ -249,41 +280,19 @@ class ImageGenerationPipeline:
 
     def encode(self, images: Float[Tensor, "batch channels height width"]) -> list[Tensor]:
         """Code indices (B, depth, h, w) per group of images on [-1, 1]."""
-        return self.tokenizer.encode(images.to(self.device))
+        return self.tokenizer.encode(images)
 
     def decode(
         self, indices: Sequence[Tensor], num_layers: int | None = None
     ) -> Float[Tensor, "batch channels height width"]:
         """Images from code indices, from the first layers only if asked for."""
-        return self.tokenizer.decode([group.to(self.device) for group in indices], num_layers)
+        return self.tokenizer.decode(indices, num_layers)
 
     def reconstruct(
         self, images: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch channels height width"]:
         """Images on [-1, 1] after encoding and decoding."""
-        return self.tokenizer.reconstruct(images.to(self.device))
-
-    def _labels(self, labels: Labels, image_indices: Sequence[int]) -> Tensor | None:
-        num_classes = self.prior.config.num_classes
-        if labels is None:
-            return torch.tensor(image_indices) % num_classes if num_classes else None
-        if not num_classes:
-            raise InputError(f"labels must be None for a prior without classes, got {labels}")
-        count = len(image_indices)
-        try:
-            chosen = torch.as_tensor(labels)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"labels must be integers, got {labels!r}") from error
-        if chosen.is_floating_point() or chosen.ndim > 1:
-            raise InputError(f"labels must be integers, one for all or one each, got {labels!r}")
-        if chosen.ndim == 1 and len(chosen) != count:
-            raise InputError(f"labels must have {count} entries, got {len(chosen)}")
-        wrong = chosen[(chosen < 0) | (chosen >= num_classes)]
-        if wrong.numel():
-            raise InputError(
-                f"labels must lie in [0, {num_classes}), got {int(wrong.flatten()[0])}"
-            )
-        return chosen.long().expand(count)
+        return self.tokenizer.reconstruct(images)
 
 
 def model_folder(folder: Path) -> Path:

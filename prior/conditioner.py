@@ -23,6 +23,10 @@ class Condition(NamedTuple):
     tokens: Float[Tensor, "batch tokens width"] | None = None
     """Put before the steps in the spatial transformer's sequence, so that all steps see them."""
 
+    def repeat_interleave(self, number: int) -> "Condition":
+        """Each row so many times."""
+        return Condition(*(p if p is None else p.repeat_interleave(number, 0) for p in self))
+
 
 class Conditioner(nn.Module, ABC):
     """Makes a `Condition` of opaque inputs: a tensor or sequence with one row per image.
@@ -53,8 +57,9 @@ class Conditioner(nn.Module, ABC):
         """
         if inputs is None:
             raise InputError("condition must be given to this prior, got None")
-        if len(inputs) != batch:
-            raise InputError(f"condition must have one row for {batch} images, got {len(inputs)}")
+        rows = len(inputs) if hasattr(inputs, "__len__") else repr(inputs)
+        if rows != batch:
+            raise InputError(f"condition must have one row for {batch} images, got {rows}")
 
 
 class Unconditional(Conditioner):

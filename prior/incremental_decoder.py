@@ -123,6 +123,16 @@ class IncrementalDecoder:
             self.step, self.slot = self.step + 1, 0
             self._depth_length = 0
 
+    @torch.inference_mode()
+    def reorder(self, rows: Int[Tensor, " batch"]) -> None:
+        """Goes on with these rows in place of all; only between steps.
+
+        A row may be given several times. Rows that take each other's place must share a condition.
+        """
+        assert self.slot == 0, "a step is half done"
+        self._contents[: self.batch] = self._contents[rows]
+        self._spatial_transformer.reorder(rows, self._num_tokens + self._spatial_length)
+
     def _depth_input(self, slot: int) -> Tensor:
         """What `Prior.depth_inputs` gives at one slot of the present step."""
         slot_embedding = self.prior.slot_embedding[self._slot_type[self.step][slot]]

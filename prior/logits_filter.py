@@ -12,6 +12,11 @@ from tokenizer.fields import MAX_TEMPERATURE, MIN_TEMPERATURE
 from tokenizer.storage.errors import InputError
 
 ValueT = TypeVar("ValueT")
+KINDS = {
+    "temperature": (float, int),
+    "top_k": (int, type(None)),
+    "top_p": (float, int, type(None)),
+}
 # One value for all layers, or one per layer over all groups, coarse to fine.
 FloatPerLayer = float | Sequence[float]
 OptionalFloatPerLayer = float | Sequence[float | None] | None
@@ -70,7 +75,11 @@ def settings_per_layer(
             strict=True,
         )
     )
-    for (layer_temperature, layer_top_k, layer_top_p), size in zip(settings, sizes, strict=True):
+    for values, size in zip(settings, sizes, strict=True):
+        for (name, kinds), value in zip(KINDS.items(), values, strict=True):
+            if not isinstance(value, kinds):
+                raise InputError(f"{name} must be a number, or one per layer, got {value!r}")
+        layer_temperature, layer_top_k, layer_top_p = values
         if not MIN_TEMPERATURE <= layer_temperature <= MAX_TEMPERATURE:
             raise InputError(
                 f"temperature must be > 0, from {MIN_TEMPERATURE} to {MAX_TEMPERATURE}, "
@@ -84,7 +93,7 @@ def settings_per_layer(
 
 
 def _per_layer(name: str, value: ValueT | Sequence[ValueT], num_layers: int) -> list[ValueT]:
-    if not isinstance(value, Sequence):
+    if not isinstance(value, Sequence) or isinstance(value, str):
         return [value] * num_layers
     if len(value) != num_layers:
         raise InputError(f"{name} must hold {num_layers} values, one per layer, got {len(value)}")

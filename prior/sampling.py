@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
+from prior.candidates import Candidates
 from prior.conditioner import Condition, concatenate
 from prior.config import MAX_GUIDANCE
 from prior.cuda_graphs import CapturedSteps
@@ -20,21 +21,26 @@ from prior.logits_filter import (
     filter_logits,
     settings_per_layer,
 )
+from prior.ordering import CodeOrdering
 from prior.transformer import Prior
+from tokenizer.fields import check_whole
 from tokenizer.storage.errors import InputError
+
+NUM_CANDIDATES = 32
+"""Completions that are weighed where known codes come after drawn ones."""
 
 
 def sample_generators(seed: int, sample_indices: Sequence[int]) -> list[torch.Generator]:
     """One CPU generator per sample, a function of `seed` and that sample's index alone.
 
     Raises:
-        InputError: seed or an index is negative.
+        InputError: seed or an index is negative or not whole.
     """
+    check_whole("seed", seed)
     generators = []
     for index in sample_indices:
-        if seed < 0 or index < 0:
-            raise InputError(f"seed and sample index must be >= 0, got {seed} and {index}")
-        words = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)
+        check_whole("sample index", index)
+        words = np.random.SeedSequence([int(seed), int(index)]).generate_state(1, np.uint64)
         # manual_seed takes the range of int64.
         generators.append(torch.Generator().manual_seed(int(words[0]) >> 1))
     return generators
@@ -103,12 +109,22 @@ class Sampler:
                 f"guidance_scale must be 1 without labels or condition, got {self._guidance_scale}"
             )
 
+    def weighs(self, known: Sequence[Tensor], batch: int) -> bool:
+        """Whether some known code of `batch` images comes after one that is to be drawn.
+
+        Raises:
+            InputError: the codes do not fit.
+        """
+        codes = self._prior.ordering.flatten(_check_known(self._prior, known, batch))
+        return bool(_known_later(codes, self._prior.ordering).any())
+
     def __call__(
         self,
         inputs: Any,
         generators: Sequence[torch.Generator],
         *,
         known: Sequence[Tensor] | None = None,
+        num_candidates: int = NUM_CANDIDATES,
         progress: Callable[[int], None] | None = None,
     ) -> list[Int[Tensor, "batch _depth _height _width"]]:
         """Draws one image per generator.
@@ -120,9 +136,12 @@ class Sampler:
             inputs: What the prior's conditioner takes, a row per image: classes (B,), int64. None
                 for an unconditional prior, or for the null condition.
             generators: One CPU generator per image, see `sample_generators`.
-            known: Codes to keep, shaped like the result; -1 where one is to be drawn. A draw
-                depends on earlier codes only: this is exact conditioning where the known codes
-                come first.
+            known: Codes to keep, shaped like the result; -1 where one is to be drawn. Exact
+                conditioning where the known codes come first, as a whole coarser map does in the
+                coarse_to_fine order. Elsewhere an approximation of it, see `Candidates`, under
+                temperature and guidance but not top_k and top_p.
+            num_candidates: Of each image where known codes come after drawn ones: so many times
+                the work and memory. With 1 a draw depends on earlier codes only.
             progress: Gets the number of finished steps after each.
 
         Raises:
@@ -131,11 +150,24 @@ class Sampler:
         prior, ordering, batch = self._prior, self._prior.ordering, len(generators)
         device = prior.start.device
         self.check(inputs, batch)
+        check_whole("num_candidates", num_candidates, 1)
         codes = ordering.flatten(_check_known(prior, known, batch))
         uniforms = _uniforms(generators, ordering.num_steps * ordering.num_slots)
         uniforms = uniforms.to(device).view_as(codes)
+        candidates = None
+        is_weighed = _known_later(codes, ordering)
+        if known is not None and num_candidates > 1 and bool(is_weighed.any()):
+            others = _uniforms(generators, (num_candidates - 1) * codes[0].numel()).to(device)
+            others = others.view(batch, -1, *codes.shape[1:])
+            uniforms = torch.cat([uniforms.unsqueeze(1), others], 1).flatten(0, 1)
+            draws = _uniforms(generators, ordering.num_steps + 1).to(device)
+            candidates = Candidates(is_weighed, num_candidates, draws)
+            codes = codes.repeat_interleave(num_candidates, 0)
         with torch.inference_mode(), torch.autocast(device.type, enabled=False):
-            is_fresh = self._start(self._condition(inputs, batch), batch)
+            condition = self._condition(inputs, batch)
+            if candidates is not None:
+                condition = condition.repeat_interleave(num_candidates)
+            is_fresh = self._start(condition, len(codes))
             if device.type == "cuda" and known is None and not is_fresh:  # only on a GPU
                 if self._captured is None:
                     self._captured = CapturedSteps(ordering, self._draw_step, codes, uniforms)
@@ -143,10 +175,10 @@ class Sampler:
             else:
                 is_drawn = (codes < 0).any(0).tolist()  # read once, not once per code
                 for step in range(ordering.num_steps):
-                    self._draw_step(step, codes, uniforms, is_drawn[step])
+                    self._draw_step(step, codes, uniforms, is_drawn[step], candidates)
                     if progress is not None:
                         progress(step + 1)
-        return ordering.unflatten(codes)
+        return ordering.unflatten(codes if candidates is None else codes[candidates.final()])
 
     def _condition(self, inputs: Any, batch: int) -> Condition:
         """Conditions of the images, and behind them null conditions if there is guidance."""
@@ -174,23 +206,37 @@ class Sampler:
         return True
 
     def _draw_step(
-        self, step: int, codes: Tensor, uniforms: Tensor, is_drawn: Sequence[bool]
+        self,
+        step: int,
+        codes: Tensor,
+        uniforms: Tensor,
+        is_drawn: Sequence[bool],
+        candidates: Candidates | None = None,
     ) -> None:
         """Fills one step of `codes` (B, steps, slots) where they are negative."""
         decoder, is_guided = self._decoder, self._guidance_scale != 1
         assert decoder is not None
         for slot in range(len(self._prior.ordering.steps[step])):
             chosen = codes[:, step, slot]
-            if is_drawn[slot]:
+            is_weighed = candidates is not None and candidates.is_weighed[step][slot]
+            if is_drawn[slot] or is_weighed:
                 logits = decoder.next_logits().double()
                 if is_guided:
                     logits, null_logits = logits.chunk(2)
                     logits = null_logits + self._guidance_scale * (logits - null_logits)
-                logits = filter_logits(logits, *self._settings[decoder.layer])
+                settings = self._settings[decoder.layer]
+                if candidates is not None and is_weighed:
+                    candidates.weigh(step, slot, logits / settings[0], chosen)
+                logits = filter_logits(logits, *settings)
                 drawn = draw(logits, uniforms[:, step, slot])
                 chosen = torch.where(chosen < 0, drawn, chosen)
                 codes[:, step, slot] = chosen
             decoder.append(chosen.repeat(2) if is_guided else chosen)
+        is_last = step + 1 == len(codes[0])
+        rows = None if candidates is None or is_last else candidates.resampled(step)
+        if rows is not None:
+            codes.copy_(codes[rows])
+            decoder.reorder(torch.cat([rows, rows + len(rows)]) if is_guided else rows)
 
 
 def sample(
@@ -203,6 +249,7 @@ def sample(
     top_p: OptionalFloatPerLayer = None,
     guidance_scale: float = 1.0,
     known: Sequence[Tensor] | None = None,
+    num_candidates: int = NUM_CANDIDATES,
     progress: Callable[[int], None] | None = None,
 ) -> list[Int[Tensor, "batch _depth _height _width"]]:
     """Draws the code indices of one image per generator, in one batch.
@@ -216,7 +263,17 @@ def sample(
         top_p=top_p,
         guidance_scale=guidance_scale,
     )
-    return sampler(inputs, generators, known=known, progress=progress)
+    return sampler(
+        inputs, generators, known=known, num_candidates=num_candidates, progress=progress
+    )
+
+
+def _known_later(
+    codes: Int[Tensor, "batch steps slots"], ordering: CodeOrdering
+) -> Bool[Tensor, "batch steps slots"]:
+    """Where a code is known and an earlier one of the image is not."""
+    is_unknown = codes < 0
+    return (is_unknown.flatten(1).cumsum(1) > 0).view_as(codes) & ~is_unknown & ordering.mask
 
 
 def _uniforms(generators: Sequence[torch.Generator], number: int) -> Tensor:
@@ -238,5 +295,5 @@ def _check_known(prior: Prior, known: Sequence[Tensor] | None, batch: int) -> li
         ]
     ordering.check(known, "known", allows_unknown=True)
     if len(known[0]) != batch:
-        raise InputError(f"known must hold {batch} images, as generators, got {len(known[0])}")
+        raise InputError(f"known must hold {batch} images, got {len(known[0])}")
     return [tensor.to(device) for tensor in known]

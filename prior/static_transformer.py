@@ -6,7 +6,7 @@ from importlib import metadata
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tokenizer.storage.errors import InputError
@@ -152,6 +152,12 @@ class StaticTransformer:
             values, gates = layer.to_gates(_normalized(hidden)).chunk(2, dim=-1)
             hidden = layer.from_gates(nn.functional.silu(gates).mul_(values), hidden)
         return _normalized(hidden)
+
+    def reorder(self, rows: Int[Tensor, " kept"], length: int) -> None:
+        """Puts these rows of the cache, of `length` inputs, in place of the first ones."""
+        for layer in self._layers:
+            for cache in (layer.keys, layer.values):
+                cache[: len(rows), :, :length] = cache[rows, :, :length]
 
     def _attend(self, layer: _Layer, hidden: Tensor, first: int) -> Tensor:
         rows, new, width = hidden.shape

@@ -4,9 +4,12 @@ Bounds that no sound model reaches, so that a config cannot ask for absurd amoun
 numbers that leave float32.
 """
 
-from typing import Annotated
+from numbers import Integral
+from typing import Annotated, Any
 
 from pydantic import Field
+
+from tokenizer.storage.errors import InputError
 
 Share = Annotated[float, Field(ge=0, le=1)]
 ProperShare = Annotated[float, Field(ge=0, lt=1)]
@@ -26,3 +29,15 @@ CodebookSizes = Annotated[
 GridLevels = Annotated[
     tuple[Annotated[int, Field(ge=2, le=512)], ...], Field(min_length=1, max_length=20)
 ]
+
+
+def check_whole(name: str, value: Any, least: int = 0) -> None:
+    """Checks an argument that is no config field.
+
+    Raises:
+        InputError: it is no whole number, or below `least`.
+    """
+    if not isinstance(value, Integral):
+        raise InputError(f"{name} must be a whole number, got {value!r}")
+    if int(value) < least:
+        raise InputError(f"{name} must be >= {least}, got {value}")

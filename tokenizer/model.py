@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenizer.backbone import TimmBottomUpPath
-from tokenizer.code_maps import check_images, check_indices, code_maps_of
+from tokenizer.code_maps import check_images, code_maps_of, given_images, given_indices
 from tokenizer.config import CodeMapConfig, TokenizerConfig, without_recipe
 from tokenizer.networks import BottomUpPath, UpwardPath, Widths
 from tokenizer.objective import (
@@ -145,13 +145,20 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
 
     @torch.no_grad()
     def encode(self, images: Images) -> Indices:
-        """Hard code indices, one int64 (B, depth, h, w) per group, coarse to fine."""
+        """Hard code indices, one int64 (B, depth, h, w) per group, coarse to fine.
+
+        Args:
+            images: on [-1, 1], of any floating-point type, on any device; waits for it.
+
+        Raises:
+            InputError: they do not fit the config, or are not finite or far outside [-1, 1].
+        """
         return self.encode_with_latents(images).indices
 
     @torch.no_grad()
     def encode_with_latents(self, images: Images) -> Encoding:
-        """Hard code indices and the latents that they stand for."""
-        output = self._quantize(images, "nearest")
+        """Hard code indices and the latents that they stand for; as `encode`."""
+        output = self._quantize(given_images(images, self.config, self._weight), "nearest")
         return Encoding([group.indices for group in output.groups], output.latents)
 
     @torch.no_grad()
@@ -159,7 +166,7 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
         """Images on about [-1, 1] from code indices.
 
         Args:
-            indices: as from `encode`.
+            indices: as from `encode`, on any device.
             num_layers: use only so many layers, counted from the coarsest (progressive decoding).
 
         Raises:
@@ -167,14 +174,15 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
         """
         sizes = self.codebook_sizes
         num_layers = len(sizes) if num_layers is None else num_layers
-        if not 1 <= num_layers <= len(sizes):
-            raise InputError(f"num_layers must be from 1 to {len(sizes)}, got {num_layers}")
-        self._check_indices(indices)
+        if not isinstance(num_layers, int) or not 1 <= num_layers <= len(sizes):
+            raise InputError(f"num_layers must be from 1 to {len(sizes)}, got {num_layers!r}")
+        indices = given_indices(indices, self.config, self._weight)
         return self._to_images(self.top_down.decode(indices, num_layers))
 
     @torch.no_grad()
     def reconstruct(self, images: Images) -> Images:
-        """Images after hard quantization."""
+        """Images after hard quantization; takes what `encode` takes."""
+        images = given_images(images, self.config, self._weight)
         return self._to_images(self._quantize(images, "nearest").state)
 
     @torch.no_grad()
@@ -222,6 +230,7 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
             )
         if decoder_variance is not None and not decoder_variance > 0:
             raise InputError(f"decoder_variance must be > 0, got {decoder_variance}")
+        images = given_images(images, self.config, self._weight)
         mode: Mode = "sample" if codes == "posterior" else "nearest"
         output = self._quantize(images, mode, generator=generator)
         reconstructions = self._to_images(output.state)
@@ -273,12 +282,10 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
         """s² of each layer, coarse to fine over all groups; none where quantizers have none."""
         return torch.cat([quantizer.variances() for quantizer in self.quantizers])
 
-    def _check_indices(self, indices: Sequence[Tensor]) -> None:
-        if not indices or indices[0].ndim != 4:
-            raise InputError("indices must be (batch, depth, height, width) tensors, a group each")
-        coarsest = self.config.groups[0].downsampling
-        height, width = indices[0].shape[2:]
-        check_indices(indices, self.code_maps(coarsest * height, coarsest * width))
+    @property
+    def _weight(self) -> Tensor:
+        """One of the weights, for its type and device."""
+        return next(self.parameters())
 
     def _quantize(
         self,
@@ -288,12 +295,12 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
         generator: torch.Generator | None = None,
     ) -> TopDownOutput:
         check_images(images, self.config)
-        features = self.bottom_up(images)
+        features = self.bottom_up(images.to(self._weight.dtype))
         return self.top_down(features, mode, temperature, generator)  # type: ignore[no-any-return]
 
     def _to_images(self, state: Tensor) -> Tensor:
         """x̂ from the state y; in float32 whatever the autocast, since SSE is summed from it."""
-        patches = self.decoder(state)
+        patches = self.decoder(state.to(self._weight.dtype))
         images = torch.nn.functional.pixel_shuffle(patches, self.config.networks.patch_size)
         return images if images.dtype == torch.float64 else images.float()
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tokenizer.config import TokenizerConfig
 from tokenizer.networks import UpwardPath, Widths
 from tokenizer.quantizers import BuildQuantizer, Quantizer, QuantizerOutput
-from tokenizer.quantizers.base import Mode
+from tokenizer.quantizers.base import Mode, at_least_float32
 
 
 class TopDownGroup(nn.Module):
@@ -47,7 +47,9 @@ class TopDownGroup(nn.Module):
         """U = up(y), or None for the coarsest group."""
         if self.up is None:
             return None
-        output: Tensor = self.up(state)
+        assert state is not None
+        # The state adds up in float32 whatever the type of the weights.
+        output: Tensor = self.up(state.to(next(self.up.parameters()).dtype))
         return output
 
     def latents(
@@ -131,12 +133,13 @@ class TopDownPath(nn.Module):
         """The state y from the first `num_layers` layers; the later ones add nothing."""
         state: Tensor | None = None
         for group, group_indices in zip(self, indices, strict=True):
+            depth = group_indices.shape[1]
             upsampled = group.upsampled(state)
-            first_codes = group.quantizer.codebook(0)[group_indices[:, 0]]  # (B, H, W, D)
-            quantized = torch.zeros_like(first_codes)
-            for layer in range(min(num_layers, group_indices.shape[1])):
-                quantized = quantized + group.quantizer.codebook(layer)[group_indices[:, layer]]
-            num_layers = max(num_layers - group_indices.shape[1], 0)
+            codebooks = [at_least_float32(group.quantizer.codebook(own)) for own in range(depth)]
+            quantized = torch.zeros_like(codebooks[0][group_indices[:, 0]])  # (B, H, W, D)
+            for layer in range(min(num_layers, depth)):
+                quantized = quantized + codebooks[layer][group_indices[:, layer]]
+            num_layers = max(num_layers - depth, 0)
             quantized = quantized.movedim(-1, 1)
             state = quantized if upsampled is None else upsampled + quantized
         assert state is not None

@@ -12,6 +12,7 @@ from pipelines.data import shapes
 from pipelines.data.dataset import ImageDataset, Split, image_hashes
 from pipelines.data.decoded_images import ImageBlock, ImageSource, load_or_store
 from pipelines.data.folder import folder_source, whole_folder_source
+from pipelines.data.folder_scan import printable
 from pipelines.data.torchvision_sets import NAMED_SETS, torchvision_source
 from pipelines.run.checkpoints import check_sources, newest_sources
 from tokenizer.storage.errors import InputError
@@ -38,7 +39,7 @@ def load_images(config: DataConfig, split: Split) -> ImageDataset:
         if getattr(config, field) is not None:
             raise InputError(
                 f"data.{field} must be None where data.dataset is {config.dataset!r}, "
-                f"got {getattr(config, field)}"
+                f"got {printable(getattr(config, field))}"
             )
     return source.open(config, split)
 

@@ -86,13 +86,10 @@ def test_both_stages_train_on_it_resume_and_are_measured(tmp_path: Path) -> None
     assert not (tmp_path / "cache").exists()
 
     other = (dataclasses.replace(IMAGES[0], phase=0.5), IMAGES[1])
-    for go_on in (
-        lambda: train_tokenizer(runs[0], other),
-        lambda: train_prior(prior, other),
-        lambda: evaluate(config, other),
-    ):
+    stages: Any = ((train_tokenizer, runs[0]), (train_prior, prior), (evaluate, config))
+    for stage_of, its_config in stages:
         with pytest.raises(InputError, match="was trained with other training images"):
-            go_on()
+            stage_of(its_config, other)
 
 
 def test_images_of_another_shape_than_the_config_says_are_refused(tmp_path: Path) -> None:

@@ -2,30 +2,19 @@
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from pipelines.training.loop import make_accelerator, train
 from pipelines.training.tokenizer_stage import TokenizerStage
 from tests.doors.readme_quantizer import RandomCodebook
 from tests.tiny_runs import logged, tokenizer_run
-from tests.tokenizer.tiny import random_images, summed_codes
-from tokenizer import (
-    GroupConfig,
-    InputError,
-    Quantizer,
-    QuantizerOutput,
-    Tokenizer,
-    rsq_vae,
-    sq_vae,
-)
-from tokenizer.config import NetworkConfig
+from tests.tokenizer.tiny import NETWORKS, random_images, summed_codes
+from tokenizer import GroupConfig, InputError, Quantizer, QuantizerOutput, Tokenizer, rsq_vae
 from tokenizer.quantizers.base import Mode
-
-NETWORKS = NetworkConfig(width=8, max_width=8, num_blocks=1)
 
 
 class SignQuantizer(Quantizer):
@@ -40,17 +29,13 @@ class SignQuantizer(Quantizer):
         self.project_in = nn.ModuleList(nn.Linear(*sides) for _ in layers)
         self.project_out = nn.ModuleList(nn.Linear(*sides[::-1]) for _ in layers)
 
-    def codebook(self, layer: int) -> Float[Tensor, "codes dim"]:
+    def codebook(self, layer: int) -> Tensor:
         indices = torch.arange(2 ** len(self.places), device=self.places.device)
         bits = indices.unsqueeze(1) // self.places % 2
         return self.project_out[layer](2.0 * bits - 1)
 
     def forward(
-        self,
-        latents: Float[Tensor, "batch dim height width"],
-        mode: Mode,
-        temperature: float = 1.0,
-        generator: torch.Generator | None = None,
+        self, latents: Tensor, mode: Mode, temperature: float = 1.0, generator: Any = None
     ) -> QuantizerOutput:
         residual = latents.movedim(1, -1).contiguous()
         quantized, indices, errors = torch.zeros_like(residual), [], []
@@ -99,12 +84,9 @@ def test_a_quantizer_from_outside_is_trained_saved_and_loaded(
     again = Tokenizer.from_pretrained(tmp_path / "again", quantizer=quantizer)
     assert again.content_hash() == tokenizer.content_hash()
 
-    name = quantizer.__name__
-    with pytest.raises(InputError, match=f"^tokenizer.quantizer '{name}' is from outside .*$"):
+    message = f"^tokenizer.quantizer '{quantizer.__name__}' is from outside .*$"
+    with pytest.raises(InputError, match=message):
         Tokenizer.from_pretrained(folder)
-
-
-def test_loading_with_another_quantizer_is_refused(tmp_path: Path) -> None:
-    Tokenizer(sq_vae(4, 8, 4, networks=NETWORKS), quantizer=SignQuantizer).save_pretrained(tmp_path)
-    with pytest.raises(InputError, match=r"model\.safetensors lacks 1 weights, the first is"):
-        Tokenizer.from_pretrained(tmp_path, quantizer=RandomCodebook)
+    other = RandomCodebook if depth == 2 else SignQuantizer
+    with pytest.raises(InputError, match=r"model\.safetensors lacks \d weights, the first is"):
+        Tokenizer.from_pretrained(folder, quantizer=other)

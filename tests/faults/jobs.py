@@ -109,9 +109,10 @@ class Job:
 
 
 def error_lines(output: str) -> list[str]:
-    """What a command has written, without its progress bars."""
+    """What a command has written, without its progress bars and why it takes long."""
     lines = output.replace("\r", "\n").splitlines()
-    return [line for line in lines if line.strip() and "%|" not in line]
+    others = ("%|", ": comparing it with its hashes")
+    return [line for line in lines if line.strip() and not any(own in line for own in others)]
 
 
 def free_port() -> str:

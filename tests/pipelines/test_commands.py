@@ -181,10 +181,12 @@ def test_reconstruct_writes_each_image_under_its_name(
     run: Run, tiny_run: Path, folder: Path, tmp_path: Path
 ) -> None:
     images = folder / "class0"
-    assert run("reconstruct", tiny_run, images, "--output-dir", tmp_path / "out").status == 0
-    names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {path.name for path in images.iterdir()} | {"comparison.png"}
-    with Image.open(tmp_path / "out" / "0.png") as image:
+    names = {str(path.relative_to(folder)) for path in folder.glob("*/*.png")} | {"comparison.png"}
+    (images / "._0.png").write_bytes(b"what another system keeps beside a file")
+    out = tmp_path / "out"
+    assert run("reconstruct", tiny_run, folder, "--output-dir", out).status == 0
+    assert {str(path.relative_to(out)) for path in out.rglob("*.png")} == names
+    with Image.open(out / "class0" / "0.png") as image:
         assert (image.mode, image.size) == ("RGB", (16, 16))
     one = ["--output-dir", tmp_path / "one", "--num-layers", "1", "--image-size", "32"]
     assert run("reconstruct", tiny_run, images / "0.png", *one).status == 0

@@ -110,7 +110,7 @@ def test_images_are_encoded_decoded_and_reconstructed(pipeline: ImageGenerationP
         ({"num_images": 0}, "num_images must be >= 1, got 0"),
         ({"labels": 8}, r"labels must lie in \[0, 8\), got 8"),
         ({"labels": [0]}, "labels must have 2 entries, got 1"),
-        ({"seed": -1}, "seed and sample index must be >= 0"),
+        ({"seed": -1}, "seed must be >= 0, got -1"),
         ({"temperature": 0.0}, "temperature.*or equal to 0.000001"),
         ({"temperature": [1.0, 1.0]}, "temperature must hold 3 values"),
         ({"top_k": 0}, "top_k.*greater than 0"),

@@ -104,7 +104,7 @@ def test_generators_are_a_function_of_seed_and_sample_index() -> None:
     assert len(set(first.values())) == 16
     again = torch.rand(1, generator=sample_generators(2, [3])[0], dtype=torch.float64).item()
     assert again == first[2, 3]
-    with pytest.raises(InputError, match="must be >= 0, got 3 and -1"):
+    with pytest.raises(InputError, match="sample index must be >= 0, got -1"):
         sample_generators(3, [-1])
 
 
@@ -177,6 +177,80 @@ def test_completing_the_first_steps_with_the_same_generators_changes_nothing(ord
         assert_close(again, whole)
 
 
+PAIR = (
+    CodeMapConfig(height=2, width=1, codebook_sizes=(3,), code_dim=3),
+    CodeMapConfig(height=4, width=1, codebook_sizes=(2,), code_dim=3),
+)
+
+
+@pytest.mark.parametrize(
+    ("order", "known_group", "num_candidates", "guidance_scale", "bounds"),
+    [
+        ("coarse_to_fine", 0, 1, 1.0, (0, 0.045)),  # exact: what is left is noise of 4000 images
+        ("cell", 0, 1, 1.0, (0.15, 1)),  # the coarse code of the later cell is not seen
+        ("cell", 0, 64, 1.0, (0, 0.045)),
+        ("cell", 0, 64, 2.0, (0, 0.06)),
+        ("coarse_to_fine", 1, 64, 1.0, (0, 0.045)),
+    ],
+)
+def test_completion_follows_the_true_conditional_distribution(
+    order: str,
+    known_group: int,
+    num_candidates: int,
+    guidance_scale: float,
+    bounds: tuple[float, float],
+) -> None:
+    prior = make_prior(PAIR, order, sharpness=9.0)
+    given_codes = torch.tensor([[2, 0], [1, 0, 0, 1]][known_group])
+    free = 1 - known_group
+    sizes, number = [(3,) * 2, (2,) * 4], 4000
+    combinations = torch.tensor(list(itertools.product(*map(range, sizes[free]))))
+    tables = [combinations.view(-1, 1, sides, 1) for sides in (2, 4)[free : free + 1]]
+    tables.insert(known_group, given_codes.view(1, 1, -1, 1).expand(len(combinations), -1, -1, -1))
+    rows = len(combinations)
+    layers = prior.logits(tables, torch.ones(rows).long())
+    nulls = prior.logits(tables, torch.full((rows,), NULL))
+    log_prob = torch.zeros(rows).double()
+    for group in range(2):
+        logits = nulls[group][0] + guidance_scale * (layers[group][0] - nulls[group][0])
+        chosen = logits.double().log_softmax(-1).gather(-1, tables[group][:, 0].unsqueeze(-1))
+        log_prob += chosen.sum((1, 2, 3))
+    expected = log_prob.softmax(0)
+    known = [torch.full((number, *m.shape[1:]), -1) for m in tables]
+    known[known_group] = tables[known_group][:1].expand(number, -1, -1, -1)
+    indices = sample(
+        prior,
+        torch.ones(number).long(),
+        sample_generators(0, range(number)),
+        guidance_scale=guidance_scale,
+        known=known,
+        num_candidates=num_candidates,
+    )
+    weights = torch.tensor([[3, 1], [8, 4, 2, 1]][free])
+    counts = torch.bincount((indices[free].flatten(1) * weights).sum(1), minlength=rows)
+    distance = (counts / number - expected).abs().sum().item() / 2
+    assert bounds[0] <= distance < bounds[1]
+
+
+def test_a_completion_depends_on_its_generator_and_known_codes_alone() -> None:
+    prior = make_prior(condition="custom")
+    labels = torch.tensor([0, 2, 1])
+    known = [group.clone() for group in random_codes(PYRAMID, 3)]
+    known[1][:, 0, 0] = -1
+    known[1][1] = -1
+    known[0][1] = -1  # the second is drawn freely, as without known codes
+    generators = [sample_generators(0, range(3)) for _ in range(2)]
+    together = sample(prior, labels, generators[0], known=known, guidance_scale=2.0)
+    sampler = Sampler(prior, guidance_scale=2.0)
+    alone = [
+        sampler(labels[i : i + 1], sample_generators(0, [i]), known=[g[i : i + 1] for g in known])
+        for i in range(3)
+    ]
+    assert_close([torch.cat(groups) for groups in zip(*alone, strict=True)], together)
+    free = sample(prior, labels, generators[1], guidance_scale=2.0)
+    assert_close([group[1] for group in together], [group[1] for group in free])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -188,7 +262,7 @@ def test_completing_the_first_steps_with_the_same_generators_changes_nothing(ord
         ({"inputs": torch.tensor([0, 3])}, r"labels must lie in \[0, 3\), got 3"),
         ({"inputs": torch.zeros(0).long(), "generators": []}, "generators must hold one"),
         ({"known": [torch.zeros(2, 2, 2, 2).long()]}, "known must hold 2 maps, got 1"),
-        ({"known": random_codes(PYRAMID, 3)}, "known must hold 2 images, as generators, got 3"),
+        ({"known": random_codes(PYRAMID, 3)}, "known must hold 2 images, got 3"),
     ],
 )
 def test_wrong_arguments_are_rejected(arguments: dict[str, Any], message: str) -> None:

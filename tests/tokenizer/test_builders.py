@@ -1,19 +1,15 @@
 """Named configurations, and what configurations reject."""
 
 import inspect
-import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.tokenizer.tiny import NETWORKS
 from tokenizer import (
     InputError,
-    Tokenizer,
     TokenizerConfig,
     fsq_vae,
     hq_vae,
@@ -34,15 +30,11 @@ from tokenizer.quantizers import (
 )
 
 Builder = Callable[..., TokenizerConfig]
-BUILDERS = [hq_vae, sq_vae, sq_vae_2, rsq_vae, vq_vae, vq_vae_2, rq_vae, fsq_vae]
-COUNTERPARTS: list[tuple[Builder, Builder]] = [
-    (sq_vae, vq_vae),
-    (sq_vae_2, vq_vae_2),
-    (rsq_vae, rq_vae),
-]
 
 
-@pytest.mark.parametrize(("builder", "baseline"), COUNTERPARTS)
+@pytest.mark.parametrize(
+    ("builder", "baseline"), [(sq_vae, vq_vae), (sq_vae_2, vq_vae_2), (rsq_vae, rq_vae)]
+)
 def test_a_baseline_differs_from_its_counterpart_in_the_quantizer_alone(
     builder: Builder, baseline: Builder
 ) -> None:
@@ -54,18 +46,13 @@ def test_a_baseline_differs_from_its_counterpart_in_the_quantizer_alone(
         assert first.model_copy(update={"quantizer": second.quantizer}) == second
     parameters = [inspect.signature(own).parameters.values() for own in (builder, baseline)]
     assert [str(entry) for entry in parameters[0]] == [str(entry) for entry in parameters[1]]
-    names = [
-        {name for name in Tokenizer(own(**arguments)).state_dict() if ".quantizer." not in name}
-        for own in (builder, baseline)
-    ]
-    assert names[0] == names[1]
 
 
 def test_the_members_are_ends_of_the_hybrid() -> None:
     assert sq_vae(4, 512, 64) == hq_vae((4,), (1,), 512, 64)
     assert sq_vae_2((16, 8, 4), 32, 8) == hq_vae((16, 8, 4), (1, 1, 1), 32, 8)
     assert rsq_vae(4, 3, 32, 8) == hq_vae((4,), (3,), 32, 8)
-    assert rsq_vae(4, 1, 512, 64) == sq_vae(4, 512, 64)
+    assert rsq_vae(4, 1, 512, 64) == sq_vae_2((4,), 512, 64) == sq_vae(4, 512, 64)
     shared = hq_vae((4,), (3,), 32, 8, shares_codebook=True)
     assert rsq_vae(4, 3, 32, 8, shares_codebook=True) == shared
     grid = fsq_vae(4, (4, 8), 8, depth=3)
@@ -73,27 +60,6 @@ def test_the_members_are_ends_of_the_hybrid() -> None:
     assert grid.groups == rsq_vae(4, 3, 32, 8).groups
     quantizer = NearestQuantizerConfig(decay=0.9)
     assert deterministic(sq_vae(), quantizer).quantizer == quantizer
-
-
-@given(
-    st.lists(st.tuples(st.integers(1, 6), st.integers(1, 4)), min_size=1, max_size=4),
-    st.integers(1, 9),
-)
-def test_the_hybrid_has_the_given_depths_at_the_given_downsamplings(
-    levels: list[tuple[int, int]], size: int
-) -> None:
-    depths = dict(sorted(levels, reverse=True))
-    config = hq_vae([2**power for power in depths], list(depths.values()), size, 5)
-    assert [group.downsampling for group in config.groups] == [2**power for power in depths]
-    assert [group.num_layers for group in config.groups] == list(depths.values())
-    assert all(set(group.codebook_sizes) == {size} for group in config.groups)
-
-
-@pytest.mark.parametrize("builder", BUILDERS)
-def test_every_configuration_survives_json(builder: Builder) -> None:
-    config = builder()
-    assert TokenizerConfig.model_validate_json(config.model_dump_json()) == config
-    assert TokenizerConfig.model_validate_json(json.dumps(config.model_dump(mode="json"))) == config
 
 
 @pytest.mark.parametrize(

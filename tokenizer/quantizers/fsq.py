@@ -53,7 +53,8 @@ class FiniteScalarQuantizer(Quantizer):
         """Projections of the grid's points; the first dimension changes fastest."""
         indices = torch.arange(self.size, device=self.levels.device).unsqueeze(1)
         digits = indices // self.place_values % self.levels  # (K, dimensions)
-        return self._vectors(layer, (digits - self.levels // 2).to(next(self.parameters())))
+        points = at_least_float32((digits - self.levels // 2).to(next(self.parameters())))
+        return self._vectors(layer, points)
 
     def forward(
         self,
@@ -68,7 +69,7 @@ class FiniteScalarQuantizer(Quantizer):
             residual = at_least_float32(latents).movedim(1, -1).contiguous().flatten(0, 2)  # (N, D)
             quantized, indices = torch.zeros_like(residual), []
             for layer in range(self.num_layers):
-                bounded = self._bounded(self.project_in[layer](residual))
+                bounded = self._bounded(_projected(self.project_in[layer], residual))
                 points = bounded + (bounded.round() - bounded).detach()
                 digits = bounded.detach().nan_to_num().round().long() + self.levels // 2
                 chosen = (digits * self.place_values).sum(1)
@@ -95,5 +96,9 @@ class FiniteScalarQuantizer(Quantizer):
     def _vectors(self, layer: int, points: Tensor) -> Tensor:
         """Code vectors of points of the grid, which is scaled to [-1, 1]."""
         with full_precision(points.device):  # decoding may be autocast
-            vectors: Tensor = self.project_out[layer](points / (self.levels // 2))
-        return vectors
+            return _projected(self.project_out[layer], points / (self.levels // 2))
+
+
+def _projected(linear: Any, inputs: Tensor) -> Tensor:
+    weight, bias = at_least_float32(linear.weight), at_least_float32(linear.bias)
+    return nn.functional.linear(inputs, weight, bias)

@@ -80,7 +80,7 @@ class NearestQuantizer(CodebookQuantizer):
             indices = []
             for layer in range(self.num_layers):
                 residual = flat - quantized.flatten(0, 2)
-                codebook = self.codebook(layer)
+                codebook = at_least_float32(self.codebook(layer))
                 chosen = nearest_codes(residual, codebook)
                 # Not to encode a preview midway, nor in a first pass over the batch.
                 if self.training and mode == "mixture" and torch.is_grad_enabled():

@@ -55,7 +55,7 @@ class StochasticQuantizer(CodebookQuantizer):
 
     def variances(self) -> Float[Tensor, " layers"]:
         """s² of each layer; log s² counts as at least -60, so that 1 / s² stays finite."""
-        return self.log_variances.clamp_min(SMALLEST_LOG_VARIANCE).exp()
+        return at_least_float32(self.log_variances).clamp_min(SMALLEST_LOG_VARIANCE).exp()
 
     def learned_roles(self) -> dict[str, Literal["codebook", "variance"]]:
         """Codebooks, and the logarithms of the variances."""
@@ -79,7 +79,12 @@ class StochasticQuantizer(CodebookQuantizer):
             indices, entropies = [], []
             for layer in range(self.num_layers):
                 draw = stochastic_quantization(
-                    residual, self.codebook(layer), variances[layer], temperature, mode, generator
+                    residual,
+                    at_least_float32(self.codebook(layer)),
+                    variances[layer],
+                    temperature,
+                    mode,
+                    generator,
                 )
                 quantized = quantized + draw.quantized
                 residual = residual - draw.quantized  # not detached
@@ -103,11 +108,12 @@ class StochasticQuantizer(CodebookQuantizer):
             residual = at_least_float32(latents).movedim(1, -1)  # (B, H, W, D)
             log_posteriors = []
             for layer, variance in enumerate(self.variances()):
-                latents, codebook, _ = centered(residual.flatten(0, 2), self.codebook(layer))
+                vectors = at_least_float32(self.codebook(layer))
+                latents, codebook, _ = centered(residual.flatten(0, 2), vectors)
                 scores = proximity(latents, codebook, 1 / variance)
                 log_posterior = scores.log_softmax(1)
                 log_posteriors.append(log_posterior.view(*residual.shape[:3], -1))
-                residual = residual - self.codebook(layer)[indices[:, layer]]
+                residual = residual - vectors[indices[:, layer]]
         return log_posteriors
 
     def initialize_layer(

@@ -61,6 +61,8 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str) 
     module.load_state_dict(weights)
 
 
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+"""Of floating-point weights, as they are saved and loaded."""
 BUILD_ALLOWANCE = 4_000
 """Parameters that a module may build and drop again, as timm's models do."""
 
@@ -95,8 +97,8 @@ class PretrainedModule(nn.Module, Generic[ConfigT]):
     """
 
     config_class: ClassVar[type[StrictConfig]]
-    _format_1_hash: tuple[str, str] | None = None
-    """Hash of the weights that were loaded from format 1, and what version 0.1 called them."""
+    _known_as: tuple[str, tuple[str, ...]] = ("", ())
+    """Hash of the weights as loaded; hashes of the same before a cast, and by version 0.1."""
 
     def __init__(self, config: ConfigT) -> None:
         super().__init__()
@@ -146,19 +148,26 @@ class PretrainedModule(nn.Module, Generic[ConfigT]):
         replace_file(folder / "config.json", lambda path: path.write_text(text))
 
     @classmethod
-    def from_pretrained(cls: type[ModuleT], folder: str | Path, **parts: Any) -> ModuleT:
+    def from_pretrained(
+        cls: type[ModuleT], folder: str | Path, dtype: torch.dtype | None = None, **parts: Any
+    ) -> ModuleT:
         """Loads a checkpoint onto the CPU, in evaluation mode; it may be a stranger's.
 
         Its sizes are compared before memory is taken, so that it costs no more than its files.
 
         Args:
             folder: holds `config.json` and `model.safetensors`.
+            dtype: of the floating-point weights: float32, float16 or bfloat16; None takes them
+                as they were saved.
             parts: further arguments of the class: what a config cannot describe; filled alike.
 
         Raises:
             InputError: `folder` holds no checkpoint, one of another class, one of a later
-                version, an invalid config, or weights that do not fit or are not finite.
+                version, an invalid config, or weights that do not fit or are not finite; or
+                `dtype` is none of these.
         """
+        if dtype not in (None, *DTYPES):
+            raise InputError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype!r}")
         path, weights_path = Path(folder) / "config.json", Path(folder) / "model.safetensors"
         fields, version = _read_fields(path, cls.__name__)
         upgraded = cls.upgrade_config(copy.deepcopy(fields), version)
@@ -167,20 +176,19 @@ class PretrainedModule(nn.Module, Generic[ConfigT]):
         with torch.device("meta"), _few_parameters(2 * len(header) + BUILD_ALLOWANCE, path):
             expected = cls(config, **parts).state_dict()  # shapes without memory
         check_weights(expected, header, str(weights_path))
-        for name, tensor in expected.items():
-            wanted, dtype = tensor.dtype, header[name].dtype
-            if dtype != wanted:
-                raise InputError(f"{weights_path}: {name!r} must be of type {wanted}, got {dtype}")
-        module = cls(config, **parts)
+        saved_dtype = _check_types(expected, header, weights_path)
+        module = cls(config, **parts).to(saved_dtype)
         weights = load_safetensors(weights_path)
         _check_hashes(path, weights_path, weights)
         module.load_state_dict(cls.upgrade_weights(weights, version))
-        for name, tensor in module.state_dict().items():
-            if not bool(tensor.isfinite().all()):
-                raise InputError(f"{weights_path}: {name!r} must be finite, got NaN or infinity")
-        if version == 1:
-            old_hash = _format_1_hash(cls.__name__, fields, weights)
-            module._format_1_hash = module.content_hash(), old_hash
+        _check_finite(module, weights_path)
+        known = [_format_1_hash(cls.__name__, fields, weights)] if version == 1 else []
+        if dtype is not None:
+            known.append(module.content_hash())
+            module.to(dtype)
+            _check_finite(module, weights_path, f" in {dtype}")
+        if known:
+            module._known_as = module.content_hash(), tuple(known)
         return module.eval()
 
     def content_hash(self) -> str:
@@ -188,9 +196,12 @@ class PretrainedModule(nn.Module, Generic[ConfigT]):
         return weights_hash(self.state_dict())
 
     def has_hash(self, value: object) -> bool:
-        """Whether `value` is the content hash, or the one that version 0.1 gave this checkpoint."""
+        """Whether `value` is the content hash, or the one before loading cast these weights.
+
+        Or the one that version 0.1 gave this checkpoint.
+        """
         found = self.content_hash()
-        return value == found or (found, value) == self._format_1_hash
+        return value == found or (found == self._known_as[0] and value in self._known_as[1])
 
 
 def _read_fields(path: Path, name: str) -> tuple[dict[str, Any], int]:
@@ -202,6 +213,29 @@ def _read_fields(path: Path, name: str) -> tuple[dict[str, Any], int]:
     if found != name:
         raise InputError(f"{path}: model must be {name!r}, got {shortened(repr(found))}")
     return fields, pop_format(fields, str(path))
+
+
+def _check_types(
+    expected: Mapping[str, Tensor], header: Mapping[str, StoredTensor], path: Path
+) -> torch.dtype:
+    """The type of all floating-point weights: that of the first, if it is one of `DTYPES`.
+
+    Raises:
+        InputError: a weight is of another type.
+    """
+    floating = [header[name].dtype for name, own in expected.items() if own.is_floating_point()]
+    saved = next((dtype for dtype in floating[:1] if dtype in DTYPES), torch.float32)
+    for name, tensor in expected.items():
+        wanted = saved if tensor.is_floating_point() else tensor.dtype
+        if header[name].dtype != wanted:
+            raise InputError(f"{path}: {name!r} must be of type {wanted}, got {header[name].dtype}")
+    return saved
+
+
+def _check_finite(module: nn.Module, path: Path, where: str = "") -> None:
+    for name, tensor in module.state_dict().items():
+        if not bool(tensor.isfinite().all()):
+            raise InputError(f"{path}: {name!r} must be finite{where}, got NaN or infinity")
 
 
 # A checkpoint's hashes are one entry in the header of its weights: safetensors shuffles several.

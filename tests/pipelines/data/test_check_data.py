@@ -106,11 +106,53 @@ def test_training_uses_as_many_files_as_check_data_says(
     assert dataset.class_names == report.class_names
 
 
+def test_every_conversion_and_doubt_is_named_and_counted(tmp_path: Path) -> None:
+    wide = np.full((20, 20), 4095, np.uint16)
+    images = {
+        "cat/one.png": Image.new("RGB", (1, 1)),
+        "cat/small.jfif": Image.new("RGB", (5, 9)),
+        "cat/panorama.bmp": Image.new("RGB", (2000, 40)),
+        "cat/as_it_is.tif": Image.new("RGB", (20, 40)),
+        "val/wide.png": Image.fromarray(wide),
+    }
+    for name, image in images.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        image.save(tmp_path / name)
+    Image.new("RGB", (20, 20)).save(tmp_path / "val" / "broken_profile.png", icc_profile=b"x")
+    (tmp_path / "gifs").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "gifs" / "a.gif")
+    report = check(tmp_path)
+    assert report.num_files == {"used": 1, "converted": 5, "skipped": 1, "refused": 0}
+    assert report.conversions == {
+        "enlarged": 2,
+        "cropped by more than half": 1,
+        "16 bits per channel, reduced to 8": 1,
+        "color profile that cannot be used, colors taken as they are": 1,
+    }
+    text = describe(report)
+    for line in (
+        "       2 converted: enlarged",
+        "a.gif is a GIF, which is not read",
+        "one.png enlarged (1 × 1 pixels)",
+        "panorama.bmp cropped by more than half (2 % of 2000 × 40 pixels kept)",
+        "note: images of more than 8 bits per channel use 1 of 256 levels, values up to 4,095;",
+        "note: nothing in 'gifs' is used",
+        "note: 'val' is taken for a class, and trained on; if it is a split, mv ",
+    ):
+        assert line in text
+    white = check(tmp_path, white_value=4095)
+    assert "data.white_value, now 4,095" in describe(white)
+    for name in ("val/wide.png", "val/broken_profile.png"):
+        (tmp_path / name).write_bytes(b"")
+    obstacle = check(tmp_path, skip_unreadable=True).obstacle
+    assert obstacle.startswith(f"{tmp_path}: the class 'val' has no readable image to train on")
+
+
 def test_a_folder_without_any_readable_image_is_an_obstacle_and_a_missing_one_refused(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "images").mkdir()
-    assert "holds no PNG, JPEG or WebP images" in check(tmp_path / "images").obstacle
+    assert "holds no PNG, JPEG, WebP, BMP or TIFF images" in check(tmp_path / "images").obstacle
     (tmp_path / "images" / "a.png").write_text("x")
     report = check(tmp_path / "images", skip_unreadable=True)
     assert report.obstacle == f"{tmp_path / 'images'}: none of 1 images is readable"
@@ -121,7 +163,7 @@ def test_a_folder_without_any_readable_image_is_an_obstacle_and_a_missing_one_re
         skip_unreadable=True,
         cache_dir=tmp_path / "cache",
     )
-    with pytest.raises(InputError, match=r"none of 1 images of this split is readable$"):
+    with pytest.raises(InputError, match=r"none of 1 images is readable$"):
         load_images(config, "train")
     assert list((tmp_path / "cache").iterdir()) == []
     with pytest.raises(InputError, match=f"^folder: there is no folder {tmp_path / 'none'}$"):

@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 
 from pipelines.data import folder_scan
-from pipelines.data.folder_scan import Finding, FolderScan, printable, scan_folder
+from pipelines.data.folder_scan import (
+    IS_GIF,
+    OF_A_SYSTEM,
+    OTHER_SUFFIX,
+    Finding,
+    FolderScan,
+    folders_without_images,
+    printable,
+    scan_folder,
+)
 
 
 def touch(path: Path) -> Path:
@@ -19,13 +28,21 @@ def touch(path: Path) -> Path:
 def test_images_are_told_by_suffix_in_any_case_and_script_and_the_rest_is_left_out(
     tmp_path: Path,
 ) -> None:
-    names = sorted(["A.PNG", "c/d.jpeg", "c/e.WebP", "имя/名前.jpg", "नाम.png", "🙂.png"])
-    suffix = "is not named .png, .jpg, .jpeg, .webp"
-    for name in (*names, "a.gif", "b", ".c.png", ".d/e.png", "f/notes.txt"):
+    names = ["A.PNG", "c/d.jpeg", "c/e.WebP", "имя/名前.jpg", "नाम.png", "🙂.png"]
+    names = sorted([*names, "g.JFIF", "h.jpe", "i.jif", "j.bmp", "k.tif", "c/l.TIFF"])
+    junk = ["@eaDir/a.JPG/THUMB.jpg", "f/._x.jpg", "f/__MACOSX/b.png"]
+    for name in (*names, *junk, "a.gif", "b", ".c.png", ".d/e.png", "f/notes.txt"):
         touch(tmp_path / name)
-    left_out = [(".c.png", "is hidden"), (".d", "is hidden")]
-    left_out += [(name, suffix) for name in ("a.gif", "b", "f/notes.txt")]
-    assert scan_folder(tmp_path, follow_links=False) == FolderScan(names, left_out, [], [])
+    left_out = [(name, "is hidden") for name in (".c.png", ".d", "f/._x.jpg")]
+    left_out += [(name, OF_A_SYSTEM) for name in ("@eaDir", "f/__MACOSX")]
+    left_out += [("a.gif", IS_GIF), ("b", OTHER_SUFFIX), ("f/notes.txt", OTHER_SUFFIX)]
+    scan = scan_folder(tmp_path, follow_links=False)
+    assert scan == FolderScan(names, sorted(left_out), [], [], ["c", "f", "имя"])
+    assert folders_without_images(scan) == ["f"]
+    first = scan_folder(tmp_path, follow_links=False, rules=1).images  # as version 0.1 did
+    later = (".JFIF", ".jpe", ".jif", ".bmp", ".tif", ".TIFF")
+    kept = [name for name in names if not name.endswith(later)]
+    assert first == sorted([*kept, "@eaDir/a.JPG/THUMB.jpg", "f/__MACOSX/b.png"])
 
 
 @pytest.fixture
@@ -46,9 +63,10 @@ def test_links_that_leave_the_folder_are_refused_or_followed_and_listed(linked: 
         for name, target in (("cat", "outside/cat"), ("dog/b.png", "images2/b.png"))
     ]
     refused = scan_folder(linked, follow_links=False)
-    assert refused == FolderScan(["dog/c.png"], [], leaving, [])
+    assert refused == FolderScan(["dog/c.png"], [], leaving, [], ["dog"])
     followed = scan_folder(linked, follow_links=True)
-    assert followed == FolderScan(["cat/a.png", "dog/b.png", "dog/c.png"], [], [], leaving)
+    names = ["cat/a.png", "dog/b.png", "dog/c.png"]
+    assert followed == FolderScan(names, [], [], leaving, ["cat", "dog"])
 
 
 def test_a_folder_may_itself_be_a_link(linked: Path) -> None:

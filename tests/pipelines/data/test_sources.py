@@ -1,5 +1,6 @@
 """Laws of loading images: shapes, folders and torchvision sets, each by its name."""
 
+import json
 import os
 import re
 from pathlib import Path
@@ -10,13 +11,18 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from pydantic import ValidationError
 
-from pipelines.config import DataConfig
+from pipelines.config import DataConfig, TokenizerRunConfig
 from pipelines.data.dataset import ImageDataset
+from pipelines.data.folder_listing import FolderListing
+from pipelines.data.folder_split import hold_out
 from pipelines.data.shapes import CLASS_NAMES, draw_shapes
 from pipelines.data.sources import SOURCES, load_images
 from pipelines.data.torchvision_sets import NAMED_SETS
 from pipelines.images import to_float, to_uint8
+from pipelines.presets import TOKENIZER_PRESETS
+from pipelines.run.folder import check_output_dir, load_run, write_run_config
 from tests.image_files import empty, flip_bit, noise, save, save_classes, truncate
 from tokenizer.storage.errors import InputError
 
@@ -94,6 +100,15 @@ def test_class_folders_are_classes_in_the_order_of_their_names(tmp_path: Path) -
     assert held_out.class_names == dataset.class_names
 
 
+def test_class_folders_that_are_numbers_are_classes_in_their_order(tmp_path: Path) -> None:
+    save_classes(tmp_path / "images", ["10", "2", "b", "0", "01"], count=2)
+    names = load_images(folder_config(tmp_path), "train").class_names
+    assert names == ("0", "01", "2", "10", "b")
+    assert load_images(folder_config(tmp_path, folder_rules=1), "train").class_names == tuple(
+        sorted(names)  # as text: version 0.1
+    )
+
+
 def test_a_flat_folder_has_no_classes_and_what_is_no_image_is_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -103,7 +118,10 @@ def test_a_flat_folder_has_no_classes_and_what_is_no_image_is_counted(
     dataset = load_all(tmp_path)
     assert dataset.class_names == ()
     assert dataset.labels.tolist() == [0, 0, 0]
-    assert f"{tmp_path / 'images'}: ignored 1 files that are not PNG, JPEG or WebP" in caplog.text
+    assert (
+        f"{tmp_path / 'images'}: ignored 1 files that are not PNG, JPEG, WebP, BMP or TIFF"
+        in caplog.text
+    )
 
 
 def test_the_split_is_a_partition_that_depends_on_the_seed_alone(tmp_path: Path) -> None:
@@ -115,9 +133,120 @@ def test_the_split_is_a_partition_that_depends_on_the_seed_alone(tmp_path: Path)
         return [image.tobytes() for image in pixels_of(dataset)]
 
     train, held_out = contents("train"), contents("validation")
-    assert (len(train), len(held_out), len({*train, *held_out})) == (30, 10, 40)
+    assert len(train) + len(held_out) == len({*train, *held_out}) == 40
+    assert 3 < len(held_out) < 20
     assert contents("validation", seed=1) != held_out
     assert contents("validation", cache_dir=tmp_path / "other") == held_out
+
+
+def held_out(names: list[str], labels: list[int] | None = None, **fields: Any) -> set[str]:
+    """Of a folder that need not exist."""
+    listing = FolderListing(Path("x"), names, labels or [0] * len(names), ())
+    return set(hold_out(listing, DataConfig(dataset="folder", **fields), "validation").names)
+
+
+def test_a_new_file_changes_nothing_for_the_others() -> None:
+    names = [f"{number:03d}.png" for number in range(400)]
+    expected = held_out(names)
+    assert abs(len(expected) - 40) < 20  # binomial: within 3.3 standard deviations
+    for new in ("000a.png", "zzz.png", "200a.png"):
+        assert held_out(sorted([*names, new])) - {new} == expected
+    assert held_out(names[:200]) == expected & set(names[:200])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_each_class_keeps_an_image_for_training_and_one_is_held_out(seed: int) -> None:
+    names = ["a/0.png", "b/0.png", "c/0.png", "c/1.png"]
+    found = held_out(names, [0, 1, 2, 2], validation_share=0.99, seed=seed)
+    assert found in ({"c/0.png"}, {"c/1.png"})
+    assert held_out(names, [0, 1, 2, 2], validation_share=1e-9, seed=seed) == found
+
+
+def test_a_run_of_version_01_goes_on_with_its_split_by_the_same_command(tmp_path: Path) -> None:
+    names = [f"{number:02d}.png" for number in range(20)]
+    found = held_out(names, validation_share=0.25, folder_rules=1)
+    assert found == {names[row] for row in (0, 3, 8, 9, 19)}  # what it held out
+    preset = TOKENIZER_PRESETS["tiny"]
+    data = folder_config(tmp_path)
+    given = preset.model_copy(update={"data": data, "run_dir": tmp_path / "run"})
+    assert check_output_dir(given) == given  # a new run
+    write_run_config(given)
+    assert check_output_dir(given) == given
+    path = given.output_dir / "config.json"
+    fields = json.loads(path.read_text())
+    del fields["data"]["folder_rules"]
+    path.write_text(json.dumps(fields))
+    kept = given.model_copy(update={"data": data.model_copy(update={"folder_rules": 1})})
+    assert check_output_dir(given) == kept
+    assert load_run(TokenizerRunConfig, path) == kept
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, empty])
+def test_a_class_without_an_image_to_train_on_is_named(
+    damage: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = save_classes(tmp_path / "images", ["a", "b", "c"])
+    for path in (root / "b").iterdir():
+        damage(path)
+    save(root / "b" / "x.gif", noise(8, 8))
+    if damage is empty:
+        message = f"{root}: the class 'b' has no readable image to train on; repair its files, or"
+        with pytest.raises(InputError, match=f"^{message}"):
+            load_images(folder_config(tmp_path, skip_unreadable=True), "train")
+    else:
+        assert load_images(folder_config(tmp_path), "train").class_names == ("a", "c")
+        assert f"{root}: nothing in 'b' is used, so that there is no such class" in caplog.text
+    assert f"{root}: ignored 1 GIF files, which are not read" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("names", "advice"),
+    [
+        (["train", "val"], "--data.root {r}/train --data.validation-root {r}/val"),
+        (["test", "Train"], "--data.root {r}/Train --data.validation-root {r}/test"),
+        (["train"], "--data.root {r}/train"),
+        (
+            ["cat", "dog", "val"],
+            "mv {r}/val {r}-val and give --data.root {r} --data.validation-root {r}-val",
+        ),
+        (["cat", "dog"], ""),
+    ],
+)
+def test_splits_that_are_taken_for_classes_are_doubted_with_the_right_command(
+    names: list[str], advice: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = save_classes(tmp_path / "images", names)
+    load_images(folder_config(tmp_path), "train")
+    (warning,) = caplog.messages or [""]
+    assert warning.endswith(advice.format(r=root))
+    assert bool(warning) == bool(advice)
+
+
+def test_idle_levels_of_16_bits_are_said_at_each_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(2):
+        values = np.random.default_rng(number).integers(0, 4096, (8, 8), np.uint16)
+        values[0, 0] = 4095
+        save(tmp_path / "images" / f"{number}.png", values)
+    for _ in range(2):
+        caplog.clear()
+        pixels = pixels_of(load_all(tmp_path))
+        assert len(np.unique(pixels)) <= 17
+        assert f"use {len(np.unique(pixels))} of 256 levels, values up to 4,095; data.wh" in (
+            caplog.text
+        )
+    caplog.clear()
+    assert pixels_of(load_all(tmp_path, white_value=4095)).max() == 255
+    assert caplog.text == ""
+    load_all(tmp_path, white_value=1000)
+    assert "values up to 4,095 of which those above 1,000 are clipped" in caplog.text
+
+
+@pytest.mark.parametrize("field", ["root", "validation_root"])
+def test_no_name_is_no_folder(field: str) -> None:
+    with pytest.raises(ValidationError, match=r"must name a folder of its own, got '' or '\.'"):
+        DataConfig(dataset="folder", **{field: Path("")})
 
 
 T, V = "data.root: ", "data.validation_root: "
@@ -127,13 +256,15 @@ T, V = "data.root: ", "data.validation_root: "
     ("training", "validation", "message"),
     [
         ([], [], T + "there is no folder {t}"),
-        (["class/readme.txt"], [], T + "{t} holds no PNG, JPEG or WebP images"),
+        (["class/readme.txt"], [], T + "{t} holds no PNG, JPEG, WebP, BMP or TIFF images"),
         (["dog/0.png", "b.png"], [], T + "{t} mixes 1 images with class folders, the first are"),
         (["a.png"], [], "data.validation_share must leave images for training and for validation"),
         (["a/0.png", "b/0.png"], ["b/0.png", "c/0.png"], V + "{v} has the class 'c', which {t} "),
         (["a/0.png"], ["0.png"], V + "{t} has class folders, but {v} has none"),
         (["0.png"], ["a/0.png"], V + "{v} has class folders, but {t} has none"),
         (["0.png"], ["../images/0.png"], "data.validation_root must not be data.root itself"),
+        (["a/0.png"], ["../images/val/a/0.png"], V[:-2] + " must lie beside data.root, not one in"),
+        (["deep/a/0.png"], ["../images/a/0.png"], V[:-2] + " must lie beside data.root"),
     ],
 )
 def test_a_folder_that_does_not_fit_is_refused_whichever_split_is_asked_for(
@@ -144,9 +275,15 @@ def test_a_folder_that_does_not_fit_is_refused_whichever_split_is_asked_for(
         for name in names:
             root.mkdir(exist_ok=True)
             save(root / name.replace(".txt", ".png"), noise(8, 8)).rename(root / name)
-    if validation == ["../images/0.png"]:
-        roots["v"] = roots["t"] / ".." / "images"
-    config = folder_config(tmp_path, validation_root=roots["v"] if validation else None)
+    within = {
+        "../images/0.png": ("images", "images/../images"),
+        "../images/val/a/0.png": ("images", "images/val"),
+        "../images/a/0.png": ("images/deep", "images"),
+    }.get(validation[0] if validation else "")
+    if within:
+        roots = {key: tmp_path / name for key, name in zip("tv", within, strict=True)}
+    v = roots["v"] if validation else None
+    config = folder_config(tmp_path, root=roots["t"], validation_root=v)
     for split in ("train", "validation"):
         with pytest.raises(InputError, match=f"^{re.escape(message.format(**roots))}"):
             load_images(config, split)
@@ -156,10 +293,11 @@ def test_a_folder_that_does_not_fit_is_refused_whichever_split_is_asked_for(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"root": Path("x")}, "data.root must be None where data.dataset is 'shapes', got x"),
+        ({"root": Path("/x")}, "data.root must be None where data.dataset is 'shapes', got /x"),
+        ({"white_value": 9}, "data.white_value must be None where data.dataset is 'shapes', got 9"),
         (
-            {"dataset": "MNIST", "validation_root": Path("x")},
-            "data.validation_root must be None where data.dataset is 'MNIST', got x",
+            {"dataset": "MNIST", "validation_root": Path("/x")},
+            "data.validation_root must be None where data.dataset is 'MNIST', got /x",
         ),
         ({"dataset": "folder"}, "data.root must name a folder of images where data.dataset is"),
     ],

@@ -6,10 +6,8 @@ import time
 from collections.abc import Callable
 
 import pytest
-import torch
 
 from pipelines.prefetch import one_ahead
-from pipelines.training.loading import for_device, to_device
 
 
 def test_results_come_in_order_and_the_next_is_begun_before_one_is_used() -> None:
@@ -47,14 +45,6 @@ def test_an_error_is_raised_where_its_result_is_due_and_leaving_early_starts_not
     results.close()
     assert done == [0, 1, 3, 4, 5]  # one ahead each
     assert not any(own.name.startswith("ahead") for own in threading.enumerate())
-
-
-def test_a_batch_arrives_as_it_was_loaded() -> None:
-    batch = ([torch.arange(3)], None, torch.ones(2))
-    cpu = torch.device("cpu")
-    found = to_device(for_device(batch, cpu), cpu)
-    assert found[1] is None
-    assert torch.equal(found[0][0], batch[0][0])
 
 
 def test_a_task_under_way_is_told_to_end_when_it_is_left() -> None:

@@ -18,7 +18,6 @@ from pipelines.run.checkpoints import load_state
 from pipelines.train_prior import train_prior
 from pipelines.train_tokenizer import train_tokenizer
 from pipelines.training.divergence import DivergenceError
-from pipelines.training.loop import make_accelerator
 from pipelines.training.losses import Loss
 from pipelines.training.optimizer import learning_rate
 from tests.tiny_runs import (
@@ -38,20 +37,28 @@ from tests.tiny_runs import (
 ACCUMULATION = {"gradient_accumulation_steps": 2}
 
 
+NewRun = Callable[..., RunConfigs]
+
+
+@pytest.fixture
+def new_run(tmp_path: Path, tiny_run: Path, cache_dir: Path) -> NewRun:
+    """Configures a run in a folder of that name; a prior finds the trained tokenizer beside it."""
+
+    def configure(kind: str, name: str = "run", **training: object) -> RunConfigs:
+        if kind == "prior":
+            shutil.copytree(tiny_run / "tokenizer", tmp_path / name / "tokenizer")
+            return prior_run(tmp_path / name, **training)
+        preset = "tiny-baseline" if kind == "baseline" else "tiny"
+        return tokenizer_run(tmp_path / name, cache_dir, preset, **training)
+
+    return configure
+
+
 def train(config: RunConfigs) -> None:
     if isinstance(config, PriorRunConfig):
         train_prior(config)
     else:
         train_tokenizer(config)
-
-
-def make_run(kind: str, run_dir: Path, tiny_run: Path, cache_dir: Path, **training: object):
-    """A run to be; a prior finds the trained tokenizer beside it."""
-    if kind != "prior":
-        preset = "tiny-baseline" if kind == "baseline" else "tiny"
-        return tokenizer_run(run_dir, cache_dir, preset, **training)
-    shutil.copytree(tiny_run / "tokenizer", run_dir / "tokenizer")
-    return prior_run(run_dir, **training)
 
 
 # Resuming
@@ -69,12 +76,9 @@ def make_run(kind: str, run_dir: Path, tiny_run: Path, cache_dir: Path, **traini
     ],
 )
 def test_a_resumed_run_equals_the_uninterrupted_run(
-    kind: str, training: dict[str, int], tmp_path: Path, tiny_run: Path, cache_dir: Path
+    kind: str, training: dict[str, int], new_run: NewRun
 ) -> None:
-    runs = [
-        make_run(kind, tmp_path / name, tiny_run, cache_dir, total_steps=5, **training)
-        for name in ("whole", "broken")
-    ]
+    runs = [new_run(kind, name, total_steps=5, **training) for name in ("whole", "broken")]
     train(runs[0])
     with pytest.raises(CrashError):
         train_with(runs[1], 0, crash)  # before any checkpoint
@@ -89,10 +93,10 @@ def test_a_resumed_run_equals_the_uninterrupted_run(
 
 @pytest.mark.parametrize("kind", ["stochastic", "prior"])
 def test_a_finished_run_is_left_alone_but_for_a_model_that_is_damaged(
-    kind: str, tmp_path: Path, tiny_run: Path, cache_dir: Path
+    kind: str, tiny_run: Path, new_run: NewRun
 ) -> None:
     """And for what a killed run was writing."""
-    config = make_run(kind, tmp_path, tiny_run, cache_dir)
+    config = new_run(kind)
     folder, whole = config.output_dir, tiny_run / config.output_dir.name
     shutil.copytree(whole, folder, dirs_exist_ok=True)
     path = folder / "model" / "model.safetensors"
@@ -114,7 +118,7 @@ def test_a_finished_run_is_left_alone_but_for_a_model_that_is_damaged(
     ("num_signals", "message", "step"), [(1, "stopped and saved at step 3", 3), (2, "at once", 2)]
 )
 def test_sigterm_saves_within_a_step_or_stops_at_once_and_the_run_resumes_wherever_it_is(
-    num_signals: int, message: str, step: int, tmp_path: Path, tiny_run: Path, cache_dir: Path
+    num_signals: int, message: str, step: int, tmp_path: Path, tiny_run: Path, new_run: NewRun
 ) -> None:
     def terminate(loss: Loss) -> Loss:
         for _ in range(num_signals):
@@ -123,21 +127,21 @@ def test_sigterm_saves_within_a_step_or_stops_at_once_and_the_run_resumes_wherev
 
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt, match=message):
-        train_with(tokenizer_run(tmp_path / "here", cache_dir), 2, terminate)
+        train_with(new_run("stochastic", "here"), 2, terminate)
     assert signal.getsignal(signal.SIGTERM) is handler
     state = load_state(tmp_path / "here" / "tokenizer" / "state")
     assert state is not None
     assert state.step == step
     (tmp_path / "here").rename(tmp_path / "there")
-    train_tokenizer(tokenizer_run(tmp_path / "there", cache_dir))
+    train(new_run("stochastic", "there"))
     assert_same_run(tmp_path / "there" / "tokenizer", tiny_run / "tokenizer")
 
 
 def test_a_run_that_dies_while_saving_has_its_model_in_the_end(
-    tmp_path: Path, tiny_run: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_run: Path, new_run: NewRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Weights to use must not be missing where the state says that all is done."""
-    config = tokenizer_run(tmp_path, cache_dir, validation_interval=4, checkpoint_interval=4)
+    config = new_run("stochastic", validation_interval=4, checkpoint_interval=4)
     for name in ("save_state", "write_run_config"):
         with monkeypatch.context() as patch:
             real = getattr(pipelines.training.loop, name)
@@ -148,10 +152,9 @@ def test_a_run_that_dies_while_saving_has_its_model_in_the_end(
 
             patch.setattr(pipelines.training.loop, name, save_and_die)
             with pytest.raises(CrashError):
-                train_tokenizer(config)
-    train_tokenizer(config)
-    expected = weight_files(tiny_run / "tokenizer")
-    assert weight_files(config.output_dir) == expected
+                train(config)
+    train(config)
+    assert weight_files(config.output_dir) == weight_files(tiny_run / "tokenizer")
 
 
 def test_a_run_may_go_on_with_smaller_micro_batches(
@@ -181,34 +184,17 @@ def smooth(config: RunConfigs) -> RunConfigs:
 
 
 @pytest.mark.parametrize("kind", ["baseline", "prior"])
-def test_micro_batches_give_the_gradient_of_the_whole_batch(
-    kind: str, tmp_path: Path, tiny_run: Path, cache_dir: Path
-) -> None:
+def test_micro_batches_give_the_gradient_of_the_whole_batch(kind: str, new_run: NewRun) -> None:
     gradients = []
+    training = {"total_steps": 1, "max_gradient_norm": 1e6}
     for parts in (1, 2, 4):
-        training = {
-            "total_steps": 1,
-            "max_gradient_norm": 1e6,
-            "gradient_accumulation_steps": parts,
-        }
-        config = smooth(make_run(kind, tmp_path / str(parts), tiny_run, cache_dir, **training))
+        config = smooth(new_run(kind, str(parts), gradient_accumulation_steps=parts, **training))
         train(config)
         gradients.append(first_gradients(config.output_dir))
     for other in gradients[1:]:
         assert gradients[0].keys() == other.keys()
         for name, gradient in gradients[0].items():
             torch.testing.assert_close(other[name], gradient, rtol=1e-4, atol=1e-6)
-
-
-def test_both_stages_may_differ_in_precision_within_one_process(
-    tmp_path: Path, cache_dir: Path
-) -> None:
-    train_tokenizer(tokenizer_run(tmp_path, cache_dir, total_steps=2))
-    config = prior_run(tmp_path, total_steps=2, precision="bf16")
-    train_prior(config)
-    assert make_accelerator(config).mixed_precision == "bf16"
-    train_tokenizer(tokenizer_run(tmp_path / "bf16", cache_dir, total_steps=2, precision="bf16"))
-    assert all(math.isfinite(line["loss"]) for line in logged(tmp_path / "bf16" / "tokenizer")[:2])
 
 
 def poison_term(loss: Loss) -> Loss:
@@ -239,11 +225,9 @@ def test_a_number_that_is_not_finite_stops_with_its_step_and_keeps_the_checkpoin
 # Options of speed
 
 
-def test_feature_maps_may_lie_with_their_channels_last(
-    tmp_path: Path, tiny_run: Path, cache_dir: Path
-) -> None:
-    config = tokenizer_run(tmp_path, cache_dir, channels_last=True)
-    train_tokenizer(config)
+def test_feature_maps_may_lie_with_their_channels_last(tiny_run: Path, new_run: NewRun) -> None:
+    config = new_run("stochastic", channels_last=True)
+    train(config)
     assert_close_weights(config.output_dir, tiny_run / "tokenizer")
 
 

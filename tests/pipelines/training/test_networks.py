@@ -58,7 +58,9 @@ class GradientStage(AdversarialStage):
         return loss
 
 
-def test_each_network_follows_its_loss_alone_over_all_micro_batches(tmp_path: Path) -> None:
+def test_each_network_follows_its_loss_alone_over_all_micro_batches_and_is_not_lost(
+    tmp_path: Path,
+) -> None:
     config = AdversarialRun(run_dir=tmp_path)
     training = config.training.model_copy(update={"total_steps": 1})
     config = config.model_copy(update={"training": training})
@@ -69,12 +71,6 @@ def test_each_network_follows_its_loss_alone_over_all_micro_batches(tmp_path: Pa
     for name, gradient in stage.gradients.items():
         assert gradient.any(), name
         torch.testing.assert_close(followed[name], gradient, rtol=1e-5, atol=1e-8)
-
-
-def test_a_run_does_not_lose_a_network(tmp_path: Path) -> None:
-    config = AdversarialRun(run_dir=tmp_path)
-    train(AdversarialStage(), config, make_accelerator(config))
-    stage = AdversarialStage()
     del stage.networks["discriminator"]
-    with pytest.raises(InputError, match="step 6 holds discriminator, discriminator_optim"):
+    with pytest.raises(InputError, match="step 1 holds discriminator, discriminator_optim"):
         train(stage, config, make_accelerator(config))

@@ -15,15 +15,17 @@ from pydantic import PositiveInt
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from tokenizer import InputError, Tokenizer, hq_vae
+from tests.tokenizer.tiny import HYBRID, KINDS, random_images, seeded
+from tokenizer import InputError, Tokenizer, TokenizerConfig
 from tokenizer.builders import deterministic
-from tokenizer.config import NetworkConfig
+from tokenizer.config import BackboneConfig
 from tokenizer.quantizers import NearestQuantizerConfig
 from tokenizer.storage.configs import StrictConfig
 from tokenizer.storage.files import load_safetensors, replace_file
 from tokenizer.storage.pretrained import PretrainedModule, load_weights, weights_hash
 
-CONFIG = hq_vae((8, 4), (2, 1), 6, 4, networks=NetworkConfig(width=8, max_width=8, num_blocks=1))
+BACKBONE = HYBRID.model_copy(update={"backbone": BackboneConfig(name="mobilenetv2_035")})
+CONFIGS = {**KINDS, "backbone": BACKBONE}
 
 
 class SmallConfig(StrictConfig):
@@ -59,17 +61,20 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("config", [CONFIG, deterministic(CONFIG)], ids=["stochastic", "nearest"])
-def test_a_loaded_tokenizer_is_the_saved_one_to_the_last_bit(config: Any, tmp_path: Path) -> None:
-    tokenizer = Tokenizer(config)
-    images = 2 * torch.rand(4, 3, 8, 16) - 1
-    tokenizer.initialize_from_data(images, torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_a_loaded_tokenizer_is_the_saved_one_to_the_last_bit(
+    config: TokenizerConfig, tmp_path: Path
+) -> None:
+    tokenizer, images = Tokenizer(config), random_images(batch=4).float()
+    tokenizer.initialize_from_data(images, seeded(0))
     tokenizer.save_pretrained(tmp_path / "a" / "b")
     loaded = Tokenizer.from_pretrained(str(tmp_path / "a" / "b"))
     assert loaded.config == tokenizer.config
     assert loaded.content_hash() == tokenizer.content_hash()
     assert torch.equal(loaded.reconstruct(images), tokenizer.eval().reconstruct(images))
     assert not any(module.training for module in loaded.modules())
+    for found, saved in zip(loaded.parameters(), tokenizer.parameters(), strict=True):
+        assert found.requires_grad == saved.requires_grad
 
 
 def test_the_content_hash_is_over_names_types_shapes_and_values_alone() -> None:
@@ -83,7 +88,7 @@ def test_the_content_hash_is_over_names_types_shapes_and_values_alone() -> None:
     assert len({weights_hash(own) for own in [weights, *others]}) == 5
     assert weights_hash(dict(reversed(weights.items()))) == weights_hash(weights)
     quantizers = [NearestQuantizerConfig(decay=decay) for decay in (0.9, 0.99)]
-    first, second = (Tokenizer(deterministic(CONFIG, own)) for own in quantizers)
+    first, second = (Tokenizer(deterministic(HYBRID, own)) for own in quantizers)
     second.load_state_dict(first.state_dict())
     assert first.content_hash() == second.content_hash()
 

@@ -10,11 +10,10 @@ from safetensors.torch import save_file
 
 from prior import Prior, PriorConfig
 from prior.config import PriorNetworkConfig
-from tokenizer import InputError, Tokenizer, hq_vae
-from tokenizer.config import BackboneConfig, CodeMapConfig, NetworkConfig
+from tests.tokenizer.tiny import HYBRID
+from tokenizer import InputError, Tokenizer
+from tokenizer.config import BackboneConfig, CodeMapConfig
 from tokenizer.storage.untrusted import StoredTensor, parse_json, read_header, read_json, shortened
-
-CONFIG = hq_vae((8, 4), (2, 1), 6, 4, networks=NetworkConfig(width=4, max_width=4, num_blocks=1))
 
 
 def test_json_with_plain_values_is_read_as_it_stands() -> None:
@@ -98,12 +97,12 @@ def test_a_header_that_does_not_cover_the_file_exactly_or_is_too_long_is_refused
 
 
 def test_a_config_of_a_larger_model_than_its_weights_is_refused_unbuilt(tmp_path: Path) -> None:
-    Tokenizer(CONFIG).save_pretrained(tmp_path)
+    Tokenizer(HYBRID).save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     fields = json.loads(path.read_text())
     fields["networks"] |= {"width": 2**14, "max_width": 2**14}
     path.write_text(json.dumps(fields))
-    with pytest.raises(InputError, match=r"must have shape \(16384, .*, got \(4, "):
+    with pytest.raises(InputError, match=r"must have shape \(16384, .*, got \(8, "):
         Tokenizer.from_pretrained(tmp_path)
     fields["groups"] = [
         {"downsampling": 2**power, "codebook_sizes": [2**20] * 64, "code_dim": 2**14}
@@ -129,9 +128,9 @@ def test_a_backbone_that_is_no_name_of_the_registry_is_refused(name: str) -> Non
 
 
 def test_a_loaded_model_uses_no_random_numbers_more_than_a_built_one(tmp_path: Path) -> None:
-    Tokenizer(CONFIG).save_pretrained(tmp_path)
+    Tokenizer(HYBRID).save_pretrained(tmp_path)
     draws = []
-    for build in (lambda: Tokenizer(CONFIG), lambda: Tokenizer.from_pretrained(tmp_path)):
+    for build in (lambda: Tokenizer(HYBRID), lambda: Tokenizer.from_pretrained(tmp_path)):
         torch.manual_seed(0)
         build()
         draws.append(torch.rand(1))
