@@ -413,6 +413,7 @@ def test_a_run_knows_its_images_from_anywhere_and_where_they_were_moved(
     moved = config.model_copy(update={"data_root": Path("moved")})
     assert evaluate(moved)["reconstruction"]["RMSE"]["value"] == expected
     prior = prior_run(Path("run"), total_steps=1)
+    prior = prior.model_copy(update={"is_class_conditional": False})
     for root, refused in (("here/others", True), ("moved", False)):
         folders = {"data_root": Path(root)}
         for command in (
