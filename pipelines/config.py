@@ -231,6 +231,8 @@ class TokenizerRunConfig(RunConfig):
         old = {**training, **(quantizer if isinstance(quantizer, dict) else {})}
         if "commitment_weight" in old:
             old["latent_weight"] = old["commitment_weight"]
+        if old.get("latent_weight") == (0.25 if "commitment_weight" in old else 0.3):
+            del old["latent_weight"]  # what None stands for, as in the presets of today
         recipe = {name: old[name] for name in TokenizerRecipe.model_fields if name in old}
         fields = super().upgrade_config(fields, version)
         return {**fields, "tokenizer": without_recipe(tokenizer), "recipe": recipe}
