@@ -35,8 +35,6 @@ def class_numbers(
     if labels is None:
         numbers = torch.tensor(image_indices)
         return numbers % config.num_classes if config.num_classes else None
-    if not config.num_classes:
-        raise InputError(f"labels must be None for a prior without classes, got {labels!r}")
     count = len(image_indices)
     if isinstance(labels, str | Integral) or getattr(labels, "ndim", 1) == 0:
         return torch.full((count,), class_number(labels, config))
@@ -56,6 +54,8 @@ def class_number(label: Any, config: PriorConfig) -> int:
         InputError: there is no such class, or there are several.
     """
     names = config.class_names
+    if not config.num_classes:
+        raise InputError(f"labels must be None for a prior without classes, got {label!r}")
     if isinstance(label, str):
         found = [number for number, name in enumerate(names) if name == label]
         if len(found) > 1:

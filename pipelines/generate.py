@@ -7,6 +7,8 @@ if __name__ == "__main__":
 
 import functools
 import json
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +19,7 @@ from PIL import Image
 from pydantic import NonNegativeInt, PositiveInt
 from tqdm import tqdm
 
+from pipelines.class_labels import class_number, listed
 from pipelines.command import announce, parse_options, run_command
 from pipelines.config import OwnFolder
 from pipelines.generation import ImageGenerationPipeline, SamplingConfig
@@ -29,11 +32,15 @@ from tokenizer.storage.files import replace_file
 from tokenizer.storage.pretrained import PretrainedModule
 from tokenizer.storage.untrusted import read_json
 
+logger = logging.getLogger(__name__)
+
 MOST_PICTURED = 100
 
 
 class GenerateConfig(StrictConfig):
     """Generates images as OUTPUT_DIR/000000.png and so on, and contact_sheet.png of the first.
+
+    labels.json says the class of each image.
 
     Image i depends on the seed, i and its label alone: not on batch size or processes. The same
     command goes on where it was stopped.
@@ -45,8 +52,8 @@ class GenerateConfig(StrictConfig):
     """Folder for the images; it must hold none, or some of the same settings."""
     num_images: PositiveInt = 64
     """How many."""
-    labels: tuple[NonNegativeInt, ...] = ()
-    """Classes, taken in turn; none given: all classes in turn."""
+    labels: tuple[str | NonNegativeInt, ...] = ()
+    """Classes by name or number, taken in turn; none given: all classes in turn."""
     seed: NonNegativeInt = 0
     """Of all random numbers."""
     batch_size: PositiveInt = 64
@@ -65,13 +72,16 @@ def generate(config: GenerateConfig) -> None:
     if not path.exists() and config.output_dir.is_dir() and any(config.output_dir.glob("*.png")):
         raise InputError(f"output_dir must not hold other images: {config.output_dir} does")
     pipeline = ImageGenerationPipeline.from_pretrained(config.run_dir).to(accelerator.device)
+    prior = pipeline.prior.config
+    chosen = [class_number(label, prior) for label in config.labels]
     models: dict[str, PretrainedModule[Any]] = {
         "tokenizer": pipeline.tokenizer,
         "prior": pipeline.prior,
     }
     settings = {
         **{name: model.content_hash() for name, model in models.items()},
-        **json.loads(config.model_dump_json(include={"labels", "seed", "sampling"})),
+        "labels": chosen,
+        **json.loads(config.model_dump_json(include={"seed", "sampling"})),
     }
     if path.exists():
         saved = read_json(path)
@@ -86,7 +96,8 @@ def generate(config: GenerateConfig) -> None:
         for number in own_share(accelerator, config.num_images).tolist()
         if not _image_path(config, number).exists()
     ]
-    labels = [config.labels[i % len(config.labels)] for i in missing] if config.labels else None
+    numbers = chosen or range(prior.num_classes)
+    labels = [numbers[i % len(numbers)] for i in missing] if numbers else None
     drawn = pipeline.draw(missing, labels, config.seed, config.sampling, config.batch_size)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -102,11 +113,25 @@ def generate(config: GenerateConfig) -> None:
             bar.update(len(batch))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        _contact_sheet(config, max(len(config.labels), pipeline.prior.config.num_classes))
+        if numbers:
+            _write_labels(config.output_dir, numbers, prior.class_names)
+        _contact_sheet(config, max(len(config.labels), prior.num_classes))
+        if prior.class_names:
+            logger.info("classes: %s", listed(prior.class_names))
 
 
 def _image_path(config: GenerateConfig, number: int) -> Path:
     return config.output_dir / f"{number:06d}.png"
+
+
+def _write_labels(folder: Path, numbers: Sequence[int], names: Sequence[str]) -> None:
+    """The class of every image that is there, by name or, where there are none, by number."""
+    labels = {}
+    for path in sorted(folder.glob("[0-9]*.png")):
+        number = numbers[int(path.stem) % len(numbers)]
+        labels[path.name] = names[number] if names else number
+    text = json.dumps(labels, indent=2, ensure_ascii=False) + "\n"
+    replace_file(folder / "labels.json", lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def _contact_sheet(config: GenerateConfig, num_classes: int) -> None:

@@ -5,8 +5,11 @@ if __name__ == "__main__":
 
     startup.prepare()
 
+import logging
+
 from accelerate import Accelerator
 
+from pipelines.class_labels import listed
 from pipelines.command import TRAINING_MEMORY, announce, parse_run, run_command
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
 from pipelines.data.codes import extract_codes
@@ -21,6 +24,8 @@ from pipelines.training.prior_stage import PriorStage, make_prior
 from prior import Conditioner
 from tokenizer import Tokenizer
 from tokenizer.storage.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 def train_prior(
@@ -54,6 +59,8 @@ def train_prior(
     images = trained_images(tokenizer_run, config.tokenizer_dir, accelerator, images)
     stage = prior_stage(config, *images, accelerator, tokenizer, conditioner)
     train(stage, config, accelerator)
+    if stage.model.config.class_names and accelerator.is_main_process:
+        logger.info("classes: %s", listed(stage.model.config.class_names))
 
 
 def prior_stage(

@@ -1,7 +1,7 @@
 """All codes of an image, partitioned into the steps of an autoregressive model."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -158,9 +158,7 @@ class CodeOrdering(nn.Module):
             for part, m in zip(torch.split(numbered, sizes, dim=1), self.code_maps, strict=True)
         ]
 
-    def check(
-        self, indices: Sequence[Tensor], name: str = "indices", allows_unknown: bool = False
-    ) -> None:
+    def check(self, indices: Any, name: str = "indices", allows_unknown: bool = False) -> None:
         """Waits for the device and checks shapes, types and values; -1 is a code to be drawn.
 
         Raises:

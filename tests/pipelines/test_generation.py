@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
+from pipelines.class_labels import class_number
 from pipelines.generation import ImageGenerationPipeline
 from prior import Prior, PriorConfig
 from tokenizer import Tokenizer
@@ -57,6 +59,51 @@ def test_without_labels_the_classes_come_in_turn(pipeline: ImageGenerationPipeli
     assert torch.equal(drawn(pipeline, 3, labels=2), drawn(pipeline, 3, labels=[2, 2, 2]))
     condition = torch.tensor(labels)
     assert torch.equal(drawn(pipeline, 10, condition=condition), drawn(pipeline, 10))
+
+
+def test_a_class_is_meant_by_its_name_or_its_number(pipeline: ImageGenerationPipeline) -> None:
+    names = pipeline.prior.config.class_names
+    assert len(set(names)) == 8
+    expected = drawn(pipeline, 3, labels=[5, 2, 0])
+    for labels in ([names[5], 2, "0"], torch.tensor([5, 2, 0])):
+        assert torch.equal(drawn(pipeline, 3, labels=labels), expected)
+    assert torch.equal(drawn(pipeline, 2, labels=names[5]), drawn(pipeline, 2, labels=5))
+    fields = {"code_maps": pipeline.prior.config.code_maps, "num_classes": 3}
+    numbers = PriorConfig(**fields, class_names=("1", "2", "10"))
+    assert class_number("2", numbers) == 1  # the name
+    assert class_number("0", numbers) == 0  # no name
+    twins = PriorConfig(**fields, class_names=("crane", "crane", "tern"))
+    with pytest.raises(InputError, match=r"'crane' names several .* number of \[0, 1\]"):
+        class_number("crane", twins)
+    with pytest.raises(InputError, match=r"'crane': this prior was saved without names"):
+        class_number("crane", PriorConfig(**fields))
+    for wrong in (("a",), ("a", "b", "c" * 2**20)):
+        with pytest.raises(ValidationError, match="class_names must h"):
+            PriorConfig(**fields, class_names=wrong)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_pipeline_of_16_bits_draws_saves_and_loads(
+    pipeline: ImageGenerationPipeline, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    pipeline.save_pretrained(tmp_path / "whole")
+    cast = ImageGenerationPipeline.from_pretrained(tmp_path / "whole", dtype=dtype)
+    cast.save_pretrained(tmp_path / "cast")
+    loaded = ImageGenerationPipeline.from_pretrained(tmp_path / "cast")
+    models = (loaded.tokenizer, loaded.prior)
+    assert {own.dtype for model in models for own in model.parameters()} == {dtype}
+    assert torch.equal(drawn(loaded, 3), drawn(cast, 3))
+    size = (tmp_path / "cast/prior/model.safetensors").stat().st_size
+    assert size < 0.7 * (tmp_path / "whole/prior/model.safetensors").stat().st_size
+    images = torch.rand(8, 3, 16, 16) * 2 - 1
+    reconstructions = loaded.reconstruct(images)
+    assert reconstructions.dtype == torch.float32
+    assert torch.equal(loaded.decode(loaded.encode(images)), reconstructions)
+    for own, other in zip(loaded.encode(images), pipeline.encode(images), strict=True):
+        assert (own == other).double().mean() > 0.9
+    Prior.from_pretrained(tmp_path / "whole/prior", dtype).save_pretrained(tmp_path / "cast/prior")
+    with pytest.raises(InputError, match="prior does not belong to tokenizer"):
+        ImageGenerationPipeline.from_pretrained(tmp_path / "cast")
 
 
 def test_a_pipeline_saved_and_loaded_draws_the_same_images(
@@ -110,6 +157,15 @@ def test_images_are_encoded_decoded_and_reconstructed(pipeline: ImageGenerationP
         ({"num_images": 0}, "num_images must be >= 1, got 0"),
         ({"labels": 8}, r"labels must lie in \[0, 8\), got 8"),
         ({"labels": [0]}, "labels must have 2 entries, got 1"),
+        ({"labels": [0, None]}, "labels must be numbers or names of classes, got None"),
+        ({"labels": 1.5}, "labels must be numbers or names of classes, got 1.5"),
+        ({"labels": "Squar"}, "no class is called 'Squar'; did you mean 'square'"),
+        ({"labels": ["qqqq", 1]}, "no class is called 'qqqq'; there are 0 disc, 1 square, "),
+        ({"num_images": "3"}, "num_images must be a whole number, got '3'"),
+        ({"seed": [1, 2]}, r"seed must be a whole number, got \[1, 2\]"),
+        ({"temperature": "hot"}, "temperature.*valid number, got 'hot'"),
+        ({"known": torch.zeros(2)}, "known must be a list of int64 tensors .* got Tensor"),
+        ({"condition": 3}, "labels must be given as a tensor to this prior, got int"),
         ({"seed": -1}, "seed must be >= 0, got -1"),
         ({"temperature": 0.0}, "temperature.*or equal to 0.000001"),
         ({"temperature": [1.0, 1.0]}, "temperature must hold 3 values"),
@@ -120,10 +176,15 @@ def test_images_are_encoded_decoded_and_reconstructed(pipeline: ImageGenerationP
     ],
 )
 def test_an_argument_out_of_range_is_refused_on_one_line(
-    pipeline: ImageGenerationPipeline, arguments: dict[str, Any], message: str
+    pipeline: ImageGenerationPipeline,
+    arguments: dict[str, Any],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    call = inspect.unwrap(ImageGenerationPipeline.__call__)  # without the tests' type checker
+    monkeypatch.setattr(ImageGenerationPipeline, "draw", inspect.unwrap(pipeline.draw.__func__))
     with pytest.raises(InputError, match=message) as caught:
-        pipeline(**{"num_images": 2, "progress": False, **arguments})
+        call(pipeline, **{"num_images": 2, "progress": False, **arguments})
     assert "\n" not in str(caught.value)
 
 

@@ -148,7 +148,7 @@ def test_two_processes_extract_the_codes_and_generate_the_files_of_one(
     images = load_images(tokenizer_run(tiny_run, cache_dir).data, "train")
     codes = shared.alone / "codes"
     extract_codes(tokenizer, images, codes, Accelerator(), flips=True, keeps_latents=False)
-    for folder, count in (("codes", 2), ("images", 7)):
+    for folder, count in (("codes", 2), ("images", 8)):
         alone, together = (
             {
                 path.name: path.read_bytes()

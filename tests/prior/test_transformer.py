@@ -7,9 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from prior import Condition, IncrementalDecoder, Prior, PriorConfig, PriorNetworkConfig
+from prior import (
+    Condition,
+    IncrementalDecoder,
+    Prior,
+    PriorConfig,
+    PriorNetworkConfig,
+    sample,
+    sample_generators,
+)
 from prior import transformer as transformer_module
 from tests.prior.small_priors import (
     CONDITIONS,
@@ -19,10 +28,14 @@ from tests.prior.small_priors import (
     PYRAMID,
     SINGLE,
     VectorAndTokens,
+    assert_close,
+    cached_logits,
+    decoder_of,
     every_logit,
     inputs_of,
     make_prior,
     random_indices,
+    trained_prior,
 )
 from tokenizer.config import CodeMapConfig
 from tokenizer.storage.errors import InputError
@@ -189,6 +202,53 @@ def test_logits_stay_in_float32_under_bfloat16_autocast(order: str, positions: s
     assert loss.item() == pytest.approx(exact.item(), rel=0.03)
     loss.backward()
     assert all(parameter.grad is not None for parameter in prior.parameters())
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_rotary_positions_stand_beside_absolute_ones_and_earlier_priors_stay_as_they_are(
+    order: str, tmp_path: Path
+) -> None:
+    earlier, later = (make_prior(order=order, positions=own) for own in ("rotary_only", "rotary"))
+    for prior, number in ((earlier, 1 if order == "cell" else 2), (later, None)):
+        num_steps = prior.ordering.num_steps
+        contents = torch.ones(1, num_steps + 1, 16)  # so that nothing but positions differs
+        inputs = prior.spatial_inputs(contents, None, 0, num_steps)[0].detach()
+        assert len(inputs.unique(dim=0)) == (number or num_steps)
+    earlier.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    save_file(earlier.state_dict(), tmp_path / "model.safetensors")  # without config.json's hash
+    path.write_text(path.read_text().replace("rotary_only", "rotary").replace(": 3,", ": 2,", 1))
+    loaded = Prior.from_pretrained(tmp_path)
+    assert loaded.config == earlier.config
+    indices, labels = random_indices(prior, 2), torch.tensor([0, 2])
+    assert torch.equal(loaded.log_prob(indices, labels), earlier.log_prob(indices, labels))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@LAYOUTS
+def test_weights_of_16_bits_give_samples_and_likelihoods(
+    order: str, positions: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    exact = trained_prior(order, positions)
+    exact.save_pretrained(tmp_path)
+    prior = Prior.from_pretrained(tmp_path, dtype)
+    assert prior.has_hash(exact.content_hash())
+    if positions == "rotary":
+        assert prior.rotary is not None
+        assert torch.equal(prior.rotary, exact.rotary)  # not rounded
+    indices, labels = random_indices(prior, 4), torch.tensor([0, 2, 1, 1])
+    log_prob = prior.log_prob(indices, labels)
+    assert log_prob.dtype == torch.float32
+    torch.testing.assert_close(log_prob, exact.log_prob(indices, labels), rtol=0.05, atol=0.5)
+    full = every_logit(prior, indices, labels)
+    assert_close(
+        [own.float() for own in cached_logits(decoder_of(prior, labels, 4), indices)], full, 0.3
+    )
+    prior.ordering.check(sample(prior, labels, sample_generators(0, range(4))))
+    prior.save_pretrained(tmp_path)
+    again = Prior.from_pretrained(tmp_path)
+    assert {own.dtype for own in again.parameters()} == {dtype}
+    assert torch.equal(again.log_prob(indices, labels), log_prob)
 
 
 def test_the_depth_transformer_gives_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,12 @@
 """The tokenizer: round trips, the bound, errors, names of weights."""
 
 import copy
+import inspect
 import math
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -209,6 +212,23 @@ def test_codebooks_and_variances_are_spared_weight_decay() -> None:
     assert len(roles) == 5 + 2
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@EVERY_KIND
+def test_weights_of_16_bits_quantize_in_float32(
+    config: TokenizerConfig, dtype: torch.dtype
+) -> None:
+    whole, cast = make_tokenizer(config).float().eval(), make_tokenizer(config).to(dtype).eval()
+    images = random_images(batch=8)
+    indices, latents = cast.encode_with_latents(images)
+    assert {own.dtype for own in cast.parameters()} == {own.dtype for own in latents} == {dtype}
+    reconstructions = cast.reconstruct(images)
+    assert reconstructions.dtype == torch.float32
+    assert torch.equal(cast.decode(indices), reconstructions)
+    torch.testing.assert_close(reconstructions, whole.decode(indices), rtol=0.05, atol=0.05)
+    for own, other in zip(indices, whole.encode(images), strict=True):
+        assert (own == other).double().mean() > 0.8
+
+
 # What a caller can get wrong.
 
 
@@ -224,6 +244,56 @@ def test_codebooks_and_variances_are_spared_weight_decay() -> None:
 def test_images_that_do_not_fit_are_rejected(call: str, images: Tensor, message: str) -> None:
     with pytest.raises(InputError, match=message):
         getattr(make_tokenizer(), call)(images)
+
+
+FED: dict[str, tuple[Any, str]] = {
+    "NaN": (torch.full((1, 3, 8, 8), math.nan), r"lie on \[-1, 1\], got values from nan"),
+    "infinite": (torch.full((1, 3, 8, 8), -math.inf), r"lie on \[-1, 1\], got values from -inf"),
+    "0 to 255": (255 * torch.rand(1, 3, 8, 8), r"on \[-1, 1\], .* images / 127\.5 - 1"),
+    "bytes": (torch.zeros(1, 3, 8, 8).byte(), r"floating point .*uint8: .*images / 127\.5 - 1"),
+    "one image": (torch.zeros(3, 8, 8), r"must have the shape \(batch, .*, got \(3, 8, 8\)"),
+    "video": (
+        torch.zeros(1, 1, 3, 8, 8),
+        r"must have the shape \(batch, .*, got \(1, 1, 3, 8, 8\)",
+    ),
+    "none": (torch.zeros(0, 3, 8, 8), r"hold at least one, got \(0, 3, 8, 8\)"),
+    "numpy": (np.zeros((1, 3, 8, 8), np.float32), r"must be a torch\.Tensor .* got ndarray"),
+}
+
+
+@pytest.mark.parametrize("call", ["encode", "reconstruct", "evidence_lower_bound"])
+@pytest.mark.parametrize("kind", FED)
+@torch.no_grad()
+def test_what_are_no_images_on_minus_one_to_one_is_refused_on_one_line(
+    call: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, message = FED[kind]
+    tokenizer = make_tokenizer().eval()
+    encode = inspect.unwrap(Tokenizer.encode_with_latents)  # without the tests' type checker
+    monkeypatch.setattr(Tokenizer, "encode_with_latents", encode)
+    with pytest.raises(InputError, match=message) as caught:
+        inspect.unwrap(getattr(Tokenizer, call))(tokenizer, images)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("indices", [np.zeros((1, 2, 1, 1)), [np.zeros((1, 2, 1, 1))], "ab", 3])
+@torch.no_grad()
+def test_what_are_no_lists_of_indices_is_refused_on_one_line(indices: Any) -> None:
+    with pytest.raises(InputError, match=r"^indices must be a list of int64 tensors .* got"):
+        inspect.unwrap(Tokenizer.decode)(make_tokenizer(), indices)
+
+
+def test_images_of_any_floating_type_are_meant_and_those_on_zero_to_one_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tokenizer, images = make_tokenizer().float().eval(), random_images().half()
+    expected = tokenizer.encode(images.float())
+    for dtype in (torch.float64, torch.float16):
+        for found, other in zip(tokenizer.encode(images.to(dtype)), expected, strict=True):
+            assert torch.equal(found, other)
+    assert not caplog.records
+    tokenizer.encode((images.float() + 1) / 2)
+    assert "if they are on [0, 1], give 2 * images - 1" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -214,6 +214,37 @@ def test_weights_from_elsewhere_need_no_hashes(folder: Path, header: dict[str, s
     assert torch.equal(Small.from_pretrained(folder).weight, torch.ones(2, 3))
 
 
+def test_weights_of_one_floating_type_load_and_a_mixture_is_refused(folder: Path) -> None:
+    class Pair(Small):
+        def __init__(self, config: SmallConfig) -> None:
+            super().__init__(config)
+            self.other = nn.Parameter(torch.zeros(1))
+            self.register_buffer("count", torch.zeros(1).long())
+
+    Pair(SmallConfig(width=2)).bfloat16().save_pretrained(folder)
+    loaded = Pair.from_pretrained(folder)
+    assert {name: own.dtype for name, own in loaded.state_dict().items()} == {
+        "weight": torch.bfloat16,
+        "other": torch.bfloat16,
+        "count": torch.int64,
+    }
+    module = Pair.from_pretrained(folder, torch.float32)
+    assert module.weight.dtype == torch.float32
+    assert module.has_hash(loaded.content_hash())
+    module.weight.data[0, 0] += 1
+    assert not module.has_hash(loaded.content_hash())
+    with pytest.raises(InputError, match=r"dtype must be one of .*, got torch\.int64"):
+        Pair.from_pretrained(folder, torch.int64)
+    module.weight.data[0, 0] = 1e5
+    module.save_pretrained(folder)
+    with pytest.raises(InputError, match=r"'weight' must be finite in torch\.float16, got NaN or"):
+        Pair.from_pretrained(folder, torch.float16)
+    module.other.data = module.other.data.half()
+    module.save_pretrained(folder)
+    with pytest.raises(InputError, match=r"must be of type torch\.float"):
+        Pair.from_pretrained(folder)
+
+
 def test_weights_that_do_not_fit_leave_the_module_alone() -> None:
     module = Small(SmallConfig(width=2), nn.Linear(1, 1))
     before, zeros = module.content_hash(), torch.zeros(2, 2)
