@@ -151,8 +151,9 @@ class Comparison:
             return protocol.attach({name: None}, {name: "no floor: too few real images"})
         number = len(floor.items)
         found = self.features_of(floor.images, floor.items, "floor")
+        is_part = floor.images is reference
         settings: dict[str, str | int | float] = {
-            "images": floor.images.description,
+            "images": "another part of the reference" if is_part else floor.images.description,
             "images_hash": floor.images.fingerprint,
         }
         fields = {"num_images": number, "num_reference_images": number, "sampling": {}}
@@ -171,8 +172,8 @@ class Comparison:
         if number > dim:
             return ""
         warning = (
-            f"{number:,} images are too few for {dim:,} feature dimensions: it is far above what "
-            "many images give, and compares with values of the same number alone"
+            f"{number:,} images are too few for {dim:,} feature dimensions: the distance is far "
+            "above that of many images, and compares with values of the same number alone"
         )
         if self.accelerator.is_main_process:
             logger.warning("%s: %s", name, warning)

@@ -82,7 +82,7 @@ def evaluate_reconstruction(
     values["codebook_usage"] = usage.usage()
     values["nominal_bits"] = sum(usage.nominal_bits())
     values["marginal_bits"] = sum(usage.marginal_bits())
-    values["bound_bits_per_dim"], codes = bound_bits_per_dim(
+    bound, codes = bound_bits_per_dim(
         tokenizer, train, images, accelerator, config.batch_size, config.seed
     )
     protocol = Protocol(
@@ -91,14 +91,20 @@ def evaluate_reconstruction(
         num_reference_images=len(items),
         num_images=len(items),
         seed=config.seed,
-        settings={
-            "codes": "hard",
-            "bound_posterior": BOUND_POSTERIORS[codes],
-            "bound_images": min(NUM_BOUND_IMAGES, len(images)),
-            "bound_variance_images": min(NUM_BOUND_IMAGES, len(train)),
-        },
+        settings={"codes": "hard"},
     )
-    results = protocol.attach(values)
+    num_bound = min(NUM_BOUND_IMAGES, len(images))
+    of_bound = protocol.model_copy(
+        update={
+            "num_images": num_bound,
+            "num_reference_images": num_bound,
+            "settings": {
+                "approximate_posterior": BOUND_POSTERIORS[codes],
+                "variance_of": f"{min(NUM_BOUND_IMAGES, len(train))} of {train.description}",
+            },
+        }
+    )
+    results = protocol.attach(values) | of_bound.attach({"bound_bits_per_dim": bound})
     if extractor is None:
         return results
 

@@ -193,7 +193,7 @@ def test_a_baseline_has_the_bound_of_its_nearest_codes(
     results = measure(Tokenizer.from_pretrained(tmp_path / "tokenizer" / "model"))
     assert results.keys() == RECONSTRUCTION
     settings = results["bound_bits_per_dim"]["protocol"]["settings"]
-    assert settings["bound_posterior"] == "a point mass at the nearest codes"
+    assert settings["approximate_posterior"] == "a point mass at the nearest codes"
 
 
 def test_images_are_chosen_by_the_seed_each_once(

@@ -89,7 +89,9 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (run_dir / "evaluation").mkdir()
     for name, metrics in (("reconstruction", {"RMSE": 0.125}), ("generation", {"FID": 17.5})):
         results = protocol("images", 4).attach({**metrics, "IS": 1.5})
-        results |= protocol("other images", 5).attach({"FID floor": 3.25})
+        results |= protocol("other images", 5).attach(
+            {"FID floor": 3.25}, {"FID floor": "a <note>"}
+        )
         command = f"python -m pipelines.evaluate {run_dir} --what all"
         text = json.dumps({"command": command, "metrics": results})
         (run_dir / "evaluation" / f"{name}.json").write_text(text)
@@ -139,7 +141,9 @@ def test_images_are_decoded_from_one_layer_to_all(run_dir: Path, summary: Page) 
 def test_a_shared_protocol_is_shown_once_and_differences_at_their_number(summary: Page) -> None:
     assert summary.text.count("0123456789ab…") == 2  # once for each of the two files
     assert summary.text.count("reference: other images; num reference images: 5") == 2
-    assert {"0.125", "17.5", "3.25"} <= set(summary.text)
+    assert {"0.125", "17.5", "3.25", "4 against 5"} <= set(summary.text)
+    assert summary.text.count("FID floor: a <note>") == 2
+    assert summary.holds("FID, 4 images")
 
 
 def test_numbers_of_the_run_are_shown_but_not_its_folders(run_dir: Path, summary: Page) -> None:
