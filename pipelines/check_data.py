@@ -3,19 +3,16 @@
 if __name__ == "__main__":
     from pipelines import startup
 
-    startup.prepare()
+    startup.prepare("check-data")
 
 import functools
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-import tyro
-from pydantic import Field
-
-from pipelines.command import announce, parse_options, run_command
-from pipelines.config import DataConfig
+from pipelines.command import announce, run_command
+from pipelines.command_configs import CheckDataConfig
 from pipelines.data.cache import verify_cache
 from pipelines.data.decoding import UnreadableImageError
 from pipelines.data.folder import decode_files, describe_values
@@ -27,45 +24,13 @@ from pipelines.data.folder_listing import (
 )
 from pipelines.data.folder_scan import printable, scan_folder
 from pipelines.data.sixteen_bits import ValueRange
-from tokenizer.storage.configs import StrictConfig
+from pipelines.options import parse_options
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.files import replace_file
 
 MOST_SHOWN = 20
 
 Treatment = Literal["used", "converted", "skipped", "refused"]
-
-
-class CheckDataConfig(StrictConfig):
-    """Reads every file of FOLDER as training would and says what becomes of it.
-
-    Files are used, converted (used, after more than resizing), skipped, or refused: training
-    stops at the first of these. Prints a summary, writes all files that are not simply used to
-    OUTPUT, and ends with exit status 2 where training would stop.
-
-    --verify, with FOLDER or alone, compares all that CACHE_DIR holds with its hashes, and ends with
-    exit status 2 where something is damaged. A run's codes are verified by --cache-dir
-    RUN/prior/codes.
-    """
-
-    folder: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")] = None
-    """Folder of images, as data.root."""
-    image_size: Annotated[int, Field(gt=0, le=4096)] = 32
-    """As data.image_size."""
-    channels: Literal[1, 2, 3, 4] = 3
-    """As data.channels."""
-    white_value: Annotated[int, Field(gt=0, lt=2**16)] | None = None
-    """As data.white_value."""
-    skip_unreadable: bool = False
-    """As data.skip_unreadable: what would be refused is skipped."""
-    follow_links: bool = False
-    """As data.follow_links: links out of the folder are used."""
-    output: Path = Path("runs/data_report.json")
-    """The report, replaced if it exists."""
-    verify: bool = False
-    """Read all of the cache, of which training compares sizes and modification times only."""
-    cache_dir: Path = DataConfig.model_fields["cache_dir"].default
-    """`verify`: as data.cache_dir, or the codes of a run."""
 
 
 class Problem(NamedTuple):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prior import PriorConfig
 from tokenizer.storage.errors import InputError
-from tokenizer.storage.untrusted import shortened
+from tokenizer.storage.json_files import shortened
 
 MOST_NAMED = 20
 

@@ -1,29 +1,24 @@
-"""What all commands share: presets and saved files, overrides, one-line errors."""
+"""What all commands share: how they end, and what they say of errors."""
 
 import contextlib
 import errno
-import io
 import logging
 import os
 import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 import torch
-import tyro
 from accelerate import PartialState
 from pydantic import ValidationError
 
+from pipelines.options import fail
 from pipelines.processes import is_lost_partner
-from pipelines.run.folder import RunConfigT, load_run
-from tokenizer.storage.configs import StrictConfig, describe_validation_error
+from tokenizer.storage.configs import describe_validation_error
 from tokenizer.storage.errors import InputError
-
-ConfigT = TypeVar("ConfigT", bound=StrictConfig)
 
 TRAINING_MEMORY = (
     "raise training.gradient-accumulation-steps, which may differ when a run goes on, or lower "
@@ -40,154 +35,6 @@ _NO_MEMORY = re.compile(
     r"not create a primitive$",
     re.IGNORECASE,
 )
-
-
-def parse_run(
-    presets: Mapping[str, RunConfigT], command: str, arguments: Sequence[str] | None = None
-) -> RunConfigT:
-    """Reads `PRESET --section.option value ...`; PRESET may be the path of a saved config.json.
-
-    Args:
-        presets: configurations by name.
-        command: module name, for the help text.
-        arguments: the command line without the program; `sys.argv[1:]` if None.
-    """
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    config_class = type(next(iter(presets.values())))
-    summary = (config_class.__doc__ or "").splitlines()[0]
-    program = _program(command)
-    names = "\n".join(f"  {name}" for name in presets)
-    if not given or given[0] in {"-h", "--help"}:
-        print(
-            f"usage: {program} PRESET [--option value ...]\n\n{summary}\n\n"
-            f"PRESET, or the path of a saved config.json:\n{names}\n\n"
-            f"All options of a preset with its values: {program} PRESET --help"
-        )
-        raise SystemExit(0 if given else 2)
-    name, *overrides = given
-    if name in presets:
-        base = presets[name]
-    elif name.endswith(".json"):
-        base = load_run(config_class, Path(name))
-    else:
-        raise InputError(
-            f"unknown preset {name!r}: give one of {', '.join(presets)}, or a .json file"
-        )
-    return parse_options(config_class, f"{command} {name}", overrides, base)
-
-
-def _program(command: str) -> str:
-    """How the user called the command: sub-command of `hqvae`, or module."""
-    _, *preset = command.split(" ", 1)
-    is_console = sys.argv[0].startswith("hqvae ")
-    return " ".join([sys.argv[0], *preset]) if is_console else f"python -m {command}"
-
-
-def parse_options(
-    config_class: type[ConfigT],
-    command: str,
-    arguments: Sequence[str] | None = None,
-    default: ConfigT | None = None,
-) -> ConfigT:
-    """Reads options into a config, over `default` if there is one.
-
-    Raises:
-        InputError: an option is unknown, missing or out of range.
-    """
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    output = io.StringIO()  # tyro draws a box where one line is wanted
-    with contextlib.ExitStack() as stack:
-        if not {"-h", "--help"} & set(given):
-            stack.enter_context(contextlib.redirect_stdout(output))
-            stack.enter_context(contextlib.redirect_stderr(output))
-        try:
-            config: ConfigT = tyro.cli(
-                config_class,
-                prog=_program(command),
-                description=config_class.__doc__,
-                args=given,
-                config=(tyro.conf.AvoidSubcommands,),
-                default=tyro.MISSING_NONPROP if default is None else default,
-            )
-        except SystemExit as stop:
-            if not stop.code:
-                raise
-            raise InputError(
-                _complaint(stop, output.getvalue(), given, config_class, default)
-            ) from stop
-    return config
-
-
-def _complaint(
-    stop: SystemExit,
-    box: str,
-    given: Sequence[str],
-    config_class: type[StrictConfig],
-    default: StrictConfig | None,
-) -> str:
-    """What pydantic said, if that was why tyro stopped; otherwise the message in tyro's box."""
-    cause: BaseException | None = stop
-    while cause is not None:
-        if isinstance(cause, ValidationError):
-            # tyro builds one section after the other, so pydantic knows only the field.
-            complaint = describe_validation_error(cause)
-            section = _section(config_class, default, cause.title, complaint, given)
-            return section + complaint.replace("; ", f"; {section}")
-        cause = cause.__context__
-    parts: list[list[str]] = [[]]  # title, message, hints
-    for line in box.splitlines():
-        if set(line.strip()) == {"-"}:
-            parts.append([])
-        else:
-            parts[-1].append(line)
-    message = parts[1] if len(parts) > 1 else parts[0]
-    return " ".join(" ".join(message).split())
-
-
-def _section(
-    config_class: type[StrictConfig],
-    default: StrictConfig | None,
-    class_name: str,
-    complaint: str,
-    given: Sequence[str],
-) -> str:
-    """Which of the places of such a class pydantic means: where that field has that value."""
-    options: dict[str, list[str]] = {}
-    values: list[str] = []
-    for word in given:
-        if word.startswith("--"):
-            name, *value = word.removeprefix("--").split("=", 1)
-            values = options.setdefault(name.replace("-", "_"), [])
-            values += value
-        else:
-            values.append(word)
-    field = complaint.split(" ")[0].split(".")[0].rstrip(":")
-    got = complaint.rpartition("got ")[2]
-
-    def fit(section: str) -> tuple[bool, bool, bool]:
-        name = section + field
-        return (
-            any(word in got for word in options.get(name, [])),
-            name in options,
-            any(option.startswith(section) for option in options),
-        )
-
-    return max(_places(default or config_class, class_name), key=fit, default="")
-
-
-def _places(config: object, class_name: str, path: str = "") -> Iterator[str]:
-    """Where a config or its class holds one of this name: "tokenizer.groups.0.", say."""
-    members: dict[str, Any] = {}
-    if isinstance(config, tuple):
-        members = {str(number): member for number, member in enumerate(config)}
-    elif isinstance(config, StrictConfig):
-        members = {name: getattr(config, name) for name in type(config).model_fields}
-        if path and type(config).__name__ == class_name:
-            yield path
-    elif isinstance(config, type) and issubclass(config, StrictConfig):
-        members = {name: field.default for name, field in config.model_fields.items()}
-    for name, member in members.items():
-        yield from _places(member, class_name, f"{path}{name}.")
 
 
 def run_command(
@@ -277,9 +124,3 @@ def announce(message: str) -> None:
     """A line for the user, from the main process."""
     if PartialState().is_main_process:
         print(message)
-
-
-def fail(message: str) -> NoReturn:
-    """One line on stderr, exit status 2."""
-    print("error: " + " ".join(message.split()), file=sys.stderr)
-    raise SystemExit(2)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 from pydantic import model_validator as validates
@@ -208,6 +208,18 @@ class RunConfig(StrictConfig):
 class TokenizerRunConfig(RunConfig):
     """Stage one: trains a tokenizer on images, in RUN_DIR/tokenizer."""
 
+    main_options: ClassVar[tuple[str, ...]] = (
+        "run_dir",
+        "data.root",
+        "data.validation_root",
+        "data.image_size",
+        "data.horizontal_flip",
+        "training.total_steps",
+        "training.batch_size",
+        "training.gradient_accumulation_steps",
+        "training.learning_rate",
+        "training.precision",
+    )
     data: DataConfig = DataConfig()
     tokenizer: TokenizerConfig
     recipe: TokenizerRecipe = TokenizerRecipe()
@@ -252,6 +264,18 @@ class TokenizerRunConfig(RunConfig):
 class PriorRunConfig(RunConfig):
     """Stage two: trains a prior over the codes of RUN_DIR/tokenizer, in RUN_DIR/prior."""
 
+    main_options: ClassVar[tuple[str, ...]] = (
+        "run_dir",
+        "is_class_conditional",
+        "horizontal_flip",
+        "prior.width",
+        "prior.num_spatial_layers",
+        "training.total_steps",
+        "training.batch_size",
+        "training.gradient_accumulation_steps",
+        "training.learning_rate",
+        "training.precision",
+    )
     prior: PriorNetworkConfig = PriorNetworkConfig()
     is_class_conditional: bool = True
     """Condition on the classes of the data set."""

@@ -6,24 +6,16 @@ import sys
 
 from pipelines import startup
 
-VERBS = {
-    "train-tokenizer": "trains a tokenizer on images (stage one)",
-    "train-prior": "trains a prior over the codes of that tokenizer (stage two)",
-    "generate": "draws images from a trained run",
-    "reconstruct": "encodes images and decodes them again",
-    "evaluate": "measures reconstructions and generated images",
-    "check-data": "says what training will do with each file of a folder",
-    "demo": "trains, draws and measures on procedural shapes, in a few minutes",
-}
-
 
 def main() -> None:
     """Runs a verb with the rest of the command line; lists the verbs if there is none."""
     startup.prepare()
+    from pipelines.verbs import VERBS, check_command_line
+
     verb, *arguments = sys.argv[1:] or [""]
     if verb in {"", "-h", "--help"}:
         width = max(map(len, VERBS))
-        lines = "\n".join(f"  {name:{width}}  {summary}" for name, summary in VERBS.items())
+        lines = "\n".join(f"  {name:{width}}  {entry.summary}" for name, entry in VERBS.items())
         print(f"usage: hqvae VERB ...\n\n{lines}\n\nMore about one of them: hqvae VERB --help")
         raise SystemExit(0 if verb else 2)
     if verb not in VERBS:
@@ -32,4 +24,5 @@ def main() -> None:
         print(f"error: unknown verb {verb!r}: {hint}", file=sys.stderr)
         raise SystemExit(2)
     sys.argv = [f"hqvae {verb}", *arguments]
+    check_command_line(verb)
     importlib.import_module(f"pipelines.{verb.replace('-', '_')}").main()

@@ -3,44 +3,31 @@
 if __name__ == "__main__":
     from pipelines import startup
 
-    startup.prepare()
+    startup.prepare("demo")
 
 import logging
 from pathlib import Path
 
-from pipelines.command import parse_options, run_command
+from pipelines.command import run_command
+from pipelines.command_configs import DemoConfig, EvaluationConfig
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
 from pipelines.data.sources import load_images
 from pipelines.evaluate import table, write_results
 from pipelines.evaluation.classifier import train_classifier
-from pipelines.evaluation.measurements import (
-    EvaluationConfig,
-    evaluate_generation,
-    evaluate_reconstruction,
-)
-from pipelines.generation import ImageGenerationPipeline, SamplingConfig
+from pipelines.evaluation.measurements import evaluate_generation, evaluate_reconstruction
+from pipelines.generation import ImageGenerationPipeline
+from pipelines.options import parse_options
 from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
 from pipelines.processes import new_accelerator
 from pipelines.report.summary import write_summary
+from pipelines.sampling_config import SamplingConfig
 from pipelines.train_prior import train_prior
 from pipelines.train_tokenizer import train_tokenizer
-from tokenizer.storage.configs import StrictConfig
 
 logger = logging.getLogger(__name__)
 
 CLASSIFIER_STEPS = 250
 NUM_IMAGES = 1_000
-
-
-class DemoConfig(StrictConfig):
-    """Trains an SQ-VAE-2 and a class-conditional prior on procedural shapes, samples, evaluates.
-
-    Takes at most six minutes on two CPU cores and leaves RUN_DIR/summary.html. Stopped, it goes on
-    from where it was when it is started again.
-    """
-
-    run_dir: Path = Path("runs/demo")
-    """Folder of the run."""
 
 
 def demo(

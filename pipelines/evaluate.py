@@ -3,7 +3,7 @@
 if __name__ == "__main__":
     from pipelines import startup
 
-    startup.prepare()
+    startup.prepare("evaluate")
 
 import functools
 import json
@@ -11,20 +11,16 @@ import logging
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
 
-import tyro
 from accelerate import Accelerator
-from pydantic import Field
-from pydantic import model_validator as validates
 
-from pipelines.command import announce, parse_options, run_command
+from pipelines.command import announce, run_command
+from pipelines.command_configs import EvaluateConfig, ExtractorConfig
 from pipelines.config import DataConfig, TokenizerRunConfig
 from pipelines.data.dataset import ImageDataset
 from pipelines.data.sources import load_folder, trained_images
-from pipelines.evaluation.features import ExtractorConfig, FeatureExtractor, load_extractor
+from pipelines.evaluation.features import FeatureExtractor, load_extractor
 from pipelines.evaluation.measurements import (
-    EvaluationConfig,
     check_extractor,
     compare_sets,
     evaluate_generation,
@@ -34,6 +30,7 @@ from pipelines.evaluation.metrics import check_num_images
 from pipelines.evaluation.protocol import Results, compared_numbers
 from pipelines.evaluation.reference import STATISTICS_SUFFIXES, Reference, load_statistics
 from pipelines.generation import ImageGenerationPipeline, model_folder
+from pipelines.options import parse_options
 from pipelines.processes import new_accelerator
 from pipelines.run.folder import load_run
 from tokenizer import Tokenizer
@@ -41,44 +38,6 @@ from tokenizer.storage.errors import InputError
 from tokenizer.storage.files import replace_file
 
 logger = logging.getLogger(__name__)
-
-
-class EvaluateConfig(EvaluationConfig):
-    """Measures the reconstructions and the generations of a run, or compares two folders of images.
-
-    Prints a table and writes RUN/evaluation/*.json, each number with its protocol.
-    """
-
-    run_dir: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")] = None
-    """Folder of the run, with tokenizer/ and prior/."""
-    folders: tuple[Path, Path] | None = None
-    """In place of a run, images and what they are compared with: a folder, or statistics."""
-    image_size: Annotated[int, Field(gt=0, le=4096)] | None = None
-    """With `folders`: side in pixels to which images of another size are resized and cropped."""
-    what: Literal["all", "reconstruction", "generation"] = "all"
-    """What is measured."""
-    extractor: ExtractorConfig = ExtractorConfig()
-    """Network for the distances; Inception gives FID."""
-    data_root: Path | None = None
-    """Where the run's `data.root` has been moved; the images must be the same."""
-    data_validation_root: Path | None = None
-    """Where the run's `data.validation_root` has been moved."""
-    output_dir: Path | None = None
-    """Folder for the JSON files; None: RUN/evaluation. With `folders` none are written then."""
-
-    @validates(mode="after")
-    def _check(self) -> "EvaluateConfig":
-        if (self.run_dir is None) == (self.folders is None):
-            raise ValueError("either RUN or folders must be given, and not both")
-        if (self.folders is None) != (self.image_size is None):
-            raise ValueError("image_size must be given with folders, and only there")
-        unused = ("what", "labels", "reference", "sampling", "data_root", "data_validation_root")
-        for name in unused if self.folders else ():
-            if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name} applies to a run alone, got {getattr(self, name)!r}")
-        if self.extractor.kind == "none" and self.what != "reconstruction":
-            raise ValueError("extractor.kind 'none' leaves nothing but what = 'reconstruction'")
-        return self
 
 
 def evaluate(

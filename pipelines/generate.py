@@ -3,62 +3,36 @@
 if __name__ == "__main__":
     from pipelines import startup
 
-    startup.prepare()
+    startup.prepare("generate")
 
 import functools
 import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from PIL import Image
-from pydantic import NonNegativeInt, PositiveInt
 from tqdm import tqdm
 
 from pipelines.class_labels import class_number, listed
-from pipelines.command import announce, parse_options, run_command
-from pipelines.config import OwnFolder
-from pipelines.generation import ImageGenerationPipeline, SamplingConfig
+from pipelines.command import announce, run_command
+from pipelines.command_configs import GenerateConfig
+from pipelines.generation import ImageGenerationPipeline
 from pipelines.images import image_grid, save_png, to_pil
+from pipelines.options import parse_options
 from pipelines.processes import new_accelerator, own_share
 from pipelines.run.folder import first_difference
-from tokenizer.storage.configs import StrictConfig
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.files import replace_file
+from tokenizer.storage.json_files import read_json
 from tokenizer.storage.pretrained import PretrainedModule
-from tokenizer.storage.untrusted import read_json
 
 logger = logging.getLogger(__name__)
 
 MOST_PICTURED = 100
-
-
-class GenerateConfig(StrictConfig):
-    """Generates images as OUTPUT_DIR/000000.png and so on, and contact_sheet.png of the first.
-
-    labels.json says the class of each image.
-
-    Image i depends on the seed, i and its label alone: not on batch size or processes. The same
-    command goes on where it was stopped.
-    """
-
-    run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Folder of a run, or of a saved pipeline."""
-    output_dir: OwnFolder
-    """Folder for the images; it must hold none, or some of the same settings."""
-    num_images: PositiveInt = 64
-    """How many."""
-    labels: tuple[str | NonNegativeInt, ...] = ()
-    """Classes by name or number, taken in turn; none given: all classes in turn."""
-    seed: NonNegativeInt = 0
-    """Of all random numbers."""
-    batch_size: PositiveInt = 64
-    """Images at a time."""
-    sampling: SamplingConfig = SamplingConfig()
 
 
 def generate(config: GenerateConfig) -> None:

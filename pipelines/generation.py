@@ -6,57 +6,26 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
-from pydantic import Field, PositiveInt, ValidationError
 from torch import Tensor
 from tqdm import tqdm
 
 from pipelines.class_labels import Labels, class_numbers
 from pipelines.images import to_pil, to_uint8
 from pipelines.prefetch import one_ahead
+from pipelines.sampling_config import SamplingConfig
 from prior import Conditioner, Prior, Sampler, sample_generators
-from prior.config import MAX_GUIDANCE
 from prior.sampling import NUM_CANDIDATES
 from tokenizer import Tokenizer
-from tokenizer.fields import Temperature, check_whole
-from tokenizer.storage.configs import StrictConfig, describe_validation_error
+from tokenizer.fields import check_whole
 from tokenizer.storage.errors import InputError
 
 ConditionInputs = Tensor | Sequence[Any]
 """What a prior's conditioner takes: a row per image."""
-Probability = Annotated[float, Field(gt=0, le=1)]
-
-
-class SamplingConfig(StrictConfig):
-    """How codes are drawn from the prior; a number for all layers, or one per layer."""
-
-    temperature: Temperature | tuple[Temperature, ...] = 1.0
-    """Divides the logits; below 1 gives likelier codes."""
-    top_k: PositiveInt | tuple[PositiveInt | None, ...] | None = None
-    """Draw from so many of the likeliest codes only."""
-    top_p: Probability | tuple[Probability | None, ...] | None = None
-    """Draw from the smallest set of codes with this total probability only."""
-    guidance_scale: Annotated[float, Field(ge=0, le=MAX_GUIDANCE)] = 1.0
-    """Classifier-free guidance; 1 = off."""
-
-    @classmethod
-    def checked(cls, **values: Any) -> "SamplingConfig":
-        """Builds one from numbers or any sequences of them.
-
-        Raises:
-            InputError: a value is out of range.
-        """
-        for name, value in values.items():
-            if isinstance(value, Sequence) and not isinstance(value, str):
-                values[name] = tuple(value)
-        try:
-            return cls(**values)
-        except ValidationError as error:
-            raise InputError(describe_validation_error(error)) from error
 
 
 DEFAULT_SAMPLING = SamplingConfig()

@@ -4,7 +4,10 @@ A baseline (`vqvae`, `vqvae2`, `rqvae`, `hqvae-baseline`) differs from its count
 quantizer alone; `fsq` has a fixed grid for a codebook.
 """
 
+import functools
+import json
 from pathlib import Path
+from typing import Any
 
 from pipelines.config import DataConfig, PriorRunConfig, TokenizerRunConfig, TrainingConfig
 from prior.config import PriorNetworkConfig
@@ -24,11 +27,13 @@ SHAPES32 = DataConfig()
 CIFAR10 = DataConfig(dataset="CIFAR10", root=Path("data"), horizontal_flip=True)
 IMAGES128 = DataConfig(dataset="folder", image_size=128, horizontal_flip=True)
 IMAGES256 = DataConfig(dataset="folder", image_size=256, horizontal_flip=True)
+SMALL_IMAGES = {size: DataConfig(dataset="folder", image_size=size) for size in (32, 64, 128)}
 TINY_DATA = DataConfig(image_size=16, num_images=64, num_validation_images=32)
 
 # Networks of the tokenizer
 
 SHAPES_NETWORKS = NetworkConfig(patch_size=4, width=64, max_width=64)
+SMALL_NETWORKS = NetworkConfig(patch_size=4, width=64, max_width=128)
 CIFAR10_NETWORKS = NetworkConfig(width=128, max_width=256, num_blocks=4)
 LARGE_NETWORKS = NetworkConfig(width=96, max_width=512, num_blocks=3, attention_downsampling=(16,))
 TINY_NETWORKS = NetworkConfig(width=8, max_width=8, num_blocks=1)
@@ -37,6 +42,14 @@ TINY_NETWORKS = NetworkConfig(width=8, max_width=8, num_blocks=1)
 
 SHAPES_TRAINING = TrainingConfig(
     total_steps=1_000, learning_rate=3e-3, validation_interval=500, checkpoint_interval=500
+)
+# Many updates with few images each bring a processor furthest.
+SMALL_TRAINING = TrainingConfig(
+    total_steps=8_000,
+    batch_size=16,
+    learning_rate=2e-3,
+    ema_decay=0.995,
+    num_validation_images=500,
 )
 CIFAR10_TRAINING = TrainingConfig(total_steps=100_000, batch_size=128, validation_interval=5_000)
 IMAGES_TRAINING = TrainingConfig(
@@ -95,6 +108,11 @@ def _tokenizers() -> dict[str, tuple[TokenizerConfig, DataConfig, TrainingConfig
         "hqvae": hq_vae((32, 16), (4, 2), 2048, networks=LARGE_NETWORKS),
         "fsq": fsq_vae(16, (8, 8, 8, 4), depth=2, networks=LARGE_NETWORKS),
     }
+    small = {
+        32: sq_vae_2((8, 4), 256, 32, networks=SMALL_NETWORKS),
+        64: sq_vae_2((8, 4), 256, 32, networks=SMALL_NETWORKS),
+        128: sq_vae_2((16, 8), 256, 32, networks=SMALL_NETWORKS),
+    }
     tiny = {
         "tiny": hq_vae((8, 4), (2, 1), 8, 4, networks=TINY_NETWORKS),
         "tiny-fsq": fsq_vae(4, (4, 2), 4, networks=TINY_NETWORKS),
@@ -105,6 +123,10 @@ def _tokenizers() -> dict[str, tuple[TokenizerConfig, DataConfig, TrainingConfig
         ("cifar10-", cifar10, CIFAR10, CIFAR10_TRAINING),
         ("images128-", images128, IMAGES128, IMAGES_TRAINING),
         ("images256-", images256, IMAGES256, IMAGES_TRAINING),
+        *(
+            (f"images{size}-", {"small": config}, SMALL_IMAGES[size], SMALL_TRAINING)
+            for size, config in small.items()
+        ),
         ("", tiny, TINY_DATA, TINY_TRAINING),
     ):
         for name, config in family.items():
@@ -136,6 +158,18 @@ def _prior(name: str, tokenizer: TokenizerConfig) -> PriorRunConfig:
             sampling_temperature=0.8,
             guidance_scale=3.0,
         )
+    if name.endswith("small"):
+        return PriorRunConfig(
+            run_dir=run_dir,
+            prior=PriorNetworkConfig(
+                width=128, num_spatial_layers=4, num_depth_layers=1, num_heads=4, dropout=0.0
+            ),
+            targets="posterior",
+            training=SMALL_TRAINING.model_copy(
+                update={"total_steps": 12_000, "learning_rate": 1e-3, "weight_decay": 0.05}
+            ),
+            sampling_temperature=0.7,
+        )
     if name.startswith("cifar10"):
         return PriorRunConfig(
             run_dir=run_dir,
@@ -165,3 +199,51 @@ TOKENIZER_PRESETS = {
     for name, (config, data, training) in _tokenizers().items()
 }
 PRIOR_PRESETS = {name: _prior(name, run.tokenizer) for name, run in TOKENIZER_PRESETS.items()}
+
+COSTS_FILE = Path(__file__).with_name("preset_costs.json")
+"""Written by `python -m benchmarks.presets`."""
+COSTS_NOTE = (
+    "Parameters and time are of tokenizer + prior. Time on two CPU cores is measured over a few "
+    "steps; that on one GPU is estimated (~) at 60 TFLOP/s."
+)
+PURPOSES = {"shapes32": "procedural shapes", "cifar10": "CIFAR-10", "tiny": "for tests"}
+
+
+@functools.cache
+def preset_costs() -> dict[str, Any]:
+    """By preset and stage, parameters, floating-point operations and seconds of a step."""
+    costs: dict[str, Any] = json.loads(COSTS_FILE.read_text())["presets"]
+    return costs
+
+
+def describe_preset(name: str) -> str:
+    """Purpose, image size, codes of an image, parameters, and what training both stages takes."""
+    run, prior_run = TOKENIZER_PRESETS[name], PRIOR_PRESETS[name]
+    size = run.data.image_size
+    maps = [(size // group.downsampling) ** 2 * group.num_layers for group in run.tokenizer.groups]
+    purpose = PURPOSES.get(name.split("-")[0], "own images")
+    text = f"{purpose} {size}×{size}, {' + '.join(map(str, maps))} codes"
+    costs = preset_costs().get(name)
+    if costs is None:
+        return text
+    stages = [costs["tokenizer"], costs["prior"]]
+    steps = [run.training.total_steps, prior_run.training.total_steps]
+    parameters = " + ".join(_short(stage["parameters"]) for stage in stages)
+    seconds = sum(n * s["seconds_per_step"] for n, s in zip(steps, stages, strict=True))
+    on_gpu = sum(n * s["operations_per_step"] for n, s in zip(steps, stages, strict=True)) / 6e13
+    return (
+        f"{text}, {parameters} parameters, two cores {describe_time(seconds)}, "
+        f"GPU ~{describe_time(on_gpu)}"
+    )
+
+
+def _short(number: int) -> str:
+    return f"{number / 1e6:.3g} M" if number < 1e9 else f"{number / 1e9:.3g} G"
+
+
+def describe_time(seconds: float) -> str:
+    """In the unit that a person would take."""
+    for unit, length in (("days", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:,.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -3,49 +3,27 @@
 if __name__ == "__main__":
     from pipelines import startup
 
-    startup.prepare()
+    startup.prepare("reconstruct")
 
 from pathlib import Path
-from typing import Annotated
 
 import torch
-import tyro
-from pydantic import PositiveInt
 
-from pipelines.command import parse_options, run_command
+from pipelines.command import run_command
+from pipelines.command_configs import ReconstructConfig
 from pipelines.config import TokenizerRunConfig
 from pipelines.data.decoding import UnreadableImageError, decode_image
 from pipelines.data.folder_listing import find_images
 from pipelines.generation import model_folder
 from pipelines.images import comparison, save_png, to_float, to_pil, to_uint8
+from pipelines.options import parse_options
 from pipelines.processes import new_accelerator
 from pipelines.run.folder import load_run
 from tokenizer import Tokenizer
-from tokenizer.storage.configs import StrictConfig
 from tokenizer.storage.errors import InputError
 
 BATCH = 64
 MOST_PICTURED = 32
-
-
-class ReconstructConfig(StrictConfig):
-    """Encodes images and decodes them again, from all layers or the first ones.
-
-    Images are found, resized and cropped as in training; links are followed. OUTPUT_DIR gets the
-    reconstructions under the names of the originals, in the same folders, and a comparison.png of
-    the first pairs.
-    """
-
-    run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Folder of the run."""
-    images: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
-    """An image file, or a folder of them, with or without class folders."""
-    output_dir: Path
-    """Folder for the reconstructions; nothing in it is overwritten."""
-    num_layers: PositiveInt | None = None
-    """Decode from so many layers only, counted from the coarsest."""
-    image_size: PositiveInt | None = None
-    """Side in pixels; None takes that of the training images."""
 
 
 def reconstruct(config: ReconstructConfig) -> None:

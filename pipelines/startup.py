@@ -5,10 +5,11 @@ import warnings
 from types import TracebackType
 
 
-def prepare() -> None:
-    """Lets Ctrl-C end the imports without a traceback, and hides what no user can mend.
+def prepare(verb: str | None = None) -> None:
+    """Reads the command line of a verb first, so that help and complaints come at once.
 
-    It changes the whole interpreter: for a command alone, not for a program that imports us.
+    Lets Ctrl-C end the imports without a traceback, and hides what no user can mend. It changes the
+    whole interpreter: for a command alone, not for a program that imports us.
     """
     sys.excepthook = _report
     # timm and torch-fidelity, imported beside a new torch.
@@ -18,6 +19,10 @@ def prepare() -> None:
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", category=FutureWarning)
     # Pillow warns of what it then reads or refuses all the same.
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    if verb is not None:
+        from pipelines import verbs  # here, as importing pydantic can be stopped, too
+
+        verbs.check_command_line(verb)
 
 
 def _report(

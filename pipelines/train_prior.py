@@ -3,18 +3,19 @@
 if __name__ == "__main__":
     from pipelines import startup
 
-    startup.prepare()
+    startup.prepare("train-prior")
 
 import logging
 
 from accelerate import Accelerator
 
 from pipelines.class_labels import listed
-from pipelines.command import TRAINING_MEMORY, announce, parse_run, run_command
+from pipelines.command import TRAINING_MEMORY, announce, run_command
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
 from pipelines.data.codes import extract_codes
 from pipelines.data.dataset import ImageDataset, image_hashes
 from pipelines.data.sources import trained_images
+from pipelines.options import parse_run
 from pipelines.presets import PRIOR_PRESETS
 from pipelines.processes import batch_size_without_gradient
 from pipelines.run.checkpoints import check_sources, newest_sources

@@ -3,11 +3,12 @@
 if __name__ == "__main__":
     from pipelines import startup
 
-    startup.prepare()
+    startup.prepare("train-tokenizer")
 
-from pipelines.command import TRAINING_MEMORY, announce, parse_run, run_command
+from pipelines.command import TRAINING_MEMORY, announce, run_command
 from pipelines.config import TokenizerRunConfig
 from pipelines.data.dataset import ImageDataset
+from pipelines.options import parse_run
 from pipelines.presets import TOKENIZER_PRESETS
 from pipelines.run.folder import check_output_dir
 from pipelines.training.loop import make_accelerator, train

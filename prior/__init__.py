@@ -1,11 +1,15 @@
 """Autoregressive prior over code indices."""
 
-from prior.conditioner import ClassConditioner, Condition, Conditioner, Unconditional
-from prior.config import PriorConfig, PriorNetworkConfig
-from prior.incremental_decoder import IncrementalDecoder
-from prior.ordering import CodeOrdering
-from prior.sampling import Sampler, sample, sample_generators
-from prior.transformer import Prior, PriorOutput
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prior.conditioner import ClassConditioner, Condition, Conditioner, Unconditional
+    from prior.config import PriorConfig, PriorNetworkConfig
+    from prior.incremental_decoder import IncrementalDecoder
+    from prior.ordering import CodeOrdering
+    from prior.sampling import Sampler, sample, sample_generators
+    from prior.transformer import Prior, PriorOutput
 
 __all__ = [
     "ClassConditioner",
@@ -22,3 +26,26 @@ __all__ = [
     "sample",
     "sample_generators",
 ]
+
+_MODULES = {
+    "ClassConditioner": "conditioner",
+    "CodeOrdering": "ordering",
+    "Condition": "conditioner",
+    "Conditioner": "conditioner",
+    "IncrementalDecoder": "incremental_decoder",
+    "Prior": "transformer",
+    "PriorConfig": "config",
+    "PriorNetworkConfig": "config",
+    "PriorOutput": "transformer",
+    "Sampler": "sampling",
+    "Unconditional": "conditioner",
+    "sample": "sampling",
+    "sample_generators": "sampling",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what is asked for: a command line is read without torch, which takes seconds."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

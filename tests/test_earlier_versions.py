@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from pipelines import ImageGenerationPipeline
+from pipelines.command_configs import GenerateConfig
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
-from pipelines.generate import GenerateConfig, generate
+from pipelines.generate import generate
 from pipelines.run.folder import check_output_dir, load_run
 from pipelines.train_prior import train_prior
 from pipelines.train_tokenizer import train_tokenizer

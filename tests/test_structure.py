@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 
 import pipelines
-from pipelines.check_data import CheckDataConfig
-from pipelines.command import parse_options, parse_run
-from pipelines.demo import DemoConfig
-from pipelines.evaluate import EvaluateConfig
-from pipelines.generate import GenerateConfig
+from pipelines.command_configs import (
+    CheckDataConfig,
+    DemoConfig,
+    EvaluateConfig,
+    GenerateConfig,
+    ReconstructConfig,
+)
+from pipelines.options import parse_options, parse_run
 from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
-from pipelines.reconstruct import ReconstructConfig
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

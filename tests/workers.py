@@ -10,11 +10,12 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
+from pipelines.command_configs import GenerateConfig
 from pipelines.config import TokenizerRunConfig
 from pipelines.data.codes import extract_codes
 from pipelines.data.sources import load_images
 from pipelines.evaluation.reconstruction import measure_reconstruction
-from pipelines.generate import GenerateConfig, generate
+from pipelines.generate import generate
 from pipelines.processes import sum_over_processes
 from pipelines.run.folder import load_run
 from pipelines.train_prior import train_prior

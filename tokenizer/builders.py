@@ -10,8 +10,13 @@ from collections.abc import Sequence
 
 from pydantic import ValidationError
 
-from tokenizer.config import NetworkConfig, TokenizerConfig
-from tokenizer.quantizers import FiniteScalarQuantizerConfig, GroupConfig, NearestQuantizerConfig
+from tokenizer.config import (
+    FiniteScalarQuantizerConfig,
+    GroupConfig,
+    NearestQuantizerConfig,
+    NetworkConfig,
+    TokenizerConfig,
+)
 from tokenizer.storage.configs import describe_validation_error
 from tokenizer.storage.errors import InputError
 

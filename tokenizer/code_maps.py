@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenizer.config import CodeMapConfig, TokenizerConfig
-from tokenizer.quantizers import GroupConfig
+from tokenizer.config import CodeMapConfig, GroupConfig, TokenizerConfig
 from tokenizer.storage.errors import InputError
 
 logger = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
 """Parameters of the tokenizer."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from pydantic import model_validator as validates
@@ -10,18 +10,13 @@ from tokenizer.fields import (
     CodebookSizes,
     Depth,
     Downsampling,
+    Factor,
+    GridLevels,
     MapSide,
     Mean,
     PositiveFactor,
+    Share,
     Width,
-)
-from tokenizer.quantizers import (
-    QUANTIZERS,
-    BuildQuantizer,
-    CustomQuantizerConfig,
-    GroupConfig,
-    QuantizerConfig,
-    StochasticQuantizerConfig,
 )
 from tokenizer.storage.configs import StrictConfig
 
@@ -65,6 +60,89 @@ class BackboneConfig(StrictConfig):
         return self
 
 
+class GroupConfig(StrictConfig):
+    """The layers that work at one resolution: the first is injected, the others are residual."""
+
+    downsampling: Downsampling
+    """Image side over code map side; a power of two."""
+    codebook_sizes: CodebookSizes
+    """Number K of code vectors of each layer; as many layers as numbers."""
+    code_dim: Width = 64
+    """Dimension of a code vector."""
+    shares_codebook: bool = False
+    """Whether all layers of the group use one codebook."""
+
+    @validates(mode="after")
+    def _check(self) -> "GroupConfig":
+        if self.downsampling & (self.downsampling - 1):
+            raise ValueError(f"downsampling must be a power of two, got {self.downsampling}")
+        if self.shares_codebook and len(set(self.codebook_sizes)) > 1:
+            raise ValueError(
+                "codebook_sizes must be equal where shares_codebook is set, "
+                f"got {self.codebook_sizes}"
+            )
+        return self
+
+    @property
+    def num_layers(self) -> int:
+        """Depth of the group."""
+        return len(self.codebook_sizes)
+
+
+class StochasticQuantizerConfig(StrictConfig):
+    """Stochastic quantization (SQ-VAE, arXiv 2205.07547)."""
+
+    has_posterior: ClassVar[bool] = True
+    kind: Literal["stochastic"] = "stochastic"
+    variance_factor: PositiveFactor = 5.0
+    """Initial variance s² of a layer, in units of its inputs' variance per dimension."""
+    noise_factor: Factor = 0.2
+    """Variance of the noise on the initial code vectors, in the same units."""
+
+
+class NearestQuantizerConfig(StrictConfig):
+    """Deterministic baselines: nearest code, straight-through gradient, EMA codebooks.
+
+    Sources: VQ-VAE (arXiv 1711.00937), VQ-VAE-2 (arXiv 1906.00446), RQ-VAE (arXiv 2203.01941).
+    """
+
+    has_posterior: ClassVar[bool] = False
+    kind: Literal["nearest"] = "nearest"
+    starts_from_data: bool = True
+    """Draw the initial code vectors from encoder outputs, not from N(0, 1)."""
+    decay: Share = 0.99
+    """Decay of the exponential moving averages."""
+    restart_threshold: Factor = 1.0
+    """A code whose average count falls below this is replaced by an encoder output; 0 = never."""
+
+
+class FiniteScalarQuantizerConfig(StrictConfig):
+    """Finite scalar quantization (FSQ, arXiv 2309.15505)."""
+
+    has_posterior: ClassVar[bool] = False
+    kind: Literal["fsq"] = "fsq"
+    levels: GridLevels = (8, 8, 4)
+    """Values per dimension of the grid; their product is the codebook size of every layer."""
+
+
+class CustomQuantizerConfig(StrictConfig):
+    """A quantizer from outside the package; what builds it is given in Python."""
+
+    has_posterior: ClassVar[bool] = False
+    kind: Literal["custom"] = "custom"
+    name: str
+    """What it is called, for people."""
+
+
+QuantizerConfig = Annotated[
+    StochasticQuantizerConfig
+    | NearestQuantizerConfig
+    | FiniteScalarQuantizerConfig
+    | CustomQuantizerConfig,
+    Field(discriminator="kind"),
+]
+
+
 class TokenizerConfig(StrictConfig):
     """A hierarchical tokenizer: SQ-VAE-2, RSQ-VAE, a hybrid, or a deterministic baseline."""
 
@@ -103,7 +181,7 @@ class TokenizerConfig(StrictConfig):
             raise ValueError(f"channels must be 3 with a backbone, got {self.channels}")
         return self
 
-    def with_custom_quantizer(self, build: BuildQuantizer) -> "TokenizerConfig":
+    def with_custom_quantizer(self, build: object) -> "TokenizerConfig":
         """The same, but that quantizers come from outside the package."""
         name = getattr(build, "__qualname__", type(build).__qualname__)
         return self.model_copy(update={"quantizer": CustomQuantizerConfig(name=name)})
@@ -111,7 +189,7 @@ class TokenizerConfig(StrictConfig):
     @property
     def has_posterior(self) -> bool:
         """Whether the quantizer has a distribution over codes; unknown of a custom one."""
-        return bool(getattr(QUANTIZERS.get(type(self.quantizer)), "has_posterior", False))
+        return self.quantizer.has_posterior
 
 
 class CodeMapConfig(StrictConfig):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokenizer.backbone import TimmBottomUpPath
 from tokenizer.code_maps import check_images, code_maps_of, given_images, given_indices
-from tokenizer.config import CodeMapConfig, TokenizerConfig, without_recipe
+from tokenizer.config import CodeMapConfig, CustomQuantizerConfig, TokenizerConfig, without_recipe
 from tokenizer.networks import BottomUpPath, UpwardPath, Widths
 from tokenizer.objective import (
     MIN_VARIANCE,
@@ -19,7 +19,7 @@ from tokenizer.objective import (
     TokenizerOutput,
     discretized_code_length,
 )
-from tokenizer.quantizers import QUANTIZERS, BuildQuantizer, CustomQuantizerConfig, Quantizer
+from tokenizer.quantizers import QUANTIZERS, BuildQuantizer, Quantizer
 from tokenizer.quantizers.base import Collective, Mode
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.pretrained import PretrainedModule

@@ -29,9 +29,9 @@ from benchmarks.quality.cells import Cell, Setting
 from benchmarks.quality.report import write_report
 from benchmarks.quality.run_cell import run_cell, run_extras
 from benchmarks.quality.store import Store, final_error
+from pipelines.command_configs import ExtractorConfig
 from pipelines.config import DataConfig
 from pipelines.data.sources import load_images
-from pipelines.evaluation.features import ExtractorConfig
 
 
 def main() -> None:

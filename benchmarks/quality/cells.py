@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from benchmarks.quality.peers import Peer
 from benchmarks.quality.variants import Variant
 from pipelines.config import TokenizerRecipe
-from tokenizer.quantizers import NearestQuantizerConfig, StochasticQuantizerConfig
+from tokenizer.config import NearestQuantizerConfig, StochasticQuantizerConfig
 
 RATES = (2e-3, 4e-3, 8e-3)
 """Peak learning rates to choose from."""

@@ -22,11 +22,12 @@ from benchmarks.quality.budgets import Budget, run_config
 from benchmarks.quality.cells import ABLATIONS, FAIR, STOCHASTIC, Ablation, Cell
 from benchmarks.quality.peers import PeerQuantizer
 from benchmarks.quality.variants import VariantQuantizer
+from pipelines.command_configs import ExtractorConfig
 from pipelines.config import DataConfig, PriorRunConfig, TokenizerRunConfig, TrainingConfig
 from pipelines.data.dataset import ImageDataset, chosen_items, image_shape
 from pipelines.data.sources import load_images
 from pipelines.evaluation.distances import extract_features
-from pipelines.evaluation.features import ExtractorConfig, load_extractor
+from pipelines.evaluation.features import load_extractor
 from pipelines.evaluation.metrics import (
     frechet_distance,
     metric_name,
@@ -44,7 +45,8 @@ from pipelines.training.losses import Bound, Loss
 from pipelines.training.tokenizer_stage import LoadedImages, TokenizerStage
 from prior.config import PriorNetworkConfig
 from tokenizer import Tokenizer
-from tokenizer.quantizers import BuildQuantizer, StochasticQuantizerConfig
+from tokenizer.config import StochasticQuantizerConfig
+from tokenizer.quantizers import BuildQuantizer
 from tokenizer.storage.files import replace_file
 
 NUM_MIXTURE_IMAGES = 2_000

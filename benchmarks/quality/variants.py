@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tokenizer.quantizers import GroupConfig, StochasticQuantizerConfig
+from tokenizer.config import GroupConfig, StochasticQuantizerConfig
 from tokenizer.quantizers.base import Mode, QuantizerOutput, at_least_float32, full_precision
 from tokenizer.quantizers.mixture import proximity, stochastic_quantization
 from tokenizer.quantizers.stochastic import StochasticQuantizer

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.speed.measure import Budget, Comparison, device_of
-from tokenizer.quantizers import GroupConfig, StochasticQuantizerConfig
+from tokenizer.config import GroupConfig, StochasticQuantizerConfig
 from tokenizer.quantizers.base import Draw, full_precision
 from tokenizer.quantizers.mixture import (
     blocked_mixture,

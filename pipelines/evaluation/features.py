@@ -8,20 +8,19 @@ import shutil
 import urllib.request
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import timm
 import torch
 from jaxtyping import Float, UInt8
-from pydantic import PositiveFloat, PositiveInt
-from pydantic import model_validator as validates
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from tokenizer.storage.configs import StrictConfig
+from pipelines.command_configs import ExtractorConfig
 from tokenizer.storage.errors import InputError
-from tokenizer.storage.files import load_safetensors, replace_file
+from tokenizer.storage.files import replace_file
 from tokenizer.storage.pretrained import load_weights, weights_hash
+from tokenizer.storage.untrusted import load_safetensors
 
 logger = logging.getLogger(__name__)
 
@@ -33,36 +32,6 @@ INCEPTION_URL = (
 
 # Names under which results are known; any other model goes by its timm name.
 DISPLAY_NAMES = {"mobilenetv2_100": "MobileNetV2"}
-
-
-class ExtractorConfig(StrictConfig):
-    """The network whose features are compared."""
-
-    kind: Literal["inception", "timm", "none"] = "inception"
-    """`inception` gives FID; `timm` distances under the model's own name; `none` no distances."""
-    weights: Path | None = None
-    """Inception: the .pth file; timm: a .safetensors file. None: the library's own download."""
-    model: str = "mobilenetv2_100"
-    """timm only: name of the model."""
-    pad_type: Literal["", "same"] = ""
-    """timm only: padding of the convolutions; "same" for weights converted from TensorFlow."""
-    image_size: PositiveInt = 96
-    """timm only: side in pixels to which images are resized (bicubic, antialiased)."""
-    mean: tuple[float, float, float] | None = None
-    """timm only: channel means of the inputs on [0, 1]; None takes those of timm's entry."""
-    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
-    """timm only: channel deviations on [0, 1]; None takes those of timm's entry."""
-
-    @validates(mode="after")
-    def _check(self) -> "ExtractorConfig":
-        if self.kind != "timm":
-            for name in ("model", "pad_type", "image_size", "mean", "std"):
-                value = getattr(self, name)
-                if value != type(self).model_fields[name].default:
-                    raise ValueError(f"{name} applies to kind 'timm' alone, got {value!r}")
-        if self.kind == "none" and self.weights is not None:
-            raise ValueError(f"weights must be None for kind 'none', got {self.weights}")
-        return self
 
 
 class FeatureOutput(NamedTuple):

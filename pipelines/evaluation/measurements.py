@@ -1,14 +1,14 @@
 """Reconstruction and generation, measured: each number with the protocol it was measured by."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
+from pipelines.command_configs import EvaluationConfig
 from pipelines.data.dataset import ImageDataset, chosen_items
 from pipelines.evaluation.classifier import ClassifierExtractor
 from pipelines.evaluation.distances import Comparison
@@ -21,29 +21,10 @@ from pipelines.evaluation.reconstruction import (
     measure_reconstruction,
 )
 from pipelines.evaluation.reference import Reference, SavedStatistics
-from pipelines.generation import ImageGenerationPipeline, SamplingConfig
+from pipelines.generation import ImageGenerationPipeline
 from pipelines.images import to_float, to_uint8
 from tokenizer import Tokenizer
-from tokenizer.storage.configs import StrictConfig
 from tokenizer.storage.errors import InputError
-
-
-class EvaluationConfig(StrictConfig):
-    """What is compared."""
-
-    num_images: PositiveInt = 10_000
-    """Images on each side of a distance, at most as many as the data set has."""
-    reference: Literal["train", "validation"] | Path = "train"
-    """What generated images are compared with: a split, a folder of images, or the statistics that
-    other programs save (.npz or .pt). Reconstructed are the images of such a folder, or those for
-    validation, which are also what the distance is from unless statistics are given."""
-    labels: Literal["as_reference", "in_turn"] = "as_reference"
-    """Classes of the generated images: in the shares of the reference images, or equal ones."""
-    sampling: SamplingConfig = SamplingConfig()
-    seed: NonNegativeInt = 0
-    """Of the generated images and of the choice of reference images."""
-    batch_size: PositiveInt = 100
-    """Images at a time."""
 
 
 def evaluate_reconstruction(

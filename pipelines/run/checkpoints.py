@@ -19,7 +19,8 @@ from torch import Tensor
 
 from pipelines.run.manifest import check_files, read_manifest, write_manifest
 from tokenizer.storage.errors import InputError
-from tokenizer.storage.files import flush_to_disk, load_safetensors, naming
+from tokenizer.storage.files import flush_to_disk, naming
+from tokenizer.storage.untrusted import load_safetensors
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from pipelines.config import RunConfig, TokenizerRunConfig
 from tokenizer.storage.configs import FORMAT, pop_format, validate_fields
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.files import replace_file
-from tokenizer.storage.untrusted import read_json, shortened
+from tokenizer.storage.json_files import read_json, shortened
 
 logger = logging.getLogger(__name__)
 

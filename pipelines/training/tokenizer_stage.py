@@ -30,7 +30,7 @@ from tokenizer import Tokenizer
 from tokenizer.backbone import TimmBottomUpPath, load_backbone
 from tokenizer.quantizers import BuildQuantizer
 from tokenizer.storage.errors import InputError
-from tokenizer.storage.files import load_safetensors
+from tokenizer.storage.untrusted import load_safetensors
 
 NUM_PICTURED = 16
 NUM_START_IMAGES = 512

@@ -26,8 +26,7 @@ from benchmarks.quality.variants import VariantQuantizer
 from pipelines.config import DataConfig
 from tokenizer import Tokenizer
 from tokenizer.builders import rq_vae
-from tokenizer.config import NetworkConfig
-from tokenizer.quantizers import GroupConfig, StochasticQuantizerConfig
+from tokenizer.config import GroupConfig, NetworkConfig, StochasticQuantizerConfig
 
 RATES = {(family, method.key): 4e-3 for family in FAMILIES for method in METHODS}
 

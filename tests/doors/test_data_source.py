@@ -10,8 +10,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from pipelines.evaluate import EvaluateConfig, evaluate
-from pipelines.evaluation.features import ExtractorConfig
+from pipelines.command_configs import EvaluateConfig, ExtractorConfig
+from pipelines.evaluate import evaluate
 from pipelines.train_prior import train_prior
 from pipelines.train_tokenizer import train_tokenizer
 from pipelines.training.loop import make_accelerator, train

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipelines import ImageGenerationPipeline
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
-from pipelines.generation import SamplingConfig
+from pipelines.sampling_config import SamplingConfig
 from pipelines.train_prior import train_prior
 from pipelines.train_tokenizer import train_tokenizer
 from pipelines.training.divergence import DivergenceError

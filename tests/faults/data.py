@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms
 
-from pipelines.check_data import CheckDataConfig, check_data
+from pipelines.check_data import check_data
+from pipelines.command_configs import CheckDataConfig
 from pipelines.config import DataConfig
 from pipelines.data.decoding import UnreadableImageError, decode_image
 from pipelines.data.folder_scan import printable

@@ -16,9 +16,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from pipelines.command import TRAINING_MEMORY, parse_run, run_command
+from pipelines.command import TRAINING_MEMORY, run_command
 from pipelines.config import TokenizerRunConfig
 from pipelines.data.sources import load_images
+from pipelines.options import parse_run
 from pipelines.presets import TOKENIZER_PRESETS
 from pipelines.run.folder import load_run
 from pipelines.training.losses import Loss

@@ -15,7 +15,7 @@ from pipelines.training.divergence import DivergenceError
 from pipelines.training.loop import make_accelerator, train
 from pipelines.training.losses import Loss
 from tests.tiny_runs import InterferingStage, make_stage, tokenizer_run
-from tokenizer.storage.untrusted import parse_json
+from tokenizer.storage.json_files import parse_json
 
 NUM_TRIALS = 60
 TERM = "reconstruction"

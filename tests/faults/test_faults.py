@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipelines import ImageGenerationPipeline
-from pipelines.generation import SamplingConfig
+from pipelines.sampling_config import SamplingConfig
 from tests.faults import __main__ as faults
 from tests.faults import checkpoints, configuration, jobs, kills
 from tokenizer import TokenizerConfig

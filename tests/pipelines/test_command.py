@@ -1,6 +1,7 @@
 """Command lines: what they accept, and the one line for what they do not."""
 
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable
@@ -11,14 +12,14 @@ import torch
 from pydantic import ValidationError
 from torch.distributed import DistBackendError
 
-from pipelines.command import parse_options, parse_run, run_command
+from pipelines.command import run_command
+from pipelines.command_configs import EvaluateConfig, GenerateConfig
 from pipelines.config import TokenizerRunConfig
-from pipelines.evaluate import EvaluateConfig
-from pipelines.generate import GenerateConfig
+from pipelines.options import parse_options, parse_run
 from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
 from pipelines.run.folder import load_run
 from pipelines.training.divergence import DivergenceError
-from tokenizer.quantizers import NearestQuantizerConfig
+from tokenizer.config import NearestQuantizerConfig
 from tokenizer.storage.errors import InputError
 
 
@@ -83,11 +84,19 @@ def test_without_a_preset_these_are_listed(
     assert all(name in output for name in TOKENIZER_PRESETS)
 
 
-def test_help_after_a_preset_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        parse("tiny", "--help")
-    assert not caught.value.code
-    output = capsys.readouterr().out
+def test_help_after_a_preset_explains_what_matters_or_every_option(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    outputs = []
+    for option in ("--help", "--help-all"):
+        with pytest.raises(SystemExit) as caught:
+            parse("tiny", option)
+        assert not caught.value.code
+        outputs.append(capsys.readouterr().out)
+    short, output = outputs
+    shown = re.findall(r"^  --(\S+)", short, re.MULTILINE)
+    assert [name.replace("-", "_") for name in shown] == [*TokenizerRunConfig.main_options]
+    assert "Optimizer steps. (4)" in short
     for field in TOKENIZER_PRESETS["tiny"].training.model_dump():
         assert f"--training.{field.replace('_', '-')}" in output
     assert "Peak learning rate." in " ".join(output.split())
@@ -99,7 +108,8 @@ def test_help_after_a_preset_explains_every_option(capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("tinny", "unknown preset 'tinny': give one of shapes32-sqvae2"),
+        ("tinny", "unknown preset 'tinny': did you mean 'tiny'?"),
+        ("zzz", "unknown preset 'zzz': give one of shapes32-sqvae2"),
         ("none.json", "none.json: no such file"),
         ("tiny --training.nope 3", "Unrecognized options: --training.nope"),
         ("tiny stray", "Unrecognized options: stray"),

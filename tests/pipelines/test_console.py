@@ -1,16 +1,19 @@
 """The console command `hqvae`, and what every command does while it starts."""
 
+import importlib
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from pipelines import console
+from pipelines.verbs import VERBS
 
 ROOT = Path(__file__).parents[2]
 CALLS = [
@@ -44,33 +47,39 @@ def hqvae(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 def test_every_command_is_a_verb() -> None:
     texts = {path.stem: path.read_text() for path in (ROOT / "pipelines").glob("*.py")}
     names = {name for name, text in texts.items() if 'if __name__ == "__main__":' in text}
-    assert {verb.replace("-", "_") for verb in console.VERBS} == names
+    assert {verb.replace("-", "_") for verb in VERBS} == names
 
 
 def test_the_verbs_are_listed_without_heavy_imports(tmp_path: Path) -> None:
     program = "import sys\nfrom pipelines.console import main\ntry:\n  main()\nfinally:\n  "
-    program += "assert not {'torch', 'numpy', 'pydantic'} & {*sys.modules}"
+    program += "assert not {'torch', 'numpy', 'PIL'} & {*sys.modules}"
     for arguments, status in ((["--help"], 0), ([], 2)):
         process = start("-c", program, *arguments, folder=tmp_path)
         output, errors = process.communicate()
         assert (process.returncode, errors) == (status, "")
-        assert re.findall(r"^  ([\w-]+) ", output, re.MULTILINE) == [*console.VERBS]
+        assert re.findall(r"^  ([\w-]+) ", output, re.MULTILINE) == [*VERBS]
+    for verb, entry in VERBS.items():
+        preset = ["tiny"] if isinstance(entry.takes, Mapping) else []
+        for option in ("--help", "--nonsense"):
+            process = start("-c", program, verb, *preset, option, folder=tmp_path)
+            output, errors = process.communicate()
+            assert (process.returncode, bool(errors)) == (2 * (option != "--help"), not output)
 
 
-@pytest.mark.parametrize("verb", console.VERBS)
+@pytest.mark.parametrize("verb", VERBS)
 def test_a_verb_is_the_module_and_named_as_it_was_called(
     verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert hqvae(monkeypatch, verb, "--help") == 0
     from_console = capsys.readouterr().out
     assert from_console.startswith(f"usage: hqvae {verb} ")
-    module = f"pipelines.{verb.replace('-', '_')}"
+    module = importlib.import_module(f"pipelines.{verb.replace('-', '_')}")
     monkeypatch.setattr(sys, "argv", ["/some/where.py", "--help"])
     with pytest.raises(SystemExit):
-        sys.modules[module].main()
+        module.main()
     from_module = capsys.readouterr().out
     assert " ".join(from_module.split()) == " ".join(
-        from_console.replace(f"hqvae {verb}", f"python -m {module}").split()
+        from_console.replace(f"hqvae {verb}", f"python -m {module.__name__}").split()
     )
 
 
@@ -79,7 +88,7 @@ def test_a_verb_is_the_module_and_named_as_it_was_called(
     [
         (["generat"], "unknown verb 'generat': did you mean 'generate'?"),
         (["check_data"], "unknown verb 'check_data': did you mean 'check-data'?"),
-        (["xyz", "--help"], f"unknown verb 'xyz': give one of {', '.join(console.VERBS)}"),
+        (["xyz", "--help"], f"unknown verb 'xyz': give one of {', '.join(VERBS)}"),
         (["generate", "none", "--output-dir", "out"], "none/tokenizer holds no Tokenizer"),
     ],
 )
@@ -102,7 +111,10 @@ def test_what_is_wrong_gives_one_line_and_exit_status_2(
 def test_a_new_process_writes_that_line_alone(command: list[str], tmp_path: Path) -> None:
     process = start(*command, "tiny", "--training.sead", "3", folder=tmp_path)
     output = process.communicate(timeout=120)
-    assert output == ("", "error: Unrecognized options: --training.sead, 3\n")
+    assert output == (
+        "",
+        "error: Unrecognized options: --training.sead, 3; did you mean '--training.seed'?\n",
+    )
     assert process.returncode == 2
     assert not list(tmp_path.iterdir())
 

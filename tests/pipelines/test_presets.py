@@ -7,7 +7,7 @@ from pipelines.evaluation.similarity import SSIM_WINDOW
 from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
 from prior.ordering import CodeOrdering
 from tokenizer.code_maps import code_maps_of
-from tokenizer.quantizers import NearestQuantizerConfig, StochasticQuantizerConfig
+from tokenizer.config import NearestQuantizerConfig, StochasticQuantizerConfig
 
 COUNTERPARTS = {
     "shapes32-vqvae2": "shapes32-sqvae2",

@@ -18,11 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from pipelines.command_configs import GenerateConfig
 from pipelines.config import TokenizerRecipe
 from pipelines.data.codes import extract_codes
 from pipelines.data.sources import load_images
 from pipelines.evaluation.reconstruction import measure_reconstruction
-from pipelines.generate import GenerateConfig, generate
+from pipelines.generate import generate
 from pipelines.processes import gather_shares, own_share, seed_everything
 from pipelines.train_prior import train_prior
 from tests import workers

@@ -21,11 +21,11 @@ from tokenizer import (
     vq_vae_2,
 )
 from tokenizer.builders import deterministic
-from tokenizer.config import NetworkConfig
-from tokenizer.quantizers import (
+from tokenizer.config import (
     FiniteScalarQuantizerConfig,
     GroupConfig,
     NearestQuantizerConfig,
+    NetworkConfig,
     StochasticQuantizerConfig,
 )
 

@@ -5,8 +5,7 @@ from torch import Tensor
 
 from tokenizer import GroupConfig, Quantizer, Tokenizer, TokenizerConfig, hq_vae
 from tokenizer.builders import deterministic
-from tokenizer.config import NetworkConfig
-from tokenizer.quantizers import FiniteScalarQuantizerConfig
+from tokenizer.config import FiniteScalarQuantizerConfig, NetworkConfig
 
 NETWORKS = NetworkConfig(width=8, max_width=8, num_blocks=1)
 HYBRID = hq_vae((8, 4), (2, 3), 6, 4, networks=NETWORKS)

@@ -1,7 +1,7 @@
 """The interface of quantizers: latents to code indices and code vectors.
 
-To add one: a file beside this one with its config and its class, a row in `__init__.py`, and a
-builder in `tokenizer/builders.py`. Nobody else asks which quantizer it is.
+To add one: its config in `tokenizer/config.py`, a file beside this one with its class, a row in
+`__init__.py`, and a builder in `tokenizer/builders.py`. Nobody else asks which quantizer it is.
 """
 
 import contextlib
@@ -11,11 +11,9 @@ from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import model_validator as validates
 from torch import Tensor, nn
 
-from tokenizer.fields import CodebookSizes, Downsampling, Width
-from tokenizer.storage.configs import StrictConfig
+from tokenizer.config import GroupConfig
 from tokenizer.storage.errors import InputError
 
 Mode = Literal["mixture", "sample", "nearest"]
@@ -52,35 +50,6 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 Collective = Callable[[Tensor], Tensor]
 """Combines a tensor over processes: its sum, or the main process's."""
-
-
-class GroupConfig(StrictConfig):
-    """The layers that work at one resolution: the first is injected, the others are residual."""
-
-    downsampling: Downsampling
-    """Image side over code map side; a power of two."""
-    codebook_sizes: CodebookSizes
-    """Number K of code vectors of each layer; as many layers as numbers."""
-    code_dim: Width = 64
-    """Dimension of a code vector."""
-    shares_codebook: bool = False
-    """Whether all layers of the group use one codebook."""
-
-    @validates(mode="after")
-    def _check(self) -> "GroupConfig":
-        if self.downsampling & (self.downsampling - 1):
-            raise ValueError(f"downsampling must be a power of two, got {self.downsampling}")
-        if self.shares_codebook and len(set(self.codebook_sizes)) > 1:
-            raise ValueError(
-                "codebook_sizes must be equal where shares_codebook is set, "
-                f"got {self.codebook_sizes}"
-            )
-        return self
-
-    @property
-    def num_layers(self) -> int:
-        """Depth of the group."""
-        return len(self.codebook_sizes)
 
 
 class QuantizerOutput(NamedTuple):

@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tokenizer.quantizers.base import GroupConfig, Quantizer, random_rows
+from tokenizer.config import GroupConfig
+from tokenizer.quantizers.base import Quantizer, random_rows
 from tokenizer.quantizers.mixture import nearest_codes
 
 

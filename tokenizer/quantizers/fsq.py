@@ -1,31 +1,21 @@
 """Finite scalar quantization (FSQ, arXiv 2309.15505): a fixed grid in few dimensions."""
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tokenizer.fields import GridLevels
+from tokenizer.config import FiniteScalarQuantizerConfig, GroupConfig
 from tokenizer.quantizers.base import (
-    GroupConfig,
     Mode,
     Quantizer,
     QuantizerOutput,
     at_least_float32,
     full_precision,
 )
-from tokenizer.storage.configs import StrictConfig
 from tokenizer.storage.errors import InputError
-
-
-class FiniteScalarQuantizerConfig(StrictConfig):
-    """Finite scalar quantization (FSQ, arXiv 2309.15505)."""
-
-    kind: Literal["fsq"] = "fsq"
-    levels: GridLevels = (8, 8, 4)
-    """Values per dimension of the grid; their product is the codebook size of every layer."""
 
 
 class FiniteScalarQuantizer(Quantizer):

@@ -3,16 +3,13 @@
 VQ-VAE (arXiv 1711.00937, appendix A.1), VQ-VAE-2 (1906.00446), RQ-VAE (2203.01941).
 """
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tokenizer.fields import Factor, Share
+from tokenizer.config import GroupConfig, NearestQuantizerConfig
 from tokenizer.quantizers.base import (
     Collective,
-    GroupConfig,
     Mode,
     QuantizerOutput,
     at_least_float32,
@@ -21,22 +18,6 @@ from tokenizer.quantizers.base import (
 )
 from tokenizer.quantizers.codebooks import CodebookQuantizer
 from tokenizer.quantizers.mixture import nearest_codes
-from tokenizer.storage.configs import StrictConfig
-
-
-class NearestQuantizerConfig(StrictConfig):
-    """Deterministic baselines: nearest code, straight-through gradient, EMA codebooks.
-
-    Sources: VQ-VAE (arXiv 1711.00937), VQ-VAE-2 (arXiv 1906.00446), RQ-VAE (arXiv 2203.01941).
-    """
-
-    kind: Literal["nearest"] = "nearest"
-    starts_from_data: bool = True
-    """Draw the initial code vectors from encoder outputs, not from N(0, 1)."""
-    decay: Share = 0.99
-    """Decay of the exponential moving averages."""
-    restart_threshold: Factor = 1.0
-    """A code whose average count falls below this is replaced by an encoder output; 0 = never."""
 
 
 class NearestQuantizer(CodebookQuantizer):

@@ -6,9 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tokenizer.fields import Factor, PositiveFactor
+from tokenizer.config import GroupConfig, StochasticQuantizerConfig
 from tokenizer.quantizers.base import (
-    GroupConfig,
     Mode,
     QuantizerOutput,
     at_least_float32,
@@ -16,20 +15,9 @@ from tokenizer.quantizers.base import (
 )
 from tokenizer.quantizers.codebooks import CodebookQuantizer
 from tokenizer.quantizers.mixture import centered, proximity, stochastic_quantization
-from tokenizer.storage.configs import StrictConfig
 from tokenizer.storage.errors import InputError
 
 SMALLEST_LOG_VARIANCE = -60.0
-
-
-class StochasticQuantizerConfig(StrictConfig):
-    """Stochastic quantization (SQ-VAE, arXiv 2205.07547)."""
-
-    kind: Literal["stochastic"] = "stochastic"
-    variance_factor: PositiveFactor = 5.0
-    """Initial variance s² of a layer, in units of its inputs' variance per dimension."""
-    noise_factor: Factor = 0.2
-    """Variance of the noise on the initial code vectors, in the same units."""
 
 
 class StochasticQuantizer(CodebookQuantizer):

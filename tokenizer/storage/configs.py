@@ -3,12 +3,12 @@
 import json
 import re
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from tokenizer.storage.errors import InputError
-from tokenizer.storage.untrusted import shortened
+from tokenizer.storage.json_files import shortened
 
 FORMAT = 3
 """Number under "format" in each config.json; version 0.1 wrote none, which is read as 1. Until 2
@@ -21,6 +21,9 @@ class StrictConfig(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    main_options: ClassVar[tuple[str, ...]] = ()
+    """Of a command: those that its short help shows, by their path such as training.seed."""
 
     @field_validator("*")
     @classmethod

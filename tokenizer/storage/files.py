@@ -1,4 +1,4 @@
-"""Files that are written atomically, and read strictly."""
+"""Files that are written atomically."""
 
 import contextlib
 import os
@@ -7,11 +7,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import safetensors.torch
 from safetensors import SafetensorError
-from torch import Tensor
-
-from tokenizer.storage.untrusted import read_header
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -56,13 +52,3 @@ def flush_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def load_safetensors(path: Path) -> dict[str, Tensor]:
-    """Reads a safetensors file onto the CPU.
-
-    Raises:
-        InputError: the file is absent or damaged.
-    """
-    read_header(path)  # refuses what is damaged
-    return safetensors.torch.load_file(path)

@@ -24,8 +24,9 @@ from tokenizer.storage.configs import (
     validate_fields,
 )
 from tokenizer.storage.errors import InputError
-from tokenizer.storage.files import load_safetensors, replace_file
-from tokenizer.storage.untrusted import StoredTensor, read_header, read_json, shortened
+from tokenizer.storage.files import replace_file
+from tokenizer.storage.json_files import read_json, shortened
+from tokenizer.storage.untrusted import StoredTensor, load_safetensors, read_header
 
 
 def check_weights(

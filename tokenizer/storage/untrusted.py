@@ -1,23 +1,19 @@
-"""Reading what a stranger may have written: bounded before memory is taken, and never executed."""
+"""Weights that a stranger may have written: checked before memory is taken."""
 
-import json
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import safetensors
+import safetensors.torch
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from tokenizer.storage.errors import InputError
+from tokenizer.storage.json_files import shortened
 
-MAX_JSON_BYTES = 2**22
-"""Length of a JSON file; a run's config has a few thousand, names of classes may have more."""
 MAX_HEADER_BYTES = 2**22
 """Length of a safetensors header; tens of thousands of tensors are listed in less."""
-MAX_NESTING = 32
-MOST_SHOWN = 300
-"""Characters of a foreign text in a message."""
 DTYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
@@ -38,57 +34,6 @@ class StoredTensor(NamedTuple):
 
     dtype: torch.dtype
     shape: tuple[int, ...]
-
-
-def shortened(text: str) -> str:
-    """Foreign text for a message: printable, on one line, not too long."""
-    if not text.isprintable():
-        text = repr(text)
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}... ({len(text)} characters)"
-
-
-def parse_json(text: bytes, source: str) -> Any:
-    """JSON with each key once and finite numbers; `source` names it in the error.
-
-    Raises:
-        InputError: it is not JSON, or nested too deep.
-    """
-    try:
-        value = json.loads(text.decode(), object_pairs_hook=_unique, parse_constant=_refuse)
-    except RecursionError as error:
-        raise InputError(f"{source} is nested deeper than {MAX_NESTING}") from error
-    except ValueError as error:
-        raise InputError(f"{source} is not JSON: {shortened(str(error))}") from error
-    level = [value]
-    for _ in range(MAX_NESTING):
-        level = [child for own in level for child in _children(own)]
-    if level:
-        raise InputError(f"{source} is nested deeper than {MAX_NESTING}")
-    return value
-
-
-def read_json(path: Path) -> Any:
-    """Reads a JSON file.
-
-    Raises:
-        InputError: it is absent, too long or not JSON.
-    """
-    return parse_json(read_bounded(path), str(path))
-
-
-def read_bounded(path: Path) -> bytes:
-    """The bytes of a text file.
-
-    Raises:
-        InputError: it is absent or too long.
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    with path.open("rb") as file:
-        text = file.read(MAX_JSON_BYTES + 1)
-    if len(text) > MAX_JSON_BYTES:
-        raise InputError(f"{path} must have at most {MAX_JSON_BYTES} bytes, got more")
-    return text
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
@@ -123,18 +68,11 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     return stored
 
 
-def _children(value: Any) -> Iterable[Any]:
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list) else ()
+def load_safetensors(path: Path) -> dict[str, Tensor]:
+    """Reads a safetensors file onto the CPU.
 
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        raise ValueError("a key stands twice in one object")
-    return fields
-
-
-def _refuse(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")
+    Raises:
+        InputError: the file is absent or damaged.
+    """
+    read_header(path)  # refuses what is damaged
+    return safetensors.torch.load_file(path)

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.check_data import CheckDataConfig, Report, check_data, describe, write_report
+from pipelines.check_data import Report, check_data, describe, write_report
 from pipelines.check_data import main as check_data_command
+from pipelines.command_configs import CheckDataConfig
 from pipelines.config import DataConfig
 from pipelines.data.sources import load_images
 from tests.image_files import flip_bit

@@ -20,9 +20,9 @@ from torch_fidelity.feature_extractor_inceptionv3 import (
     FeatureExtractorInceptionV3,
 )
 
+from pipelines.command_configs import ExtractorConfig
 from pipelines.evaluation import features
 from pipelines.evaluation.features import (
-    ExtractorConfig,
     FeatureExtractor,
     InceptionExtractor,
     TimmExtractor,

@@ -11,25 +11,18 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
+from pipelines.command_configs import EvaluationConfig, ExtractorConfig
 from pipelines.data.dataset import ImageDataset, chosen_items
 from pipelines.data.sources import load_images
 from pipelines.evaluate import table, write_results
 from pipelines.evaluation.classifier import train_classifier
-from pipelines.evaluation.features import (
-    ExtractorConfig,
-    FeatureExtractor,
-    load_extractor,
-)
-from pipelines.evaluation.measurements import (
-    EvaluationConfig,
-    Results,
-    evaluate_generation,
-    evaluate_reconstruction,
-)
+from pipelines.evaluation.features import FeatureExtractor, load_extractor
+from pipelines.evaluation.measurements import Results, evaluate_generation, evaluate_reconstruction
 from pipelines.evaluation.metrics import frechet_distance
 from pipelines.evaluation.protocol import Protocol
-from pipelines.generation import ImageGenerationPipeline, SamplingConfig
+from pipelines.generation import ImageGenerationPipeline
 from pipelines.images import to_float
+from pipelines.sampling_config import SamplingConfig
 from pipelines.train_tokenizer import train_tokenizer
 from tests.tiny_runs import tokenizer_run
 from tokenizer import Tokenizer

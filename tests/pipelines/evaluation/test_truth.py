@@ -18,22 +18,21 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pipelines.command_configs import EvaluateConfig, EvaluationConfig, ExtractorConfig
 from pipelines.config import DataConfig
 from pipelines.data.dataset import chosen_items
 from pipelines.data.decoded_images import DecodedImages
 from pipelines.data.sources import load_images
-from pipelines.evaluate import EvaluateConfig, evaluate, table
+from pipelines.evaluate import evaluate, table
 from pipelines.evaluation import features
 from pipelines.evaluation.distances import Comparison
 from pipelines.evaluation.features import (
-    ExtractorConfig,
     FeatureExtractor,
     FeatureOutput,
     composite_on_white,
     load_extractor,
 )
 from pipelines.evaluation.measurements import (
-    EvaluationConfig,
     check_extractor,
     compare_sets,
     evaluate_generation,

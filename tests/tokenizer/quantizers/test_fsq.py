@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from tests.tokenizer.tiny import NETWORKS, group_of, random_latents
 from tokenizer import InputError, Tokenizer, fsq_vae
-from tokenizer.quantizers import FiniteScalarQuantizer, FiniteScalarQuantizerConfig
+from tokenizer.config import FiniteScalarQuantizerConfig
+from tokenizer.quantizers import FiniteScalarQuantizer
 
 LEVELS = st.lists(st.integers(2, 9), min_size=1, max_size=4).map(tuple)
 

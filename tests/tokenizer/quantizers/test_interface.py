@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from tests.tokenizer.tiny import group_of, random_latents, seeded, summed_codes
 from tokenizer import InputError, Quantizer
-from tokenizer.quantizers import (
-    QUANTIZERS,
+from tokenizer.config import (
     FiniteScalarQuantizerConfig,
     NearestQuantizerConfig,
     StochasticQuantizerConfig,
 )
+from tokenizer.quantizers import QUANTIZERS
 from tokenizer.quantizers.base import Mode, random_rows
 
 CONFIGS = {

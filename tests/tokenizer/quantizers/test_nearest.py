@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from tests.tokenizer.tiny import group_of, random_latents, seeded
-from tokenizer.quantizers import NearestQuantizer, NearestQuantizerConfig
+from tokenizer.config import NearestQuantizerConfig
+from tokenizer.quantizers import NearestQuantizer
 from tokenizer.quantizers.base import Collective
 
 

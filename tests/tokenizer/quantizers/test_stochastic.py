@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from tests.tokenizer.tiny import group_of, random_latents, seeded
-from tokenizer.quantizers import QuantizerOutput, StochasticQuantizer, StochasticQuantizerConfig
+from tokenizer.config import StochasticQuantizerConfig
+from tokenizer.quantizers import QuantizerOutput, StochasticQuantizer
 from tokenizer.quantizers.base import Mode, full_precision
 from tokenizer.storage.errors import InputError
 

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from tests.tokenizer.tiny import HYBRID, KINDS, random_images, seeded
 from tokenizer import InputError, Tokenizer, TokenizerConfig
 from tokenizer.builders import deterministic
-from tokenizer.config import BackboneConfig
-from tokenizer.quantizers import NearestQuantizerConfig
+from tokenizer.config import BackboneConfig, NearestQuantizerConfig
 from tokenizer.storage.configs import StrictConfig
-from tokenizer.storage.files import load_safetensors, replace_file
+from tokenizer.storage.files import replace_file
 from tokenizer.storage.pretrained import PretrainedModule, load_weights, weights_hash
+from tokenizer.storage.untrusted import load_safetensors
 
 BACKBONE = HYBRID.model_copy(update={"backbone": BackboneConfig(name="mobilenetv2_035")})
 CONFIGS = {**KINDS, "backbone": BACKBONE}

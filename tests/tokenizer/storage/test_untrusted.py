@@ -13,7 +13,8 @@ from prior.config import PriorNetworkConfig
 from tests.tokenizer.tiny import HYBRID
 from tokenizer import InputError, Tokenizer
 from tokenizer.config import BackboneConfig, CodeMapConfig
-from tokenizer.storage.untrusted import StoredTensor, parse_json, read_header, read_json, shortened
+from tokenizer.storage.json_files import parse_json, read_json, shortened
+from tokenizer.storage.untrusted import StoredTensor, read_header
 
 
 def test_json_with_plain_values_is_read_as_it_stands() -> None:
