@@ -1,9 +1,11 @@
 """Run configurations: what a command needs to know, saved with the run."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+import tyro
 from pydantic import AfterValidator, Field
 from pydantic import model_validator as validates
 
@@ -106,6 +108,9 @@ class TrainingConfig(StrictConfig):
     """Compile the networks (torch.compile): minutes at the start, and other rounding."""
     channels_last: bool = False
     """Tokenizer: keep feature maps as GPUs prefer them for convolutions in bf16."""
+    extended_at: Annotated[tuple[Count, ...], tyro.conf.Suppress] = ()
+    """Steps at which a finished run was extended: from each of them on the learning rate warms up
+    and falls anew, while the temperature stays where it was."""
     seed: Seed = 0
     """Seed of the weights, the data order and the noise."""
     log_interval: Count = 50
@@ -116,6 +121,22 @@ class TrainingConfig(StrictConfig):
     """Validation images used, at most."""
     checkpoint_interval: Count = 1_000
     """Steps between checkpoints."""
+
+    @property
+    def first_total_steps(self) -> int:
+        """Steps of the run before it was extended."""
+        return self.extended_at[0] if self.extended_at else self.total_steps
+
+    def learning_rate_at(self, step: int) -> float:
+        """Linear warm-up, then constant, or a cosine that ends at zero; `step` counts from 0."""
+        begin = max((own for own in self.extended_at if own <= step), default=0)
+        end = min((own for own in self.extended_at if own > step), default=self.total_steps)
+        if step - begin < self.warmup_steps:
+            return self.learning_rate * (step - begin + 1) / self.warmup_steps
+        if self.schedule == "constant":
+            return self.learning_rate
+        progress = (step - begin - self.warmup_steps) / max(end - begin - self.warmup_steps, 1)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
 class TokenizerRecipe(StrictConfig):
@@ -178,6 +199,11 @@ class RunConfig(StrictConfig):
     run_dir: OwnFolder
     """Folder of the run, with tokenizer/ and prior/."""
     training: TrainingConfig = TrainingConfig()
+    initialize_from: DataFolder | None = None
+    """Run whose weights this stage begins with, of the same shapes; its data may be others."""
+    extend_to: Annotated[Count | None, Field(exclude=True)] = None
+    """Train the finished run in `run_dir` further, to so many steps: with another warm-up and
+    schedule of the learning rate, at the last temperature."""
     resume_from: Annotated[str | None, Field(pattern=r"^step_\d{8,}$", exclude=True)] = None
     """Older checkpoint in state/ to go on from if the newest is damaged: step_00001000, say."""
 

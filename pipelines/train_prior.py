@@ -55,7 +55,7 @@ def train_prior(
     tokenizer_run = load_run(TokenizerRunConfig, tokenizer_config).moved_data(
         config.data_root, config.data_validation_root
     )
-    check_output_dir(config)
+    config = check_output_dir(config)
     accelerator = make_accelerator(config)
     images = trained_images(tokenizer_run, config.tokenizer_dir, accelerator, images)
     stage = prior_stage(config, *images, accelerator, tokenizer, conditioner)
@@ -108,7 +108,8 @@ def prior_stage(
 def _run() -> None:
     config = parse_run(PRIOR_PRESETS, "pipelines.train_prior")
     train_prior(config)
-    announce(f"step {config.training.total_steps} is done; {config.output_dir / 'model'}")
+    steps = config.extend_to or config.training.total_steps
+    announce(f"step {steps} is done; {config.output_dir / 'model'}")
 
 
 def main() -> None:

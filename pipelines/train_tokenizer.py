@@ -48,7 +48,8 @@ def train_tokenizer(
 def _run() -> None:
     config = parse_run(TOKENIZER_PRESETS, "pipelines.train_tokenizer")
     train_tokenizer(config)
-    announce(f"step {config.training.total_steps} is done; {config.output_dir / 'model'}")
+    steps = config.extend_to or config.training.total_steps
+    announce(f"step {steps} is done; {config.output_dir / 'model'}")
 
 
 def main() -> None:

@@ -45,6 +45,16 @@ def image_shape(dataset: ImageDataset) -> tuple[int, int, int]:
     return channels, height, width
 
 
+def describe_images(train: ImageDataset, validation: ImageDataset) -> str:
+    """Numbers and shape, for people."""
+    channels, height, width = image_shape(train)
+    classes = f" in {len(train.class_names):,} classes" if train.class_names else ""
+    return (
+        f"{len(train):,} images of {width}×{height}×{channels}{classes}, "
+        f"{len(validation):,} for validation"
+    )
+
+
 def image_hashes(train: ImageDataset, validation: ImageDataset) -> dict[str, str]:
     """What a run learns from, by name and content."""
     return {

@@ -73,6 +73,8 @@ def check_output_dir(config: RunConfigT) -> RunConfigT:
         )
     path = config.output_dir / "config.json"
     if not path.exists():
+        if config.extend_to is not None:
+            raise InputError(f"extend_to must be None: {config.output_dir} holds no finished run")
         return config
     try:
         fields = read_json(path)
@@ -82,12 +84,15 @@ def check_output_dir(config: RunConfigT) -> RunConfigT:
     # A folder may be moved, or named in another way.
     saved = saved.model_copy(update={"run_dir": config.run_dir})
     saved = _allow_other_accumulation(saved, config)
+    if config.extend_to is not None:
+        saved, config = _extend(saved, config, config.extend_to)
     config = _keep_folder_rules(saved, config)
     difference = first_difference(saved.model_dump(mode="json"), config.model_dump(mode="json"))
     if difference:
+        extended = " and --extend-to" if saved.training.extended_at else ""
         raise InputError(
-            f"{config.output_dir} holds another run: {difference}; give the same options to "
-            "resume it, or another run-dir"
+            f"{config.output_dir} holds another run: {difference}; give the same options{extended} "
+            "to resume it, or another run-dir"
         )
     return config
 
@@ -115,6 +120,31 @@ def _allow_other_accumulation(saved: RunConfigT, given: RunConfig) -> RunConfigT
         return saved
     logger.warning("training.%s is %s from here on, it was %s", name, after, before)
     return saved.model_copy(update={"training": saved.training.model_copy(update={name: after})})
+
+
+def _extend(saved: RunConfigT, given: RunConfigT, steps: int) -> tuple[RunConfigT, RunConfigT]:
+    """The saved run and the given one, both to be trained to so many steps.
+
+    Raises:
+        InputError: the run is not finished, or longer already.
+    """
+    total, extended_at = saved.training.total_steps, saved.training.extended_at
+    if steps != total or not extended_at:  # otherwise the extension is under way already
+        if steps <= total:
+            raise InputError(f"extend_to must be > {total}, the steps of the run, got {steps}")
+        # Only whole checkpoints have such a name.
+        if not (saved.output_dir / "state" / f"step_{total:08d}").is_dir():
+            raise InputError(
+                f"extend_to must be None until the run has done its {total} steps: "
+                "the same command without it goes on"
+            )
+        total, extended_at = steps, (*extended_at, total)
+    update = {"total_steps": total, "extended_at": extended_at}
+    saved, given = (
+        run.model_copy(update={"training": run.training.model_copy(update=update)})
+        for run in (saved, given)
+    )
+    return saved, given
 
 
 def _keep_folder_rules(saved: RunConfigT, given: RunConfigT) -> RunConfigT:

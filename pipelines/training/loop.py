@@ -18,7 +18,6 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
-from tqdm import tqdm
 
 from pipelines.config import RunConfig
 from pipelines.data.batches import BatchOrder
@@ -38,6 +37,7 @@ from pipelines.training.divergence import NonFiniteWatch
 from pipelines.training.loading import loading, to_device
 from pipelines.training.losses.base import Loss
 from pipelines.training.networks import TrainedNetwork, saved_networks, without_gradient
+from pipelines.training.progress import Progress
 from pipelines.training.stage import BatchT, LoadedT, Stage
 from pipelines.training.stopping import noted_signals
 from tokenizer.storage.errors import InputError
@@ -88,17 +88,10 @@ def train(stage: Stage[Any, Any], run_config: RunConfig, accelerator: Accelerato
 def _train(run: "_Run[Any, Any]") -> None:
     config = run.config
     steps = range(run.first_step, config.total_steps)
-    bar = tqdm(
-        total=config.total_steps * config.batch_size,
-        initial=run.first_step * config.batch_size,
-        unit="image",
-        unit_scale=True,
-        disable=not run.accelerator.is_main_process,
-    )
     with (
         noted_signals(run.accelerator) as stop,  # until all that follows is closed, too
         RunLog(run.output_dir, run.accelerator, run.first_step, run.saved_metrics) as log,
-        bar,
+        run.progress() as progress,
         contextlib.closing(one_ahead(run.loading(steps))) as loaded,
     ):
         if not steps:
@@ -106,8 +99,8 @@ def _train(run: "_Run[Any, Any]") -> None:
         clock = _Clock(run.first_step)
         for step in steps:
             terms = run.train_step(step, loaded)
-            bar.update(config.batch_size)
             finished = step + 1
+            progress.note_step(finished)
             is_last = finished == config.total_steps
             stops = stop.is_agreed()
             saves = finished % config.checkpoint_interval == 0 or is_last or stops
@@ -120,7 +113,8 @@ def _train(run: "_Run[Any, Any]") -> None:
                 metrics = run.metrics(step, terms)
                 log.write(finished, "train", {**metrics, "images_per_second": speed})
                 loss = metrics[run.prefix(run.main) + "loss"]
-                bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
+                assert isinstance(loss, float)
+                progress.tell(finished, loss, speed)
             if validates:
                 log.write(finished, "validation", run.validate(finished))
                 clock.restart(finished)
@@ -174,6 +168,12 @@ class _Run(Generic[LoadedT, BatchT]):
         ]
         (self.main,) = (own for own in self.networks if own.name == stage.main_network)
         self.watch = NonFiniteWatch(accelerator, self.output_dir)
+
+    def progress(self) -> Progress:
+        """What the run tells people."""
+        count = sum(own.numel() for net in self.networks for own in net.module.parameters())
+        told = self.stage.description
+        return Progress(self.config, self.accelerator, self.first_step, told, count)
 
     @property
     def model(self) -> PretrainedModule[Any]:

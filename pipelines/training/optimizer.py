@@ -1,6 +1,5 @@
 """A network and the AdamW that trains it: weight decay, learning rates, and what it keeps."""
 
-import functools
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from types import MappingProxyType
@@ -42,7 +41,7 @@ class Network(NamedTuple):
         """A model that is trained as the config of a run says."""
         return cls(
             module,
-            functools.partial(learning_rate, config),
+            config.learning_rate_at,
             rate_factors,
             config.weight_decay,
             module.no_weight_decay(),
@@ -50,16 +49,6 @@ class Network(NamedTuple):
             config.max_gradient_norm,
             config.ema_decay,
         )
-
-
-def learning_rate(config: TrainingConfig, step: int) -> float:
-    """Linear warm-up, then constant, or a cosine that ends at zero."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    if config.schedule == "constant":
-        return config.learning_rate
-    progress = (step - config.warmup_steps) / max(config.total_steps - config.warmup_steps, 1)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
 def parameter_groups(

@@ -21,6 +21,7 @@ from pipelines.processes import (
     sum_over_processes,
 )
 from pipelines.run.log import Metrics
+from pipelines.training.initial_weights import load_initial_weights
 from pipelines.training.losses.base import Loss
 from pipelines.training.optimizer import Network
 from pipelines.training.stage import Stage
@@ -88,6 +89,7 @@ def make_prior(
         conditioner,
     )
     prior.load_code_vectors(tokenizer.code_vectors())
+    load_initial_weights(prior, config)
     return prior
 
 
@@ -128,6 +130,10 @@ class PriorStage(Stage[LoadedCodes, CodeBatch]):
         self.batch_size = batch_size_without_gradient(config.training, accelerator)
         self.num_codes = sum(own.depth * own.height * own.width for own in model.config.code_maps)
         self.num_items = codes.num_images
+        self.description = (
+            f"{codes.num_images:,} images of {self.num_codes:,} codes, "
+            f"{validation_codes.num_images:,} for validation"
+        )
 
     def load(self, items: np.ndarray, is_flipped: np.ndarray) -> LoadedCodes:
         """Codes, labels and, if posteriors are asked for, the latents."""

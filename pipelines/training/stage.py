@@ -32,6 +32,9 @@ class Stage(Protocol[LoadedT, BatchT]):
     main_network: str
     """Name of the network that people will use, a `PretrainedModule`: it is saved in `model/`."""
 
+    description: str = ""
+    """What it learns from, for people."""
+
     sees_whole_batch: bool = False
     """Whether `before_step` is called: all micro-batches of a step then lie in memory at once."""
 

@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM: the step under way is finished and saved, on all processes the same one."""
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,6 +19,7 @@ class Stop:
         self.is_noted = False
         """Whether this process got a signal."""
         self.is_alone = accelerator.num_processes == 1
+        self._is_main = accelerator.is_main_process
         # The flags meet on the CPUs, so that no process has to wait for its GPU. Where the usual
         # group does so, there is no other: a process that dies meanwhile would be awaited for long.
         self._group: distributed.ProcessGroup | None = None
@@ -43,6 +45,8 @@ class Stop:
         if self.is_noted and self.is_alone:
             raise KeyboardInterrupt("stopped at once; run the same command to go on")
         self.is_noted = True
+        if self._is_main:
+            print("\nstopping after this step", file=sys.stderr, flush=True)
 
 
 @contextmanager

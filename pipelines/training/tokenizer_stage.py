@@ -1,6 +1,7 @@
 """Stage one for the training loop: images, the tokenizer's objective, hard-code validation."""
 
 import functools
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pipelines.config import TokenizerRunConfig
-from pipelines.data.dataset import ImageDataset, chosen_items, image_hashes, image_shape
+from pipelines.data.dataset import (
+    ImageDataset,
+    chosen_items,
+    describe_images,
+    image_hashes,
+    image_shape,
+)
 from pipelines.data.sources import load_splits
 from pipelines.evaluation.metrics import reconstruction_metrics
 from pipelines.evaluation.reconstruction import measure_reconstruction
@@ -21,6 +28,7 @@ from pipelines.evaluation.similarity import SSIM_WINDOW
 from pipelines.images import comparison, to_float, to_uint8
 from pipelines.processes import batch_size_without_gradient, seed_everything
 from pipelines.run.log import Metrics
+from pipelines.training.initial_weights import load_initial_weights
 from pipelines.training.layer_health import LayerHealth, relative_variances
 from pipelines.training.losses import Bound, Loss, TokenizerLoss
 from pipelines.training.losses.bound import mean_squared_error
@@ -31,6 +39,8 @@ from tokenizer.backbone import TimmBottomUpPath, load_backbone
 from tokenizer.quantizers import BuildQuantizer
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.untrusted import load_safetensors
+
+logger = logging.getLogger(__name__)
 
 NUM_PICTURED = 16
 NUM_START_IMAGES = 512
@@ -91,6 +101,7 @@ class TokenizerStage(Stage[LoadedImages, Tensor]):
             raise InputError(f"data.image_size: {error}") from error
         if config.backbone_weights is not None:
             _load_backbone_weights(self.model, config.backbone_weights)
+        self.is_initialized = load_initial_weights(self.model, config)
         rate_factors = config.recipe.rate_factors(self.model.learned_roles())
         network = Network.from_config(self.model, config.training, rate_factors)
         self.networks = {"tokenizer": network}
@@ -103,6 +114,7 @@ class TokenizerStage(Stage[LoadedImages, Tensor]):
                     f"{image_shape(dataset)}, got {expected}"
                 )
         self.num_items = len(self.train_images)
+        self.description = describe_images(self.train_images, self.validation_images)
         self.sources = image_hashes(self.train_images, self.validation_images)
         self.device = accelerator.device
         num_parts = config.training.gradient_accumulation_steps
@@ -116,6 +128,9 @@ class TokenizerStage(Stage[LoadedImages, Tensor]):
 
     def initialize(self) -> None:
         """Starts codebooks and variances from the data: the same images on all processes."""
+        if self.is_initialized:
+            return
+        logger.info("starting the codebooks from %d images", min(self.num_items, NUM_START_IMAGES))
         generator = torch.Generator().manual_seed(self.config.training.seed)
         items = torch.randperm(self.num_items, generator=generator)[:NUM_START_IMAGES]
         images = to_float(self.train_images.images_at(items.numpy()))
@@ -166,7 +181,7 @@ class TokenizerStage(Stage[LoadedImages, Tensor]):
 
     def temperature(self, step: int) -> float:
         """Gumbel-softmax temperature of a step."""
-        return self.config.recipe.temperature(step, self.config.training.total_steps)
+        return self.config.recipe.temperature(step, self.config.training.first_total_steps)
 
     def after_step(self, accelerator: Accelerator) -> None:
         """Moves EMA codebooks."""

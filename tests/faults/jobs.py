@@ -108,11 +108,16 @@ class Job:
         return f"exit {statuses} in place of one line with {texts}: {lines[-3:]}"
 
 
+PROGRESS = re.compile(
+    r"%\||: comparing it with its hashes|^step [\d,]+ of |^a step takes |^starting the codebooks|"
+    r"^[\d,]+ (images|parameters)|^stopping after this step|^cpu with|^classes: "
+)
+
+
 def error_lines(output: str) -> list[str]:
-    """What a command has written, without its progress bars and why it takes long."""
+    """What a command has written, without what it tells of its progress."""
     lines = output.replace("\r", "\n").splitlines()
-    others = ("%|", ": comparing it with its hashes")
-    return [line for line in lines if line.strip() and not any(own in line for own in others)]
+    return [line for line in lines if line.strip() and not PROGRESS.search(line)]
 
 
 def free_port() -> str:

@@ -12,14 +12,14 @@ import torch
 from safetensors.torch import load_file
 
 import pipelines.training.loop
-from pipelines.config import PriorRunConfig, TokenizerRecipe
+from pipelines.config import PriorRunConfig, TokenizerRecipe, TokenizerRunConfig, TrainingConfig
 from pipelines.presets import TOKENIZER_PRESETS
 from pipelines.run.checkpoints import load_state
+from pipelines.run.folder import check_output_dir
 from pipelines.train_prior import train_prior
 from pipelines.train_tokenizer import train_tokenizer
 from pipelines.training.divergence import DivergenceError
 from pipelines.training.losses import Loss
-from pipelines.training.optimizer import learning_rate
 from tests.tiny_runs import (
     CrashError,
     RunConfigs,
@@ -33,6 +33,7 @@ from tests.tiny_runs import (
     train_with,
     weight_files,
 )
+from tokenizer.storage.errors import InputError
 
 ACCUMULATION = {"gradient_accumulation_steps": 2}
 
@@ -59,6 +60,80 @@ def train(config: RunConfigs) -> None:
         train_prior(config)
     else:
         train_tokenizer(config)
+
+
+# Further training, and other beginnings
+
+
+@pytest.mark.parametrize("kind", ["stochastic", "prior"])
+def test_a_finished_run_is_extended_as_a_run_that_knew_it_from_the_start(
+    kind: str, new_run: NewRun
+) -> None:
+    """Interrupted or not; before it is finished, or to fewer steps, nothing is done."""
+    extended, known = new_run(kind, "extended"), new_run(kind, "known", total_steps=7)
+    longer = extended.model_copy(update={"extend_to": 7})
+    with pytest.raises(InputError, match=r"^extend_to must be None: .* holds no finished run"):
+        train(longer)
+    with pytest.raises(CrashError):
+        train_with(extended, 3, crash)
+    with pytest.raises(InputError, match=r"^extend_to must be None until .* its 4 steps"):
+        train(longer)
+    train(extended)
+    with pytest.raises(InputError, match=r"^extend_to must be > 4, .* got 4"):
+        train(extended.model_copy(update={"extend_to": 4}))
+    saved = check_output_dir(longer)
+    with pytest.raises(CrashError):
+        train_with(saved, 5, crash)
+    train(longer)
+    update = {"training": known.training.model_copy(update={"extended_at": (4,)})}
+    train(known.model_copy(update=update))
+    assert_same_run(extended.output_dir, known.output_dir)
+    with pytest.raises(InputError, match=r"total_steps is 7, got 4; .* and --extend-to"):
+        train(extended)
+
+
+def test_an_extension_warms_up_anew_and_keeps_the_temperature() -> None:
+    whole = TrainingConfig(total_steps=10, warmup_steps=2)
+    extended = whole.model_copy(update={"total_steps": 25, "extended_at": (10, 15)})
+    rates = [extended.learning_rate_at(step) for step in range(25)]
+    assert rates[:10] == [whole.learning_rate_at(step) for step in range(10)]
+    shorter = whole.model_copy(update={"total_steps": 5})
+    assert rates[10:15] == [shorter.learning_rate_at(step) for step in range(5)]
+    assert rates[15:] == rates[:10]
+    recipe = TokenizerRecipe()
+    temperatures = [recipe.temperature(step, extended.first_total_steps) for step in range(25)]
+    assert temperatures[9:] == [recipe.final_temperature] * 16
+
+
+@pytest.mark.parametrize("kind", ["stochastic", "prior"])
+def test_a_stage_begins_with_the_weights_of_another_run(
+    kind: str, tiny_run: Path, new_run: NewRun
+) -> None:
+    """On other data, too; with a rate of nearly zero it keeps them. Other shapes are refused."""
+    config = new_run(kind, learning_rate=1e-30, total_steps=1, ema_decay=0.0)
+    config = config.model_copy(update={"initialize_from": tiny_run})
+    if isinstance(config, TokenizerRunConfig):
+        data = config.data.model_copy(update={"seed": 5})
+        config = config.model_copy(update={"data": data})
+    train(config)
+    found, given = (
+        load_file(folder / config.output_dir.name / "model" / "model.safetensors")
+        for folder in (config.run_dir, tiny_run)
+    )
+    for name, tensor in given.items():
+        torch.testing.assert_close(found[name], tensor)
+    part = "tokenizer" if isinstance(config, TokenizerRunConfig) else "prior"
+    other = config.model_copy(update={"run_dir": config.run_dir / "none"})
+    if isinstance(other, TokenizerRunConfig):
+        networks = other.tokenizer.networks.model_copy(update={"width": 4})
+        changed: object = other.tokenizer.model_copy(update={"networks": networks})
+    else:
+        shutil.copytree(tiny_run / "tokenizer", other.run_dir / "tokenizer")
+        changed = other.prior.model_copy(update={"width": 8})  # type: ignore[union-attr]
+    with pytest.raises(InputError, match=r"^initialize_from: .* shape"):
+        train(other.model_copy(update={part: changed}))
+    with pytest.raises(InputError, match=r"^initialize_from: .* holds no"):
+        train(other.model_copy(update={"initialize_from": config.run_dir / "nowhere"}))
 
 
 # Resuming
@@ -290,6 +365,6 @@ def test_a_run_folder_holds_what_the_readme_says_and_a_line_all_terms(tiny_run: 
         assert pictures == ["step_00000002.png", "step_00000004.png"]
         assert list((tiny_run / stage / "tensorboard").glob("events*"))
     first = logged(tiny_run / "tokenizer")[0]
-    assert first["learning_rate"] == learning_rate(TOKENIZER_PRESETS["tiny"].training, 0)
+    assert first["learning_rate"] == TOKENIZER_PRESETS["tiny"].training.learning_rate_at(0)
     assert first.keys() >= {"posterior_entropy", "rmse", "temperature", "gradient_norm"}
     assert len(first["dequantization_variance"]) == 3

@@ -13,7 +13,6 @@ from torch import nn
 from pipelines.config import TokenizerRecipe, TrainingConfig
 from pipelines.training.optimizer import (
     Network,
-    learning_rate,
     make_optimizer,
     optimizer_tensors,
     restore_optimizer,
@@ -30,12 +29,12 @@ CONFIG = sq_vae_2((8, 4), 4, 3, networks=NetworkConfig(patch_size=2, width=8, nu
 def test_the_rate_rises_to_its_peak_and_a_cosine_ends_at_zero(warmup: int, rest: int) -> None:
     total = warmup + rest
     config = TrainingConfig(total_steps=total, warmup_steps=warmup, learning_rate=0.3)
-    rates = [learning_rate(config, step) for step in range(total + 1)]
+    rates = [config.learning_rate_at(step) for step in range(total + 1)]
     assert rates[:warmup] == pytest.approx([0.3 * (n + 1) / warmup for n in range(warmup)])
     cosine = [0.15 + 0.15 * math.cos(math.pi * n / rest) for n in range(rest + 1)]
     assert rates[warmup:] == pytest.approx(cosine, abs=1e-12)
     constant = config.model_copy(update={"schedule": "constant"})
-    assert {learning_rate(constant, step) for step in range(warmup, total)} == {0.3}
+    assert {constant.learning_rate_at(step) for step in range(warmup, total)} == {0.3}
 
 
 def options_by_name(tokenizer: Tokenizer) -> dict[str, tuple[float, float]]:
