@@ -174,6 +174,21 @@ class ReconstructConfig(StrictConfig):
     """Side in pixels; None takes that of the training images."""
 
 
+class SummaryConfig(StrictConfig):
+    """Writes a page about a run, finished or under way: images, curves, codes, measurements.
+
+    It needs no other file and no network; its images lie beside it, too. Training and evaluation in
+    one process write it as well.
+    """
+
+    run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Folder of the run, with tokenizer/ at least."""
+    output: Path | None = None
+    """The page; None: RUN/summary.html."""
+    title: str | None = None
+    """Its heading; None takes the name of the folder."""
+
+
 class CheckDataConfig(StrictConfig):
     """Reads every file of FOLDER as training would and says what becomes of it.
 

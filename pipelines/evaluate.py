@@ -32,6 +32,7 @@ from pipelines.evaluation.reference import STATISTICS_SUFFIXES, Reference, load_
 from pipelines.generation import ImageGenerationPipeline, model_folder
 from pipelines.options import parse_options
 from pipelines.processes import new_accelerator
+from pipelines.report.summary import renew_summary
 from pipelines.run.folder import load_run
 from tokenizer import Tokenizer
 from tokenizer.storage.errors import InputError
@@ -162,6 +163,8 @@ def _run() -> None:
     if config.folders is not None:
         protocol = next(iter(results["folders"].values()))["protocol"]
         announce("protocol " + json.dumps(protocol, indent=2))
+    elif config.run_dir is not None and config.output_dir is None:
+        renew_summary(config.run_dir)
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from pipelines.data.sources import trained_images
 from pipelines.options import parse_run
 from pipelines.presets import PRIOR_PRESETS
 from pipelines.processes import batch_size_without_gradient
+from pipelines.report.summary import renew_summary
 from pipelines.run.checkpoints import check_sources, newest_sources
 from pipelines.run.folder import check_output_dir, load_run
 from pipelines.training.loop import make_accelerator, train
@@ -110,6 +111,7 @@ def _run() -> None:
     train_prior(config)
     steps = config.extend_to or config.training.total_steps
     announce(f"step {steps} is done; {config.output_dir / 'model'}")
+    renew_summary(config.run_dir)
 
 
 def main() -> None:

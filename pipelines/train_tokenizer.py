@@ -10,6 +10,7 @@ from pipelines.config import TokenizerRunConfig
 from pipelines.data.dataset import ImageDataset
 from pipelines.options import parse_run
 from pipelines.presets import TOKENIZER_PRESETS
+from pipelines.report.summary import renew_summary
 from pipelines.run.folder import check_output_dir
 from pipelines.training.loop import make_accelerator, train
 from pipelines.training.losses import TokenizerLoss
@@ -50,6 +51,7 @@ def _run() -> None:
     train_tokenizer(config)
     steps = config.extend_to or config.training.total_steps
     announce(f"step {steps} is done; {config.output_dir / 'model'}")
+    renew_summary(config.run_dir)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from pipelines.command_configs import (
     EvaluateConfig,
     GenerateConfig,
     ReconstructConfig,
+    SummaryConfig,
 )
 from pipelines.config import RunConfig
 from pipelines.options import fail, parse_options, parse_run
@@ -33,6 +34,7 @@ VERBS = {
     "generate": Verb("draws images from a trained run", GenerateConfig),
     "reconstruct": Verb("encodes images and decodes them again", ReconstructConfig),
     "evaluate": Verb("measures reconstructions and generated images", EvaluateConfig),
+    "summary": Verb("writes a page about a run, during training too", SummaryConfig),
     "check-data": Verb("says what training will do with each file of a folder", CheckDataConfig),
     "demo": Verb("trains, draws and measures on procedural shapes, in a few minutes", DemoConfig),
 }

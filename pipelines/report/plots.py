@@ -23,6 +23,25 @@ MOST_MARKED = 24
 """Points of a curve up to which each is marked."""
 DPI = 150
 
+PANELS: dict[str, dict[str, tuple[str, ...]]] = {
+    "tokenizer": {
+        "train": (
+            "loss",
+            "reconstruction",
+            "quantization_error",
+            "posterior_entropy",
+            "commitment",
+            "rmse",
+            "temperature",
+            "dequantization_variance",
+            "layer_entropy",
+        ),
+        "validation": ("RMSE", "PSNR", "perplexity", "codebook_usage"),
+    },
+    "prior": {"train": ("loss", "nats_per_layer"), "validation": ("bits_per_image",)},
+}
+"""What is shown of each stage, by phase."""
+
 
 def curves(folder: Path, panels: Mapping[str, Sequence[str]]) -> Figure:
     """Metrics of a run over its steps.

@@ -3,6 +3,7 @@
 import base64
 import functools
 import io
+import logging
 import math
 import re
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
-from pipelines.data.dataset import chosen_items, image_shape
+from pipelines.data.dataset import ImageDataset, chosen_items, image_shape
 from pipelines.data.sources import trained_images
 from pipelines.evaluation.metrics import CodeUsage, reconstruction_metrics
 from pipelines.evaluation.protocol import compared_numbers
@@ -25,7 +26,7 @@ from pipelines.evaluation.reconstruction import measure_reconstruction
 from pipelines.generation import ImageGenerationPipeline
 from pipelines.images import image_grid, to_float, to_uint8
 from pipelines.processes import new_accelerator
-from pipelines.report.plots import curves, usage_chart
+from pipelines.report.plots import PANELS, curves, usage_chart
 from pipelines.report.tables import (
     SummarizedRun,
     load_evaluation,
@@ -35,7 +36,11 @@ from pipelines.report.tables import (
 )
 from pipelines.run.folder import load_run
 from pipelines.run.log import read_metrics
+from tokenizer import Tokenizer
+from tokenizer.storage.errors import InputError
 from tokenizer.storage.files import replace_file
+
+logger = logging.getLogger(__name__)
 
 MOST_CLASSES = 20
 ROW_WIDTH = 860
@@ -44,25 +49,6 @@ CHART_WIDTH_PER_INCH = 82.0
 """CSS pixels: a full row of panels then fills the page."""
 SMALL = 96
 """Images up to this side stay sharp-edged where a browser scales them."""
-
-TOKENIZER_PANELS = {
-    "train": (
-        "loss",
-        "reconstruction",
-        "quantization_error",
-        "posterior_entropy",
-        "commitment",
-        "rmse",
-        "temperature",
-        "dequantization_variance",
-        "layer_entropy",
-    ),
-    "validation": ("RMSE", "PSNR", "perplexity", "codebook_usage"),
-}
-PRIOR_PANELS: dict[str, tuple[str, ...]] = {
-    "train": ("loss", "nats_per_layer"),
-    "validation": ("bits_per_image",),
-}
 
 
 class PngImage(NamedTuple):
@@ -100,60 +86,82 @@ def write_summary(
     *,
     title: str | None = None,
     durations: Mapping[str, float] | None = None,
+    images: tuple[ImageDataset, ImageDataset] | None = None,
 ) -> None:
     """Writes the page to `path`, and its images as PNG files into the same folder.
 
-    The images are made anew from both models; the measurements are those that
-    `python -m pipelines.evaluate RUN` has left, if it was run. To be called in one process.
+    The images are made anew from the models, which may still be trained; the measurements are those
+    that `python -m pipelines.evaluate RUN` has left, if it was run. To be called in one process.
 
     Args:
-        run_dir: with both stages.
+        run_dir: with the first stage at least.
         path: of the HTML file; its folder is made if need be.
         title: heading; None takes the name of `run_dir`.
         durations: seconds, by the name of what took them.
+        images: for training and validation, where the tokenizer was given its images, too.
 
     Raises:
         InputError: a part of the run or the data is missing or wrong.
     """
     tokenizer_config = load_run(TokenizerRunConfig, run_dir / "tokenizer" / "config.json")
-    prior_config = load_run(PriorRunConfig, run_dir / "prior" / "config.json")
+    prior_config, pipeline = None, None
     accelerator = new_accelerator()
+    if (run_dir / "prior" / "model" / "config.json").is_file():
+        prior_config = load_run(PriorRunConfig, run_dir / "prior" / "config.json")
+        pipeline = ImageGenerationPipeline.from_pretrained(run_dir).to(accelerator.device)
+        tokenizer = pipeline.tokenizer
+    else:
+        tokenizer = Tokenizer.from_pretrained(run_dir / "tokenizer" / "model")
+        tokenizer.to(accelerator.device)
     run = SummarizedRun(
         run_dir,
         tokenizer_config,
+        tokenizer,
         prior_config,
-        ImageGenerationPipeline.from_pretrained(run_dir).to(accelerator.device),
-        *trained_images(tokenizer_config, run_dir / "tokenizer", accelerator),
+        pipeline,
+        *trained_images(tokenizer_config, run_dir / "tokenizer", accelerator, images),
         load_evaluation(run_dir / "evaluation"),
     )
     count = min(len(run.validation), tokenizer_config.training.num_validation_images)
     items = chosen_items(len(run.validation), count, tokenizer_config.training.seed)
-    errors, usage = measure_reconstruction(
-        run.pipeline.tokenizer, run.validation, items, accelerator
-    )
+    errors, usage = measure_reconstruction(tokenizer, run.validation, items, accelerator)
     path.parent.mkdir(parents=True, exist_ok=True)
+    what = what_was_run(run, durations or {})
     page = TEMPLATES.get_template("summary.html.jinja").render(
         title=title or run_dir.resolve().name,
         headline=_headline(run, usage, reconstruction_metrics(errors)["PSNR"]),
         reconstructions=_reconstructions(run, path.parent),
         samples=_samples(run, path.parent),
         training={
-            "tokenizer": write_chart(
-                path.parent / "curves_tokenizer.png",
-                curves(run_dir / "tokenizer", TOKENIZER_PANELS),
-                "curves of the tokenizer",
-            ),
-            "prior": write_chart(
-                path.parent / "curves_prior.png",
-                curves(run_dir / "prior", PRIOR_PANELS),
-                "curves of the prior",
-            ),
+            stage: write_chart(
+                path.parent / f"curves_{stage}.png",
+                curves(run_dir / stage, PANELS[stage]),
+                f"curves of the {stage}",
+            )
+            for stage in what["stages"]
         },
         codebooks=_codebooks(usage, count, path.parent),
         measurements=[measurements(name, results) for name, results in run.evaluation.items()],
-        what_was_run=what_was_run(run, durations or {}),
+        what_was_run=what,
     )
     replace_file(path, functools.partial(Path.write_bytes, data=page.encode()))
+
+
+def renew_summary(run_dir: Path) -> None:
+    """Writes `summary.html` into the folder of a run, after a command that changed the run.
+
+    What stands in the way is warned about: the command has done its work. Of several processes, on
+    which the measurements would be shared, none writes it.
+    """
+    if new_accelerator().num_processes > 1:
+        logger.info("hqvae summary %s writes its page", run_dir)
+        return
+    try:
+        write_summary(run_dir, run_dir / "summary.html")
+    except (InputError, OSError) as error:
+        logger.warning("summary.html is not renewed: %s", error)
+    else:
+        logger.info("%s", run_dir / "summary.html")
 
 
 def write_image(path: Path, image: Image.Image, alt: str, size: int) -> PngImage:
@@ -182,9 +190,10 @@ def _headline(run: SummarizedRun, usage: CodeUsage, psnr: float) -> dict[str, st
         "an image": f"{8 * math.prod(image_shape(run.validation)):,} bits",
         "its codes": f"{sum(usage.nominal_bits()):,.0f} bits",
     }
-    bits = read_metrics(run.run_dir / "prior", "validation").get("bits_per_image")
-    if bits:
-        values["under the prior"] = f"{bits[1][-1]:,.0f} bits"
+    if run.prior_config is not None:
+        bits = read_metrics(run.run_dir / "prior", "validation").get("bits_per_image")
+        if bits:
+            values["under the prior"] = f"{bits[1][-1]:,.0f} bits"
     for results in run.evaluation.values():
         for name, entry in results["metrics"].items():
             if re.fullmatch(r"r?(FID|FD-.*)(?<! floor)", name):
@@ -200,9 +209,9 @@ def _reconstructions(run: SummarizedRun, folder: Path) -> dict[str, Any]:
     num_bands = min(2, len(run.validation) // columns)
     chosen = np.linspace(0, len(run.validation) - 1, num_bands * columns).astype(np.int64)
     originals = run.validation.images_at(chosen)
-    indices = run.pipeline.encode(to_float(originals))
-    layers = range(1, len(run.pipeline.tokenizer.codebook_sizes) + 1)
-    decoded = [to_uint8(run.pipeline.decode(indices, number)).cpu() for number in layers]
+    indices = run.tokenizer.encode(to_float(originals))
+    layers = range(1, len(run.tokenizer.codebook_sizes) + 1)
+    decoded = [to_uint8(run.tokenizer.decode(indices, number)).cpu() for number in layers]
     # (bands, original or reconstruction, columns, C, H, W)
     bands = (num_bands, columns, *originals.shape[1:])
     pairs = torch.stack([originals.view(bands), decoded[-1].view(bands)], 1)
@@ -223,7 +232,9 @@ def _reconstructions(run: SummarizedRun, folder: Path) -> dict[str, Any]:
     }
 
 
-def _samples(run: SummarizedRun, folder: Path) -> dict[str, Any]:
+def _samples(run: SummarizedRun, folder: Path) -> dict[str, Any] | None:
+    if run.pipeline is None or run.prior_config is None:
+        return None
     size = image_shape(run.train)[-1]
     columns = _columns(size)
     num_classes = run.pipeline.prior.config.num_classes

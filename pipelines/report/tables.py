@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from pipelines.config import PriorRunConfig, TokenizerRunConfig
-from pipelines.data.dataset import ImageDataset
+from pipelines.config import PriorRunConfig, RunConfig, TokenizerRunConfig
+from pipelines.data.dataset import ImageDataset, image_shape
 from pipelines.evaluation.protocol import compared_numbers, library_versions
 from pipelines.generation import ImageGenerationPipeline
 from pipelines.presets import TOKENIZER_PRESETS
 from pipelines.run.log import read_metrics
+from tokenizer import Tokenizer
 
 SETTINGS = (
     "batch_size",
@@ -36,8 +37,11 @@ class SummarizedRun(NamedTuple):
 
     run_dir: Path
     tokenizer_config: TokenizerRunConfig
-    prior_config: PriorRunConfig
-    pipeline: ImageGenerationPipeline
+    tokenizer: Tokenizer
+    prior_config: PriorRunConfig | None
+    """None before stage two has saved a model."""
+    pipeline: ImageGenerationPipeline | None
+    """Likewise."""
     train: ImageDataset
     validation: ImageDataset
     evaluation: dict[str, Any]
@@ -75,8 +79,11 @@ def measurements(name: str, results: dict[str, Any]) -> dict[str, Any]:
 
 def what_was_run(run: SummarizedRun, durations: Mapping[str, float]) -> dict[str, Any]:
     """Settings of both stages, details (data, durations in seconds, machine), and configs."""
-    stages = (run.tokenizer_config, run.prior_config)
-    models = (run.pipeline.tokenizer, run.pipeline.prior)
+    stages: list[RunConfig] = [run.tokenizer_config]
+    models: list[nn.Module] = [run.tokenizer]
+    if run.prior_config is not None and run.pipeline is not None:
+        stages.append(run.prior_config)
+        models.append(run.pipeline.prior)
     steps = [
         f"{_last_step(run.run_dir / stage.output_dir.name):,} of {stage.training.total_steps:,}"
         for stage in stages
@@ -91,6 +98,7 @@ def what_was_run(run: SummarizedRun, durations: Mapping[str, float]) -> dict[str
     details["took"] = ", ".join(f"{name} {_duration(time)}" for name, time in durations.items())
     details |= _machine()
     return {
+        "stages": [stage.output_dir.name for stage in stages],
         "settings": settings,
         "details": [(name, text) for name, text in details.items() if text],
         "configs": {
@@ -103,27 +111,29 @@ def what_was_run(run: SummarizedRun, durations: Mapping[str, float]) -> dict[str
 
 
 def _models(run: SummarizedRun) -> dict[str, str]:
-    tokenizer, network = run.tokenizer_config.tokenizer, run.prior_config.prior
+    tokenizer = run.tokenizer_config.tokenizer
     presets = [name for name, preset in TOKENIZER_PRESETS.items() if preset.tokenizer == tokenizer]
-    prior = run.pipeline.prior.config
     maps = [
         f"{code_map.height}×{code_map.width} with "
         f"{' + '.join(map(str, code_map.codebook_sizes))} codes"
-        for code_map in prior.code_maps
+        for code_map in run.tokenizer.code_maps(*image_shape(run.validation)[1:])
     ]
-    depths = (
-        f"{network.num_spatial_layers} + {network.num_depth_layers} layers of width {network.width}"
-    )
-    classes = f"{prior.num_classes} classes" if prior.num_classes else "no classes"
-    return {
+    models = {
         "tokenizer": f"{tokenizer.quantizer.kind} quantization, {', then '.join(maps)}",
         "as in preset": ", ".join(presets),
-        "prior": f"{depths}, order {network.order!r}, {classes}",
     }
+    if run.prior_config is not None and run.pipeline is not None:
+        network, prior = run.prior_config.prior, run.pipeline.prior.config
+        depths = f"{network.num_spatial_layers} + {network.num_depth_layers} layers"
+        classes = f"{prior.num_classes} classes" if prior.num_classes else "no classes"
+        models["prior"] = f"{depths} of width {network.width}, order {network.order!r}, {classes}"
+    return models
 
 
 def _data(run: SummarizedRun) -> dict[str, str]:
-    is_mirrored = run.tokenizer_config.data.horizontal_flip or run.prior_config.horizontal_flip
+    is_mirrored = run.tokenizer_config.data.horizontal_flip or (
+        run.prior_config is not None and run.prior_config.horizontal_flip
+    )
     sets = {"training images": run.train, "validation images": run.validation}
     return {
         **{
@@ -148,7 +158,7 @@ def _machine() -> dict[str, str]:
 
 
 def _last_step(folder: Path) -> int:
-    steps, _ = read_metrics(folder, "train")["loss"]
+    steps, _ = read_metrics(folder, "train").get("loss", [[0], []])
     return int(steps[-1])
 
 

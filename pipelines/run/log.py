@@ -122,7 +122,8 @@ def _lines_until(path: Path, last_step: int) -> list[bytes]:
 def read_metrics(folder: Path, phase: str) -> dict[str, list[list[Any]]]:
     """Curves of a run: for each metric of a phase, [steps, values]; lists stay lists."""
     curves: dict[str, list[list[Any]]] = {}
-    for line in (folder / "metrics.jsonl").read_text().splitlines():
+    *lines, _ = (folder / "metrics.jsonl").read_text().split("\n")  # the rest is being written
+    for line in lines:
         entry = json.loads(line)
         if entry.pop("phase") != phase:
             continue

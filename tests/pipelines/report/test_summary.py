@@ -3,6 +3,8 @@
 import base64
 import json
 import re
+import shutil
+import sys
 import unicodedata
 from html.parser import HTMLParser
 from importlib import metadata
@@ -16,7 +18,8 @@ from PIL import Image
 
 from pipelines.config import DataConfig
 from pipelines.evaluation.protocol import Protocol
-from pipelines.report.summary import TEMPLATES, write_summary
+from pipelines.report.summary import TEMPLATES, renew_summary, write_summary
+from pipelines.summary import main
 from pipelines.train_prior import train_prior
 from pipelines.train_tokenizer import train_tokenizer
 from prior import Prior
@@ -209,3 +212,32 @@ def test_any_text_survives_escaping_unless_html_cannot_hold_it(text: str) -> Non
         for one in text
     ]
     assert "".join(found) == 2 * "".join(shown)
+
+
+def test_a_run_has_a_page_before_its_prior_and_while_that_is_trained(
+    tiny_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """By the command; a line of metrics that is being written does not count yet."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(tiny_run / "tokenizer", run_dir / "tokenizer")
+    monkeypatch.setattr(sys, "argv", ["summary", str(run_dir)])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert not caught.value.code
+    page = Page(run_dir / "summary.html")
+    assert page.holds("no prior over its codes yet")
+    assert {path.stem for path in run_dir.glob("*.png")} == (IMAGES | CHARTS) - {
+        "samples",
+        "curves_prior",
+    }
+    shutil.copytree(tiny_run / "prior", run_dir / "prior")
+    metrics = run_dir / "prior" / "metrics.jsonl"
+    metrics.write_bytes(metrics.read_bytes()[:-20])
+    renew_summary(run_dir)
+    assert Page(run_dir / "summary.html").holds("Drawn from the prior")
+    (run_dir / "tokenizer" / "model" / "config.json").unlink()
+    renew_summary(run_dir)
+    assert caplog.messages[-1].startswith("summary.html is not renewed: ")
