@@ -230,6 +230,24 @@ class CheckDataConfig(StrictConfig):
     """`verify`: as data.cache_dir, or the codes of a run."""
 
 
+class QuickstartConfig(StrictConfig):
+    """Trains both stages on the images of FOLDER in the given minutes, samples and measures.
+
+    FOLDER holds images, or a folder of them for each class; it may hold train/ and val/ of these.
+    Image size and numbers of steps are those that fit, timed on this machine first; RUN_DIR/plan
+    holds them, to be changed and trained by the other commands. Ends with RUN_DIR/summary.html.
+    Stopped, it goes on from where it was when it is started again.
+    """
+
+    main_options: ClassVar[tuple[str, ...]] = ("folder", "minutes", "run_dir")
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+    """Folder of images."""
+    minutes: Annotated[float, Field(gt=0, le=1e6)] = 30.0
+    """That all of it may take."""
+    run_dir: OwnFolder | None = None
+    """Folder of the run; None: runs/ and the name of FOLDER."""
+
+
 class DemoConfig(StrictConfig):
     """Trains an SQ-VAE-2 and a class-conditional prior on procedural shapes, samples, evaluates.
 

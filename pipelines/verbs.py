@@ -8,6 +8,7 @@ from pipelines.command_configs import (
     DemoConfig,
     EvaluateConfig,
     GenerateConfig,
+    QuickstartConfig,
     ReconstructConfig,
     SummaryConfig,
 )
@@ -27,6 +28,9 @@ class Verb(NamedTuple):
 
 
 VERBS = {
+    "quickstart": Verb(
+        "trains, draws and measures on a folder of images, in given minutes", QuickstartConfig
+    ),
     "train-tokenizer": Verb("trains a tokenizer on images (stage one)", TOKENIZER_PRESETS),
     "train-prior": Verb(
         "trains a prior over the codes of that tokenizer (stage two)", PRIOR_PRESETS

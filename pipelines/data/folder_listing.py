@@ -46,6 +46,15 @@ class FolderListing(NamedTuple):
         return self._replace(names=names, labels=labels)
 
 
+def split_folders(root: Path) -> tuple[Path, Path] | None:
+    """Training and validation images where a folder holds one folder of each; otherwise None."""
+    found = []
+    for names in (_TRAINING_NAMES, _VALIDATION_NAMES):
+        folders = [root / name for name in names if (root / name).is_dir()]
+        found += folders[:1]
+    return (found[0], found[1]) if len(found) == 2 else None
+
+
 def find_images(
     root: Path,
     field: str,

@@ -16,8 +16,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load, save, save_file
 
-from pipelines.demo import demo
+from pipelines.config import TokenizerRunConfig
 from pipelines.generation import ImageGenerationPipeline
+from pipelines.quickstart import train_and_measure
+from pipelines.run.folder import load_run
 from tests.faults.jobs import Job, files_up_to
 from tests.tiny_runs import (
     CrashError,
@@ -139,15 +141,40 @@ def test_a_folder_of_images_goes_the_whole_way(run: Run, folder: Path) -> None:
     assert run("generate", "r", "--output-dir", "out", "--num-images", "2").status == 0
 
 
+@pytest.mark.parametrize("has_classes", [True, False])
+def test_quickstart_plans_trains_and_goes_on(has_classes: bool, run: Run, tmp_path: Path) -> None:
+    """Gray or not, with training and validation folders; the plan stands in place of presets."""
+    root = tmp_path / "images"
+    for number in range(40):
+        split = "val" if number % 5 == 0 else "train"
+        parts = [split, "ab"[number % 2]] if has_classes else []
+        path = write_image(root.joinpath(*parts, f"{number}.png"), number)
+        if not has_classes:
+            Image.open(path).convert("L").save(path)
+    arguments = ("quickstart", root, "--minutes", "0.01", "--run-dir", "quick")
+    ended = run(*arguments)
+    assert (ended.status, ended.out.split()[-2:]) == (0, ["open", "quick/summary.html"])
+    plan = load_run(TokenizerRunConfig, Path("quick/plan/tokenizer.json"))
+    assert (plan.data.channels, plan.data.image_size) == (3 if has_classes else 1, 32)
+    assert plan.data.validation_root == (root / "val" if has_classes else None)
+    before = weight_files(Path("quick/prior"))
+    assert run(*arguments).status == 0
+    assert weight_files(Path("quick/prior")) == before
+    again = run("train_tokenizer", "quick/plan/tokenizer.json", "--run-dir", "quick")
+    assert again.status == 0, again.err
+    assert_refused(run("quickstart", tmp_path / "here", "--run-dir", "quick"), "run_dir must be")
+    assert_refused(run("quickstart", tmp_path / "here", "--run-dir", "new"), "no images")
+
+
 def test_the_demo_leaves_a_summary_and_goes_on_where_it_was(
     tmp_path: Path, cache_dir: Path
 ) -> None:
     runs = tokenizer_run(tmp_path, cache_dir), prior_run(tmp_path)
-    summary = demo(*runs, num_images=20, classifier_steps=3)
+    summary = train_and_measure(*runs, "a command", 20, 3)
     assert summary == tmp_path / "summary.html"
     assert "class agreement" in summary.read_text()
     before = weight_files(tmp_path)
-    demo(*runs, num_images=20, classifier_steps=3)
+    train_and_measure(*runs, "a command", 20, 3)
     assert weight_files(tmp_path) == before
 
 

@@ -1,0 +1,194 @@
+"""Plans a run over a folder of images: what fits the minutes on this machine."""
+
+import functools
+import json
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from pipelines.command_configs import QuickstartConfig
+from pipelines.config import DataConfig, PriorRunConfig, TokenizerRunConfig, TrainingConfig
+from pipelines.data.decoding import UnreadableImageError, decode_image
+from pipelines.data.folder_listing import list_folder, split_folders
+from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS, describe_time
+from pipelines.run.folder import load_run
+from pipelines.training.step_time import prior_task, seconds_per_step, tokenizer_task
+from tokenizer.storage.configs import FORMAT
+from tokenizer.storage.errors import InputError
+from tokenizer.storage.files import replace_file
+
+logger = logging.getLogger(__name__)
+
+NUM_LOOKED_AT = 64
+"""Files that are opened to choose the image size and the number of channels."""
+SIZES = (128, 64, 32)
+TOKENIZER_SHARE, PRIOR_SHARE = 0.45, 0.4
+"""Of the minutes; the rest goes to decoding, codes, evaluation and the page."""
+FEWEST_STEPS, MOST_STEPS = 1_500, 100_000
+"""Of the tokenizer: below, a smaller image size is taken; above, minutes are left over."""
+
+
+class Plan(NamedTuple):
+    """Both stages of a run."""
+
+    tokenizer: TokenizerRunConfig
+    prior: PriorRunConfig
+
+
+def load_plan(run_dir: Path, config: QuickstartConfig) -> Plan | None:
+    """What was planned for the run before, if anything.
+
+    Raises:
+        InputError: `run_dir` is a run over another folder.
+    """
+    folder = run_dir / "plan"
+    if not (folder / "prior.json").exists():
+        return None
+    plan = Plan(
+        load_run(TokenizerRunConfig, folder / "tokenizer.json"),
+        load_run(PriorRunConfig, folder / "prior.json"),
+    )
+    expected = _folders(config.folder)["root"]
+    if plan.tokenizer.data.root != expected:
+        raise InputError(
+            f"run_dir must be another one: {run_dir} is a run over {plan.tokenizer.data.root}"
+        )
+    logger.info("going on as planned in %s", folder)
+    update = {"run_dir": run_dir}  # which may have been moved
+    return Plan(plan.tokenizer.model_copy(update=update), plan.prior.model_copy(update=update))
+
+
+def save_plan(plan: Plan, folder: Path) -> None:
+    """As configurations that the commands take in place of a preset, the prior's last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, run in plan._asdict().items():
+        text = json.dumps({"format": FORMAT, **run.model_dump(mode="json")}, indent=2) + "\n"
+        replace_file(folder / f"{name}.json", functools.partial(Path.write_text, data=text))
+
+
+def _folders(folder: Path) -> dict[str, Path | None]:
+    root, validation_root = split_folders(folder) or (folder, None)
+    return {
+        "root": root.absolute(),
+        "validation_root": validation_root and validation_root.absolute(),
+    }
+
+
+def make_plan(config: QuickstartConfig, run_dir: Path, accelerator: Accelerator) -> Plan:
+    """The largest image size whose steps, timed on this machine, fit the minutes.
+
+    Raises:
+        InputError: the folder cannot be used.
+    """
+    folders = _folders(config.folder)
+    root = folders["root"]
+    assert root is not None
+    listing = list_folder(root, "folder", skip_unreadable=True)
+    paths = [root / name for name in listing.names]
+    side, channels = look_at(paths)
+    classes = f"in {len(listing.class_names)} classes" if listing.class_names else "without classes"
+    logger.info(
+        "%s: %s files %s, mostly of at least %d pixels%s",
+        config.folder,
+        f"{len(paths):,}",
+        classes,
+        side,
+        ", gray" if channels == 1 else "",
+    )
+    seconds = config.minutes * 60
+    for size in SIZES:
+        if size > max(side, SIZES[-1]):
+            continue
+        plan = _sized(f"images{size}-small", run_dir, channels, bool(listing.class_names), folders)
+        steps, times = _steps(plan, seconds, accelerator.device)
+        if steps[0] >= FEWEST_STEPS or size == SIZES[-1]:
+            break
+    for run, count, each in zip(plan, steps, times, strict=True):
+        logger.info(
+            "%s: %s steps of %.3g s, %s",
+            run.output_dir.name,
+            f"{count:,}",
+            each,
+            describe_time(count * each),
+        )
+    logger.info("images of %d×%d pixels, %.4g minutes in all", size, size, config.minutes)
+    return Plan(
+        plan.tokenizer.model_copy(update=_in_steps(plan.tokenizer.training, steps[0])),
+        plan.prior.model_copy(update=_in_steps(plan.prior.training, steps[1])),
+    )
+
+
+def _in_steps(training: TrainingConfig, count: int) -> dict[str, TrainingConfig]:
+    update = {
+        "total_steps": count,
+        "warmup_steps": min(training.warmup_steps, count // 10),
+        "validation_interval": max(count // 4, 1),
+        "checkpoint_interval": max(count // 8, 1),
+        "log_interval": max(count // 100, 1),
+    }
+    return {"training": training.model_copy(update=update)}
+
+
+def look_at(paths: list[Path]) -> tuple[int, int]:
+    """The median of the shorter sides of some of these files, and 1 channel if all are gray, or 3.
+
+    Raises:
+        InputError: none of them can be read.
+    """
+    sides, is_gray = [], True
+    for number in np.linspace(0, len(paths) - 1, min(len(paths), NUM_LOOKED_AT)).astype(int):
+        try:
+            pixels = decode_image(paths[number], SIZES[-1], 3).pixels
+            with Image.open(paths[number]) as image:
+                sides.append(min(image.size))
+        except (UnreadableImageError, OSError):  # training leaves it out, and counts it
+            continue
+        is_gray = is_gray and bool((pixels == pixels[..., :1]).all())
+    if not sides:
+        raise InputError(f"folder: none of {NUM_LOOKED_AT} files in {paths[0].parent} can be read")
+    return int(np.median(sides)), 1 if is_gray else 3
+
+
+def _sized(
+    name: str, run_dir: Path, channels: int, has_classes: bool, folders: dict[str, Path | None]
+) -> Plan:
+    run, prior_run = TOKENIZER_PRESETS[name], PRIOR_PRESETS[name]
+    changes = {**folders, "channels": channels, "skip_unreadable": True}
+    return Plan(
+        run.model_copy(
+            update={
+                "run_dir": run_dir,
+                "data": DataConfig.model_validate(run.data.model_dump() | changes),
+                "tokenizer": run.tokenizer.model_copy(update={"channels": channels}),
+            }
+        ),
+        prior_run.model_copy(
+            update={
+                "run_dir": run_dir,
+                "is_class_conditional": has_classes,
+                "guidance_scale": 2.0 if has_classes else 1.0,
+            }
+        ),
+    )
+
+
+def _steps(
+    plan: Plan, seconds: float, device: torch.device
+) -> tuple[tuple[int, int], tuple[float, float]]:
+    """Steps of both stages that fit, and seconds of one."""
+    tasks = (
+        tokenizer_task(plan.tokenizer, plan.tokenizer.training.batch_size, device),
+        prior_task(plan.prior, plan.tokenizer, plan.prior.training.batch_size, device),
+    )
+    times = [seconds_per_step(*task) for task in tasks]
+    shares = (TOKENIZER_SHARE, PRIOR_SHARE)
+    counts = [
+        min(max(int(share * seconds / each), 10), MOST_STEPS)
+        for share, each in zip(shares, times, strict=True)
+    ]
+    return (counts[0], counts[1]), (times[0], times[1])
