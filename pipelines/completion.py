@@ -95,8 +95,8 @@ class CompletionPipeline(PriorPipeline):
         is_tensor = isinstance(image, Tensor)
         is_masked = prepare_mask(mask, picture.size, self._conversion(), is_tensor)
         seed = seed_of(seed, options.get("generator"))
-        images = picture.image.expand(num_images, -1, -1, -1)
-        return to_output(self._redraw(images, is_masked, inputs, seed, options), output)
+        images = self._redraw(picture.image[None], is_masked, num_images, inputs, seed, options)
+        return to_output(images, output)
 
     def outpaint(
         self,
@@ -156,7 +156,7 @@ class CompletionPipeline(PriorPipeline):
                 seed_here = seed_of_window(seed, number)
                 quiet = SamplingOptions(**{**options, "progress": False})
                 canvas[:, :, *place] = self._redraw(
-                    window, is_unknown[place], inputs, seed_here, quiet
+                    window, is_unknown[place], num_images, inputs, seed_here, quiet
                 )
                 is_unknown[place] = False
         return to_output(canvas, output)
@@ -223,21 +223,21 @@ class CompletionPipeline(PriorPipeline):
 
     def _redraw(
         self,
-        images: ImageBytes,
+        images: UInt8[Tensor, "given channels height width"],
         is_masked: Bool[Tensor, "height width"],
+        num_images: int,
         inputs: ConditionInputs | None,
         seed: int,
         options: SamplingOptions,
     ) -> ImageBytes:
-        """Images with their masked part drawn given the codes around it."""
+        """Images, or copies of a single one, with their masked part drawn given what is around."""
         filled = fill_from_nearest(images, is_masked)
         # One by one: the last bits of a sum depend on the batch, and with them a code.
         codes = [self.tokenizer.encode(to_float(image[None])) for image in filled]
         indices = [torch.cat(group) for group in zip(*codes, strict=True)]
-        known = known_codes(indices, is_masked)
-        return torch.where(
-            is_masked, self._sample(len(images), inputs, seed, known, options), images
-        )
+        known = [group.expand(num_images, -1, -1, -1) for group in known_codes(indices, is_masked)]
+        drawn = self._sample(num_images, inputs, seed, known, options)
+        return torch.where(is_masked, drawn, images)
 
     def _sample(
         self,

@@ -83,7 +83,6 @@ def _reason(error: Exception, revision: str | None) -> str:
         return "the hub has no such model, or none that you may see without logging in"
     if isinstance(error, RevisionNotFoundError):
         return f"the hub's model has no revision {revision!r}"
-    if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
-        error = error.__cause__  # type: ignore[assignment]
-    text = " ".join(str(error).split())
+    cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else None
+    text = " ".join(str(cause or error).split())
     return f"the hub cannot be used: {shortened(text or type(error).__name__)}"

@@ -30,7 +30,11 @@ def check_device(device: object) -> None:
         InputError: there is none such here.
     """
     try:
-        torch.empty(0, device=device)  # type: ignore[call-overload]
-    except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
-        reason = " ".join(str(error).split("\n")[0].split(". ")[0].split())
+        named = torch.device("cpu" if device is None else device)  # type: ignore[call-overload]
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"device must be such as 'cpu' or 'cuda:0', got {device!r}") from error
+    try:
+        torch.empty(0, device=named)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        reason = str(error).split("\n")[0].split(". ")[0]
         raise InputError(f"device must be one of this machine, got {device!r}: {reason}") from error

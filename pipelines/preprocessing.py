@@ -16,7 +16,6 @@ from pipelines.data.decoding import (
     decode_image,
     decode_opened,
     describe_conversion,
-    resize_square,
 )
 from pipelines.images import to_float
 from tokenizer.fields import check_whole
@@ -202,9 +201,20 @@ def prepare_mask(
         return torch.tensor(values)
     if conversion.image_size is None:
         return torch.tensor(_crop(values, conversion.multiple))
-    picture = Image.fromarray(values.astype(np.float32))  # of floats: no share rounds to 0
-    resized = resize_square(picture, conversion.image_size, Image.Resampling.BOX)
-    return torch.tensor(np.asarray(resized) > 0)
+    side = min(size)
+    for _ in range(2):  # rows, then columns, which are rows once it is transposed
+        values = _touched_rows(values, side, conversion.image_size).T
+    return torch.tensor(values)
+
+
+def _touched_rows(
+    values: Bool[np.ndarray, "rows columns"], side: int, num_rows: int
+) -> Bool[np.ndarray, "num_rows columns"]:
+    """Of the `side` rows about the center, cut into `num_rows` equal strips, what each touches."""
+    edges = (len(values) - side) * num_rows + 2 * side * np.arange(num_rows + 1)  # / (2 num_rows)
+    first, last = edges[:-1] // (2 * num_rows), -(-edges[1:] // (2 * num_rows))
+    sums = np.concatenate([np.zeros((1, values.shape[1]), int), values.cumsum(0)])
+    return np.asarray(sums[last] > sums[first])
 
 
 def _mask_values(mask: Any) -> Bool[np.ndarray, "height width"]:

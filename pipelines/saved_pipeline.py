@@ -122,5 +122,6 @@ class SavedPipeline(ABC):
         return next(next(iter(self._parts().values())).parameters())
 
     def __repr__(self) -> str:
-        entries = "".join(f"\n  {name}: {value}" for name, value in self._sizes().items())
+        sizes = {**self._sizes(), "device": str(self.device)}
+        entries = "".join(f"\n  {name}: {value}" for name, value in sizes.items())
         return f"{type(self).__name__}({entries}\n)"

@@ -214,7 +214,7 @@ class TokenizerPipeline(SavedPipeline):
         size, channels = self.image_size, self.tokenizer.config.channels
         sizes = {
             "images": f"{channels} channels, {self._conversion().describe()}",
-            "weights": f"{parameters:,} parameters, {self.dtype}, {self.device}",
+            "weights": f"{parameters:,} parameters, {self.dtype}",
         }
         if size is not None:
             sizes["codes"] = describe_codes(self.tokenizer.code_maps(size, size))

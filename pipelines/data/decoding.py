@@ -284,14 +284,10 @@ def convert_image(
             del white  # as large as the image
     image = image.convert(_MODES[channels])
     if image_size is not None:
-        image = resize_square(image, image_size, Image.Resampling.BICUBIC)
+        width, height = image.size
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        box = (left, top, left + side, top + side)
+        # Resizing only what the crop keeps gives the same pixels without a huge image in between.
+        image = image.resize((image_size, image_size), Image.Resampling.BICUBIC, box)
     return np.asarray(image).reshape(image.height, image.width, channels)
-
-
-def resize_square(image: Image.Image, image_size: int, resampling: Image.Resampling) -> Image.Image:
-    """The largest square about the center, resized: without a huge image in between."""
-    width, height = image.size
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    box = (left, top, left + side, top + side)
-    return image.resize((image_size, image_size), resampling, box)
