@@ -108,7 +108,7 @@ class PriorPipeline(TokenizerPipeline):
 
         Args:
             folder: one, or a name such as "user/model", which is the hub's if there is no such
-                folder here. Of the hub's files, config.json and model.safetensors alone are taken.
+                folder here. Of the hub's files, safetensors and JSON alone are taken.
             conditioner: for a prior that was built with one of the user's: one of the same
                 structure, whose weights are filled.
             dtype: of the weights, float32, float16 or bfloat16; None takes them as they were saved.

@@ -17,6 +17,7 @@ from pipelines.saved_pipeline import SavedPipeline
 from tokenizer import Tokenizer
 from tokenizer.code_maps import given_images
 from tokenizer.fields import check_whole
+from tokenizer.storage.errors import InputError
 from tokenizer.storage.pretrained import PretrainedModule
 
 PipelineT = TypeVar("PipelineT", bound="TokenizerPipeline")
@@ -26,11 +27,10 @@ class Features(NamedTuple):
     """What the codes of images say of them, for probes and for search."""
 
     pooled: Float[Tensor, "batch channels"]
-    """Means of `maps` over all positions, one group after the other: they compare pictures whatever
-    lies where."""
+    """Means of `maps` over all positions, one group after the other: what is there, not where."""
     maps: list[Float[Tensor, "batch _ _ _"]]
     """Of each group, coarse to fine, (B, code_dim, h, w): the sum of the chosen code vectors of its
-    layers, which is what the decoder sees of it."""
+    layers, which is all that the decoder sees of it."""
 
 
 class TokenizerPipeline(SavedPipeline):
@@ -60,7 +60,7 @@ class TokenizerPipeline(SavedPipeline):
 
         Args:
             folder: one, or a name such as "user/model", which is the hub's if there is no such
-                folder here. Of the hub's files, config.json and model.safetensors alone are taken.
+                folder here. Of the hub's files, safetensors and JSON alone are taken.
             device: None is the CPU.
             dtype: of the weights, float32, float16 or bfloat16; None takes them as they were saved.
                 Codes are chosen in float32 or above in any case.
@@ -112,7 +112,10 @@ class TokenizerPipeline(SavedPipeline):
         Raises:
             InputError: a picture cannot be read, sizes differ, or the networks do not take them.
         """
-        return preprocess(images, self._conversion(image_size))
+        prepared = preprocess(images, self._conversion(image_size))
+        if isinstance(image_size, int) and set(prepared.shape[-2:]) != {image_size}:
+            raise InputError(f"image_size must be None for a tensor of another, got {image_size}")
+        return prepared
 
     def encode(self, images: Pictures, image_size: ImageSize = None) -> list[Tensor]:
         """Code indices (B, depth, h, w) per group, coarse to fine; takes what `preprocess` does."""

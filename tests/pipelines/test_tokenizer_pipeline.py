@@ -86,6 +86,13 @@ def test_output_comes_in_the_kind_that_is_asked_for(own: TokenizerPipeline) -> N
     assert torch.equal(coarse, own.decode(own.encode(picture), 1, output="pt"))
 
 
+def test_a_tensor_is_not_resized(own: TokenizerPipeline) -> None:
+    images = torch.zeros(1, 3, 32, 32)
+    assert own.preprocess(images, 32) is images
+    with pytest.raises(InputError, match="image_size must be None for a tensor of another, got 16"):
+        own.encode(images, image_size=16)
+
+
 def test_features_are_the_chosen_code_vectors(own: TokenizerPipeline) -> None:
     pictures = [noise(16, 16, seed=seed) for seed in range(3)]
     features, indices = own.features(pictures), own.encode(pictures)
