@@ -80,9 +80,10 @@ def _advice(label: str, names: Sequence[str]) -> str:
     if not names:
         return ": this prior was saved without names; give a number"
     by_lower_case = {name.lower(): name for name in reversed(names)}
-    close = difflib.get_close_matches(label.lower(), by_lower_case, n=1)
+    close = difflib.get_close_matches(label.lower(), by_lower_case)
     if close:
-        return f"; did you mean {shortened(by_lower_case[close[0]])!r}?"
+        nearest = " or ".join(repr(shortened(by_lower_case[name])) for name in close)
+        return f"; did you mean {nearest}?"
     return f"; there are {listed(names)}"
 
 

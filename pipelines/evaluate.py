@@ -29,7 +29,8 @@ from pipelines.evaluation.measurements import (
 from pipelines.evaluation.metrics import check_num_images
 from pipelines.evaluation.protocol import Results, compared_numbers
 from pipelines.evaluation.reference import STATISTICS_SUFFIXES, Reference, load_statistics
-from pipelines.generation import ImageGenerationPipeline, model_folder
+from pipelines.generation import ImageGenerationPipeline
+from pipelines.model_folders import model_folder
 from pipelines.options import parse_options
 from pipelines.processes import new_accelerator
 from pipelines.report.summary import renew_summary

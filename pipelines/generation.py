@@ -1,92 +1,31 @@
 """`ImageGenerationPipeline`: a trained tokenizer and prior, for people who want images."""
 
-import contextlib
-import functools
-import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import CancelledError
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, UInt8
-from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
-from pipelines.class_labels import Labels, class_numbers
-from pipelines.images import to_pil, to_uint8
-from pipelines.prefetch import one_ahead
+from pipelines.class_labels import Labels
+from pipelines.completion import CompletionPipeline, SamplingOptions
+from pipelines.drawing import ConditionInputs
+from pipelines.images import Output, OutputImages, check_output, to_output
+from pipelines.known import seed_of
 from pipelines.sampling_config import SamplingConfig
-from prior import Conditioner, Prior, Sampler, sample_generators
 from prior.sampling import NUM_CANDIDATES
-from tokenizer import Tokenizer
 from tokenizer.fields import check_whole
-from tokenizer.storage.errors import InputError
 
-ConditionInputs = Tensor | Sequence[Any]
-"""What a prior's conditioner takes: a row per image."""
+__all__ = ["ImageGenerationPipeline", "SamplingConfig"]
 
 
-DEFAULT_SAMPLING = SamplingConfig()
-
-
-class ImageGenerationPipeline:
+class ImageGenerationPipeline(CompletionPipeline):
     """Images from noise: the prior draws code indices, the tokenizer decodes them.
+
+    And from pictures: codes, features and reconstructions (see `TokenizerPipeline`), and
+    completions (see `CompletionPipeline`).
 
     Raises:
         InputError: the prior was not trained over the codes of this tokenizer.
     """
-
-    def __init__(self, tokenizer: Tokenizer, prior: Prior) -> None:
-        content_hash = tokenizer.content_hash()
-        if not tokenizer.has_hash(prior.config.tokenizer_hash):
-            raise InputError(
-                "prior does not belong to tokenizer: it was trained over the codes of one with "
-                f"hash {prior.config.tokenizer_hash[:12]}, not {content_hash[:12]}"
-            )
-        # In place of an earlier version's hash, which would be lost when both are saved again.
-        prior.config = prior.config.model_copy(update={"tokenizer_hash": content_hash})
-        self.tokenizer = tokenizer.eval()
-        self.prior = prior.eval()
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        folder: str | Path,
-        conditioner: Conditioner | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> "ImageGenerationPipeline":
-        """Loads a run, or what `save_pretrained` wrote, onto the CPU.
-
-        A prior that was built with a conditioner of the user's needs one of the same structure,
-        whose weights are filled. `dtype` is that of the weights, float32, float16 or bfloat16;
-        None takes them as they were saved. Codes are chosen in float32 or above in any case.
-
-        Raises:
-            InputError: there is no checkpoint, or one that does not fit.
-        """
-        folder = Path(folder)
-        return cls(
-            Tokenizer.from_pretrained(model_folder(folder / "tokenizer"), dtype),
-            Prior.from_pretrained(model_folder(folder / "prior"), dtype, conditioner=conditioner),
-        )
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes tokenizer/ and prior/ into one folder."""
-        self.tokenizer.save_pretrained(Path(folder) / "tokenizer")
-        self.prior.save_pretrained(Path(folder) / "prior")
-
-    def to(self, device: str | torch.device) -> "ImageGenerationPipeline":
-        """Moves both models."""
-        self.tokenizer.to(device)
-        self.prior.to(device)
-        return self
-
-    @property
-    def device(self) -> torch.device:
-        """Where the models are."""
-        return next(self.prior.parameters()).device
 
     def __call__(
         self,
@@ -94,6 +33,7 @@ class ImageGenerationPipeline:
         labels: Labels = None,
         seed: int = 0,
         *,
+        generator: torch.Generator | None = None,
         temperature: float | Sequence[float] = 1.0,
         top_k: int | Sequence[int | None] | None = None,
         top_p: float | Sequence[float | None] | None = None,
@@ -103,8 +43,8 @@ class ImageGenerationPipeline:
         num_candidates: int = NUM_CANDIDATES,
         batch_size: int = 64,
         progress: bool = True,
-        output: Literal["pil", "tensor"] = "pil",
-    ) -> list[Image.Image] | UInt8[Tensor, "batch channels height width"]:
+        output: Output = "pil",
+    ) -> OutputImages:
         """Generates images; image i depends on `seed`, i, its condition and known codes alone.
 
         Args:
@@ -112,6 +52,7 @@ class ImageGenerationPipeline:
             labels: a class for all, or one for each image, by number or name; None takes the
                 classes in turn.
             seed: of all random numbers.
+            generator: gives the seed instead: one number is drawn from it.
             temperature: > 0; below 1 gives likelier codes. A number, or one per layer.
             top_k: draw from the k likeliest codes only. A number, or one per layer.
             top_p: draw from the smallest set of this probability only. A number, or one per layer.
@@ -126,144 +67,23 @@ class ImageGenerationPipeline:
                 that come later are not seen.
             batch_size: images, or candidates for them, at a time; changes memory and speed alone.
             progress: show a bar.
-            output: Pillow images, or one uint8 tensor.
+            output: "pil": a list of Pillow images; "np": one uint8 array (B, H, W, C); "pt", or
+                "tensor": one uint8 tensor (B, C, H, W).
 
         Raises:
             InputError: an argument is out of range.
         """
-        if output not in ("pil", "tensor"):
-            raise InputError(f"output must be 'pil' or 'tensor', got {output!r}")
+        check_output(output)
         check_whole("num_images", num_images, 1)
-        sampling = SamplingConfig.checked(
-            temperature=temperature, top_k=top_k, top_p=top_p, guidance_scale=guidance_scale
+        options = SamplingOptions(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            guidance_scale=guidance_scale,
+            num_candidates=num_candidates,
+            batch_size=batch_size,
+            progress=progress,
         )
-        batches = []
-        with tqdm(total=num_images, unit="image", disable=not progress) as bar:
-            for batch in self.draw(
-                range(num_images),
-                labels,
-                seed,
-                sampling,
-                batch_size,
-                known,
-                condition,
-                num_candidates,
-            ):
-                batches.append(batch)
-                bar.update(len(batch))
-        images = torch.cat(batches)
-        return images if output == "tensor" else [to_pil(image) for image in images]
-
-    def draw(
-        self,
-        image_indices: Sequence[int],
-        labels: Labels = None,
-        seed: int = 0,
-        sampling: SamplingConfig | Sampler = DEFAULT_SAMPLING,
-        batch_size: int = 64,
-        known: Sequence[Tensor] | None = None,
-        condition: ConditionInputs | None = None,
-        num_candidates: int = NUM_CANDIDATES,
-    ) -> Iterator[UInt8[Tensor, "batch channels height width"]]:
-        """Generates the images with these indices, batch by batch: a share of a larger series.
-
-        `labels`, `condition` and `known` have an entry per image; otherwise as in `__call__`. Give
-        a `sampler` to draw several times: it starts up once.
-
-        Raises:
-            InputError: an argument is out of range; at once, if it can be known before sampling.
-        """
-        for name, value, least in (
-            ("seed", seed, 0),
-            ("batch_size", batch_size, 1),
-            ("num_candidates", num_candidates, 1),
-        ):
-            check_whole(name, value, least)
-        sampler = sampling if isinstance(sampling, Sampler) else self.sampler(sampling)
-        if known is not None:
-            if sampler.weighs(known, len(image_indices)):
-                batch_size = max(1, batch_size // num_candidates)
-            known = [group.to(self.device) for group in known]
-        if condition is not None and labels is not None:
-            raise InputError("labels must be None beside condition, got both")
-        inputs = condition
-        if condition is None:
-            inputs = class_numbers(labels, image_indices, self.prior.config)
-        sampler.check(inputs, len(image_indices))
-        return self._batches(
-            image_indices, inputs, seed, sampler, batch_size, known, num_candidates
-        )
-
-    @torch.inference_mode()
-    def _batches(
-        self,
-        image_indices: Sequence[int],
-        inputs: ConditionInputs | None,
-        seed: int,
-        sampler: Sampler,
-        batch_size: int,
-        known: Sequence[Tensor] | None,
-        num_candidates: int,
-    ) -> Iterator[UInt8[Tensor, "batch channels height width"]]:
-        is_left = threading.Event()
-
-        def go_on(_: int) -> None:
-            if is_left.is_set():
-                raise CancelledError
-
-        def codes_of(rows: slice) -> list[Tensor]:
-            # The current device, on which graphs are captured, is one of the thread.
-            is_cuda = self.device.type == "cuda"
-            with torch.cuda.device(self.device) if is_cuda else contextlib.nullcontext():
-                return sampler(
-                    None if inputs is None else inputs[rows],
-                    sample_generators(seed, image_indices[rows]),
-                    known=None if known is None else [group[rows] for group in known],
-                    num_candidates=num_candidates,
-                    progress=go_on,
-                )
-
-        starts = range(0, len(image_indices), batch_size)
-        tasks = (functools.partial(codes_of, slice(i, i + batch_size)) for i in starts)
-        drawn = (task() for task in tasks)
-        if self.device.type == "cuda":  # only on a GPU
-            # While codes are drawn, those before are decoded and their images written. On a CPU
-            # the two would fight for the same cores.
-            drawn = one_ahead(tasks, is_left.set)
-        with contextlib.closing(drawn):
-            for indices in drawn:
-                # On a CPU one by one: the last bits of a sum depend on the batch, and with them a
-                # byte.
-                size = 1 if self.device.type == "cpu" else len(indices[0])
-                parts = [torch.split(group, size) for group in indices]
-                decoded = [self.tokenizer.decode(part) for part in zip(*parts, strict=True)]
-                yield to_uint8(torch.cat(decoded)).cpu()
-
-    def sampler(self, sampling: SamplingConfig) -> Sampler:
-        """Builds a sampler; do not modify or move the prior while using it.
-
-        Raises:
-            InputError: a setting does not fit the prior.
-        """
-        return Sampler(self.prior, **sampling.model_dump())
-
-    def encode(self, images: Float[Tensor, "batch channels height width"]) -> list[Tensor]:
-        """Code indices (B, depth, h, w) per group of images on [-1, 1]."""
-        return self.tokenizer.encode(images)
-
-    def decode(
-        self, indices: Sequence[Tensor], num_layers: int | None = None
-    ) -> Float[Tensor, "batch channels height width"]:
-        """Images from code indices, from the first layers only if asked for."""
-        return self.tokenizer.decode(indices, num_layers)
-
-    def reconstruct(
-        self, images: Float[Tensor, "batch channels height width"]
-    ) -> Float[Tensor, "batch channels height width"]:
-        """Images on [-1, 1] after encoding and decoding."""
-        return self.tokenizer.reconstruct(images)
-
-
-def model_folder(folder: Path) -> Path:
-    """The checkpoint of one stage: `folder` itself, or model/ of a run."""
-    return folder / "model" if (folder / "model").is_dir() else folder
+        inputs = self._inputs(labels, condition, range(num_images))
+        images = self._sample(num_images, inputs, seed_of(seed, generator), known, options)
+        return to_output(images, output)

@@ -1,13 +1,16 @@
 """Pixels: bytes, numbers on [-1, 1], Pillow images, grids."""
 
 from pathlib import Path
+from typing import Literal, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from tokenizer.storage.errors import InputError
 from tokenizer.storage.files import naming
 
 
@@ -34,6 +37,29 @@ def to_pil(image: UInt8[Tensor, "channels height width"]) -> Image.Image:
     channels, height, width = image.shape
     values = image.movedim(0, -1).contiguous().numpy()
     return Image.frombytes(MODES[channels], (width, height), values.tobytes())
+
+
+Output = Literal["pil", "np", "pt", "tensor"]
+"""A list of Pillow images; bytes (B, H, W, C) of NumPy, or (B, C, H, W) of PyTorch by either name.
+"""
+OutputImages = list[Image.Image] | np.ndarray | Tensor
+
+
+def check_output(output: object) -> None:
+    """Checks the name of a kind of output.
+
+    Raises:
+        InputError: there is none such.
+    """
+    if output not in get_args(Output):
+        raise InputError(f"output must be 'pil', 'np', 'pt' or 'tensor', got {output!r}")
+
+
+def to_output(images: UInt8[Tensor, "batch channels height width"], output: Output) -> OutputImages:
+    """Images on the CPU in the kind that is asked for."""
+    if output == "pil":
+        return [to_pil(image) for image in images]
+    return images.movedim(1, -1).contiguous().numpy() if output == "np" else images
 
 
 def save_png(image: Image.Image, path: Path) -> None:

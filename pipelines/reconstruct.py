@@ -14,8 +14,8 @@ from pipelines.command_configs import ReconstructConfig
 from pipelines.config import TokenizerRunConfig
 from pipelines.data.decoding import UnreadableImageError, decode_image
 from pipelines.data.folder_listing import find_images
-from pipelines.generation import model_folder
 from pipelines.images import comparison, save_png, to_float, to_pil, to_uint8
+from pipelines.model_folders import model_folder
 from pipelines.options import parse_options
 from pipelines.processes import new_accelerator
 from pipelines.run.folder import load_run

@@ -4,6 +4,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -15,6 +16,7 @@ from pipelines.train_tokenizer import train_tokenizer
 from pipelines.training.loop import make_accelerator, train
 from pipelines.training.losses import Loss
 from prior import Sampler, sample, sample_generators
+from tests.image_files import noise
 from tests.prior.small_priors import trained_prior
 from tests.tiny_runs import RunConfigs, make_stage, prior_run, tokenizer_run
 from tokenizer import Tokenizer
@@ -59,6 +61,19 @@ def test_both_stages_train_in_bf16_and_the_pipeline_draws_the_images_of_the_cpu(
     assert isinstance(found, torch.Tensor)
     difference = (found.int() - expected.int()).abs()
     assert (difference <= 2).double().mean() > 0.95
+    assert_completions_keep_what_is_known(pipeline)
+
+
+def assert_completions_keep_what_is_known(pipeline: ImageGenerationPipeline) -> None:
+    picture, mask = noise(16, 16), np.zeros((16, 16), bool)
+    mask[:8] = True
+    redrawn = pipeline.inpaint(picture, mask, 3, output="np", progress=False)
+    continued = pipeline.outpaint(picture, right=5, output="np", progress=False)
+    for kept, expected in ((redrawn[2, 8:], picture[8:]), (continued[0, :, :16], picture)):
+        np.testing.assert_array_equal(kept, expected)
+    assert len(pipeline.variations(picture, 1, 2, progress=False)) == 2
+    assert len(pipeline.interpolate(picture, noise(16, 16, seed=1), 3)) == 3
+    assert pipeline.features(picture).pooled.device.type == "cuda"
 
 
 class WatchingStage:

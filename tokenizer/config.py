@@ -143,6 +143,15 @@ QuantizerConfig = Annotated[
 ]
 
 
+class PreprocessingConfig(StrictConfig):
+    """How training made images of pictures of any size, so that others are made alike."""
+
+    image_size: MapSide
+    """Side in pixels: the shorter side is resized to it, then the center is cropped."""
+    white_value: Annotated[int, Field(gt=0, lt=2**16)] | None = None
+    """Value of a 16-bit picture that is white; None: the highest."""
+
+
 class TokenizerConfig(StrictConfig):
     """A hierarchical tokenizer: SQ-VAE-2, RSQ-VAE, a hybrid, or a deterministic baseline."""
 
@@ -154,6 +163,8 @@ class TokenizerConfig(StrictConfig):
     """A timm model in place of the residual bottom-up path."""
     channels: Annotated[int, Field(ge=1, le=4)] = 3
     """Image channels."""
+    preprocessing: PreprocessingConfig | None = None
+    """Of the training images; training fills it. None in what earlier versions saved."""
 
     @validates(mode="after")
     def _check(self) -> "TokenizerConfig":

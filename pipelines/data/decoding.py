@@ -23,7 +23,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -72,10 +72,12 @@ class UnreadableImageError(Exception):
 class DecodedImage(NamedTuple):
     """The bytes of an image, and what had to be done beyond resizing and cropping."""
 
-    pixels: UInt8[np.ndarray, "size size channels"]
+    pixels: UInt8[np.ndarray, "height width channels"]
     changes: tuple[str, ...]
     """Each what was done, then particulars in parentheses; empty for a still 8-bit gray or color
     image in sRGB, under the suffix of its format, of which half or more is kept."""
+    size: tuple[int, int]
+    """Width and height before resizing, upright."""
     value_range: ValueRange | None = None
     """Of more than 8 bits per channel."""
 
@@ -91,17 +93,18 @@ def describe_conversion(image_size: int, channels: Channels, white_value: int | 
 
 
 def decode_image(
-    path: Path, image_size: int, channels: Channels, white_value: int | None = None
+    path: Path, image_size: int | None, channels: Channels, white_value: int | None = None
 ) -> DecodedImage:
     """Decodes a whole file, upright by its EXIF orientation; of an animation, the first frame.
 
-    `white_value` is the value of a 16-bit file that becomes 255; None takes the highest possible.
+    `image_size` None keeps the size and shape. `white_value` is the value of a 16-bit file that
+    becomes 255; None takes the highest possible.
 
     Raises:
         UnreadableImageError: absent, damaged, of another format or too costly.
         MemoryError: the message names the file.
     """
-    try:
+    with _unreadable(str(path)):
         content = _read_file(path)
         for readable in _without_long_chunks(content):
             try:
@@ -111,8 +114,41 @@ def decode_image(
                     raise
                 bounded = error
         raise bounded
+
+
+def decode_opened(
+    image: Image.Image, image_size: int | None, channels: Channels, white_value: int | None = None
+) -> DecodedImage:
+    """Does with an image in memory what `decode_image` does with a file: with the same result.
+
+    But of colors of 16 bits Pillow has dropped the lower half; training rounds.
+
+    Raises:
+        UnreadableImageError: of floating-point or 32-bit numbers, without pixels, or of a file that
+            turns out to be damaged.
+        MemoryError: as `decode_image`.
+    """
+    with _unreadable("an image"):
+        image.load()
+        if not image.width * image.height:
+            raise ValueError("no pixels")
+        if image.mode in {"I", "F"}:
+            raise ValueError(f"mode {image.mode}, numbers without a common white")
+        if image.mode.startswith("I;16"):  # by way of a file: one place reduces these bits
+            gray = _upright(image, Image.fromarray(np.asarray(image).astype(np.uint16)))
+            gray.save(buffer := io.BytesIO(), "PNG", icc_profile=image.info.get("icc_profile"))
+            return _decode(buffer.getvalue(), ".png", image_size, channels, white_value)
+        image = _upright(image, to_srgb(image)[0])
+        return DecodedImage(convert_image(image, image_size, channels), (), image.size)
+
+
+@contextmanager
+def _unreadable(name: str) -> Iterator[None]:
+    """Turns what goes wrong with an image into an `UnreadableImageError`, but for memory."""
+    try:
+        yield
     except MemoryError as error:
-        raise MemoryError(f"decoding {path}") from error
+        raise MemoryError(f"decoding {name}") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files.
         reason = (isinstance(error, OSError) and error.strerror) or str(error).split("\n")[0]
         # The file is read into memory first, of which Pillow would name the address.
@@ -151,7 +187,7 @@ def _replace_chunks(content: bytes, replacements: dict[bytes, bytes]) -> bytes:
 
 
 def _decode(
-    content: bytes, suffix: str, image_size: int, channels: Channels, white_value: int | None
+    content: bytes, suffix: str, image_size: int | None, channels: Channels, white_value: int | None
 ) -> DecodedImage:
     check_tables(content)
     with Image.open(io.BytesIO(content), formats=tuple(_SUFFIXES)) as file:
@@ -170,12 +206,18 @@ def _decode(
             changes += [conversion] if conversion else []
             if file.mode == "CMYK" and image.mode == "CMYK":
                 changes.append("CMYK, converted to RGB")
-            if file.format != "TIFF":  # which Pillow turns as it reads
-                turn = _UPRIGHT.get(file.getexif().get(ExifTags.Base.Orientation, 1))
-                image = image if turn is None else image.transpose(turn)
+            image = _upright(file, image)
             changes += _describe_size(image, image_size)
             pixels = convert_image(image, image_size, channels)
-            return DecodedImage(pixels, tuple(changes), values)
+            return DecodedImage(pixels, tuple(changes), image.size, values)
+
+
+def _upright(file: Image.Image, image: Image.Image) -> Image.Image:
+    """Turns `image` by the orientation in the EXIF of `file`."""
+    if file.format == "TIFF":  # which Pillow turns as it reads
+        return image
+    turn = _UPRIGHT.get(file.getexif().get(ExifTags.Base.Orientation, 1))
+    return image if turn is None else image.transpose(turn)
 
 
 def _widen_transparency(image: Image.Image, bits: int) -> None:
@@ -203,7 +245,9 @@ def _describe_changes(image: Image.Image, suffix: str) -> list[str]:
     return changes
 
 
-def _describe_size(image: Image.Image, image_size: int) -> list[str]:
+def _describe_size(image: Image.Image, image_size: int | None) -> list[str]:
+    if image_size is None:
+        return []
     size = f"{image.width} × {image.height} pixels"
     shorter, longer = sorted(image.size)
     changes = []
@@ -220,9 +264,9 @@ def _turn(image: Image.Image) -> AbstractContextManager[object]:
 
 
 def convert_image(
-    image: Image.Image, image_size: int, channels: Channels
-) -> UInt8[np.ndarray, "size size channels"]:
-    """Resizes the shorter side to `image_size` and crops the center.
+    image: Image.Image, image_size: int | None, channels: Channels
+) -> UInt8[np.ndarray, "height width channels"]:
+    """Resizes the shorter side to `image_size` and crops the center; None keeps all as it is.
 
     The image has 8 bits per channel, in sRGB. Alpha is composited on white for 1 and 3 channels and
     kept for 2 and 4. CMYK goes through Pillow's plain conversion to RGB.
@@ -239,11 +283,11 @@ def convert_image(
             image = Image.alpha_composite(white, image)
             del white  # as large as the image
     image = image.convert(_MODES[channels])
-    width, height = image.size
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    # Resizing only what the crop keeps gives the same pixels without a huge image in between.
-    square = image.resize(
-        (image_size, image_size), Image.Resampling.BICUBIC, (left, top, left + side, top + side)
-    )
-    return np.asarray(square).reshape(image_size, image_size, channels)
+    if image_size is not None:
+        width, height = image.size
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        box = (left, top, left + side, top + side)
+        # Resizing only what the crop keeps gives the same pixels without a huge image in between.
+        image = image.resize((image_size, image_size), Image.Resampling.BICUBIC, box)
+    return np.asarray(image).reshape(image.height, image.width, channels)

@@ -17,6 +17,7 @@ from pipelines.config import PriorRunConfig, RunConfig, TokenizerRunConfig
 from pipelines.data.dataset import ImageDataset, image_shape
 from pipelines.evaluation.protocol import compared_numbers, library_versions
 from pipelines.generation import ImageGenerationPipeline
+from pipelines.model_card import without_folders
 from pipelines.presets import TOKENIZER_PRESETS
 from pipelines.run.log import read_metrics
 from tokenizer import Tokenizer
@@ -73,7 +74,7 @@ def measurements(name: str, results: dict[str, Any]) -> dict[str, Any]:
         "rows": [row[:num_columns] for row in rows],
         "notes": [f"{name}: {entry['note']}" for name, entry in metrics.items() if "note" in entry],
         "protocol": [(_words(key), shown(value)) for key, value in shared.items() if value != {}],
-        "content": _without_folders(json.dumps(results, indent=2, ensure_ascii=False)),
+        "content": without_folders(json.dumps(results, indent=2, ensure_ascii=False)),
     }
 
 
@@ -102,9 +103,7 @@ def what_was_run(run: SummarizedRun, durations: Mapping[str, float]) -> dict[str
         "settings": settings,
         "details": [(name, text) for name, text in details.items() if text],
         "configs": {
-            f"{stage.output_dir.name}/config.json": _without_folders(
-                stage.model_dump_json(indent=2)
-            )
+            f"{stage.output_dir.name}/config.json": without_folders(stage.model_dump_json(indent=2))
             for stage in stages
         },
     }
@@ -137,7 +136,7 @@ def _data(run: SummarizedRun) -> dict[str, str]:
     sets = {"training images": run.train, "validation images": run.validation}
     return {
         **{
-            name: f"{len(images):,}: {_without_folders(images.description)}"
+            name: f"{len(images):,}: {without_folders(images.description)}"
             for name, images in sets.items()
         },
         "mirrored": "yes" if is_mirrored else "no",
@@ -193,10 +192,5 @@ def shown(value: Any) -> str:
         return ", ".join(map(shown, value))
     if isinstance(value, float):
         return f"{value:.5g}"
-    text = "none" if value is None else _without_folders(str(value))
+    text = "none" if value is None else without_folders(str(value))
     return text[:12] + "…" if re.fullmatch("[0-9a-f]{64}", text) else text
-
-
-def _without_folders(text: str) -> str:
-    """Absolute paths shortened to their last part: a page may be handed on, folders should not."""
-    return re.sub(r"""(?<![^\s"'=])/\S*/""", "…/", text)

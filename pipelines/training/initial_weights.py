@@ -3,7 +3,7 @@
 from typing import Any
 
 from pipelines.config import RunConfig
-from pipelines.generation import model_folder
+from pipelines.model_folders import model_folder
 from pipelines.run.checkpoints import newest_sources
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.pretrained import PretrainedModule, load_weights

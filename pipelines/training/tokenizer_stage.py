@@ -34,8 +34,9 @@ from pipelines.training.losses import Bound, Loss, TokenizerLoss
 from pipelines.training.losses.bound import mean_squared_error
 from pipelines.training.optimizer import Network
 from pipelines.training.stage import Stage
-from tokenizer import Tokenizer
+from tokenizer import Tokenizer, TokenizerConfig
 from tokenizer.backbone import TimmBottomUpPath, load_backbone
+from tokenizer.config import PreprocessingConfig
 from tokenizer.quantizers import BuildQuantizer
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.untrusted import load_safetensors
@@ -93,7 +94,7 @@ class TokenizerStage(Stage[LoadedImages, Tensor]):
             )
         seed_everything(config.training.seed)
         self.config = config
-        self.model = Tokenizer(config.tokenizer, quantizer)
+        self.model = Tokenizer(_with_preprocessing(config), quantizer)
         self.objective = loss or Bound(config.recipe, self.model.has_posterior)
         try:
             self.model.code_maps(config.data.image_size, config.data.image_size)
@@ -222,6 +223,13 @@ def reconstruction_picture(
     images = dataset.images_at(items)
     decoded = to_uint8(model.reconstruct(to_float(images).to(device))).cpu()
     return comparison(images, decoded)
+
+
+def _with_preprocessing(config: TokenizerRunConfig) -> TokenizerConfig:
+    """The tokenizer's config with what its users have to know of the data."""
+    data = config.data
+    preprocessing = PreprocessingConfig(image_size=data.image_size, white_value=data.white_value)
+    return config.tokenizer.model_copy(update={"preprocessing": preprocessing})
 
 
 def _load_backbone_weights(model: Tokenizer, source: Path | str) -> None:

@@ -196,7 +196,7 @@ def test_generate_writes_the_images_of_the_pipeline_whatever_batch_size_and_numb
     labels = json.loads(Path("more/labels.json").read_text())
     assert labels == {f"{own:06d}.png": class_names[(2, 5)[own % 2]] for own in range(7)}
     wrong = ["--output-dir", "wrong", "--labels", class_names[2][:-1]]
-    assert_refused(run("generate", tiny_run, *wrong), f"did you mean {class_names[2]!r}?")
+    assert_refused(run("generate", tiny_run, *wrong), f"did you mean {class_names[2]!r}")
 
 
 @pytest.mark.parametrize("count", ["1", "40"])

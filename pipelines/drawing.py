@@ -1,0 +1,229 @@
+"""Images from a prior: the base of `ImageGenerationPipeline`, which says what for."""
+
+import contextlib
+import functools
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from pipelines.class_labels import Labels, class_numbers, listed
+from pipelines.hub import find_folder
+from pipelines.images import to_uint8
+from pipelines.model_folders import check_device, load_tokenizer, model_folder
+from pipelines.prefetch import one_ahead
+from pipelines.sampling_config import SamplingConfig
+from pipelines.tokenizer_pipeline import TokenizerPipeline
+from prior import Conditioner, Prior, Sampler, sample_generators
+from prior.sampling import NUM_CANDIDATES
+from tokenizer import Tokenizer
+from tokenizer.fields import check_whole
+from tokenizer.storage.errors import InputError
+from tokenizer.storage.pretrained import PretrainedModule
+
+ConditionInputs = Tensor | Sequence[Any]
+"""What a prior's conditioner takes: a row per image."""
+PipelineT = TypeVar("PipelineT", bound="PriorPipeline")
+DEFAULT_SAMPLING = SamplingConfig()
+
+
+class PriorPipeline(TokenizerPipeline):
+    """A tokenizer, and a prior that draws its code indices.
+
+    Raises:
+        InputError: the prior was not trained over the codes of this tokenizer.
+    """
+
+    _models: ClassVar[tuple[str, ...]] = ("tokenizer", "prior")
+    _measured: ClassVar[tuple[str, ...]] = ("reconstruction", "generation")
+
+    def __init__(self, tokenizer: Tokenizer, prior: Prior) -> None:
+        super().__init__(tokenizer)
+        content_hash = tokenizer.content_hash()
+        if not tokenizer.has_hash(prior.config.tokenizer_hash):
+            raise InputError(
+                "prior does not belong to tokenizer: it was trained over the codes of one with "
+                f"hash {prior.config.tokenizer_hash[:12]}, not {content_hash[:12]}"
+            )
+        self.prior = prior.eval()
+        self._join()
+
+    def _join(self) -> None:
+        """Writes the tokenizer's hash of today, not that of an earlier version or type.
+
+        It would be lost when both are saved again.
+        """
+        update = {"tokenizer_hash": self.tokenizer.content_hash()}
+        self.prior.config = self.prior.config.model_copy(update=update)
+
+    @classmethod
+    def from_pretrained(
+        cls: type[PipelineT],
+        folder: str | Path,
+        conditioner: Conditioner | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        device: str | torch.device | None = None,
+        revision: str | None = None,
+    ) -> PipelineT:
+        """Loads a run, what `save_pretrained` wrote, or a model of the Hugging Face hub.
+
+        Args:
+            folder: one, or a name such as "user/model", which is the hub's if there is no such
+                folder here. Of the hub's files, safetensors and JSON alone are taken.
+            conditioner: for a prior that was built with one of the user's: one of the same
+                structure, whose weights are filled.
+            dtype: of the weights, float32, float16 or bfloat16; None takes them as they were saved.
+                Codes are chosen in float32 or above in any case.
+            device: None is the CPU.
+            revision: of the hub's model: a branch, tag or commit.
+
+        Raises:
+            InputError: there is no checkpoint, or one that does not fit, or no such device.
+        """
+        check_device(device)
+        source = find_folder(folder, cls._models, revision)
+        tokenizer = load_tokenizer(source, dtype)
+        prior_folder = model_folder(source / "prior")
+        prior = Prior.from_pretrained(prior_folder, dtype, conditioner=conditioner)
+        return cls(tokenizer, prior)._placed(source, device)
+
+    def to(self: PipelineT, *targets: str | torch.device | torch.dtype) -> PipelineT:
+        """Moves both models to a device, casts their weights to a type, or both.
+
+        Raises:
+            InputError: no such device, or another type than float32, float16 or bfloat16.
+        """
+        super().to(*targets)
+        if any(isinstance(target, torch.dtype) for target in targets):
+            self._join()
+        return self
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images."""
+        downsampling = self.tokenizer.config.groups[0].downsampling
+        return self.prior.config.code_maps[0].height * downsampling
+
+    def draw(
+        self,
+        image_indices: Sequence[int],
+        labels: Labels = None,
+        seed: int = 0,
+        sampling: SamplingConfig | Sampler = DEFAULT_SAMPLING,
+        batch_size: int = 64,
+        known: Sequence[Tensor] | None = None,
+        condition: ConditionInputs | None = None,
+        num_candidates: int = NUM_CANDIDATES,
+    ) -> Iterator[UInt8[Tensor, "batch channels height width"]]:
+        """Generates the images with these indices, batch by batch: a share of a larger series.
+
+        `labels`, `condition` and `known` have an entry per image; otherwise as in `__call__`. Give
+        a `sampler` to draw several times: it starts up once.
+
+        Raises:
+            InputError: an argument is out of range; at once, if it can be known before sampling.
+        """
+        inputs = self._inputs(labels, condition, image_indices)
+        return self._draw(image_indices, inputs, seed, sampling, batch_size, known, num_candidates)
+
+    def _inputs(self, labels: Any, condition: Any, image_indices: Sequence[int]) -> Any:
+        """What the conditioner takes for these images."""
+        if condition is None:
+            return class_numbers(labels, image_indices, self.prior.config)
+        if labels is not None:
+            raise InputError("labels must be None beside condition, got both")
+        return condition
+
+    def _draw(
+        self,
+        image_indices: Sequence[int],
+        inputs: ConditionInputs | None,
+        seed: int,
+        sampling: SamplingConfig | Sampler,
+        batch_size: int,
+        known: Sequence[Tensor] | None,
+        num_candidates: int,
+    ) -> Iterator[UInt8[Tensor, "batch channels height width"]]:
+        for name, value, least in (
+            ("seed", seed, 0),
+            ("batch_size", batch_size, 1),
+            ("num_candidates", num_candidates, 1),
+        ):
+            check_whole(name, value, least)
+        sampler = sampling if isinstance(sampling, Sampler) else self.sampler(sampling)
+        if known is not None:
+            if sampler.weighs(known, len(image_indices)):
+                batch_size = max(1, batch_size // num_candidates)
+            known = [group.to(self.device) for group in known]
+        sampler.check(inputs, len(image_indices))
+        return self._batches(
+            image_indices, inputs, seed, sampler, batch_size, known, num_candidates
+        )
+
+    @torch.inference_mode()
+    def _batches(
+        self,
+        image_indices: Sequence[int],
+        inputs: ConditionInputs | None,
+        seed: int,
+        sampler: Sampler,
+        batch_size: int,
+        known: Sequence[Tensor] | None,
+        num_candidates: int,
+    ) -> Iterator[UInt8[Tensor, "batch channels height width"]]:
+        is_left = threading.Event()
+
+        def go_on(_: int) -> None:
+            if is_left.is_set():
+                raise CancelledError
+
+        def codes_of(rows: slice) -> list[Tensor]:
+            # The current device, on which graphs are captured, is one of the thread.
+            is_cuda = self.device.type == "cuda"
+            with torch.cuda.device(self.device) if is_cuda else contextlib.nullcontext():
+                return sampler(
+                    None if inputs is None else inputs[rows],
+                    sample_generators(seed, image_indices[rows]),
+                    known=None if known is None else [group[rows] for group in known],
+                    num_candidates=num_candidates,
+                    progress=go_on,
+                )
+
+        starts = range(0, len(image_indices), batch_size)
+        tasks = (functools.partial(codes_of, slice(i, i + batch_size)) for i in starts)
+        drawn = (task() for task in tasks)
+        if self.device.type == "cuda":  # only on a GPU
+            # While codes are drawn, those before are decoded and their images written. On a CPU
+            # the two would fight for the same cores.
+            drawn = one_ahead(tasks, is_left.set)
+        with contextlib.closing(drawn):
+            for indices in drawn:
+                # On a CPU one by one: the last bits of a sum depend on the batch, and with them a
+                # byte.
+                size = 1 if self.device.type == "cpu" else len(indices[0])
+                parts = [torch.split(group, size) for group in indices]
+                decoded = [self.tokenizer.decode(part) for part in zip(*parts, strict=True)]
+                yield to_uint8(torch.cat(decoded)).cpu()
+
+    def sampler(self, sampling: SamplingConfig) -> Sampler:
+        """Builds a sampler; do not modify or move the prior while using it.
+
+        Raises:
+            InputError: a setting does not fit the prior.
+        """
+        return Sampler(self.prior, **sampling.model_dump())
+
+    def _parts(self) -> Mapping[str, PretrainedModule[Any]]:
+        return {"tokenizer": self.tokenizer, "prior": self.prior}
+
+    def _sizes(self) -> dict[str, str]:
+        config = self.prior.config
+        classes = f"{config.num_classes}" if config.num_classes else "none"
+        names = f": {listed(config.class_names)}" if config.class_names else ""
+        return {**super()._sizes(), "classes": classes + names}
