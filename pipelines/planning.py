@@ -72,7 +72,7 @@ def save_plan(plan: Plan, folder: Path) -> None:
 
 
 def _folders(folder: Path) -> dict[str, Path | None]:
-    root, validation_root = split_folders(folder) or (folder, None)
+    root, validation_root = split_folders(folder)
     return {
         "root": root.absolute(),
         "validation_root": validation_root and validation_root.absolute(),
@@ -91,7 +91,8 @@ def make_plan(config: QuickstartConfig, run_dir: Path, accelerator: Accelerator)
     listing = list_folder(root, "folder", skip_unreadable=True)
     paths = [root / name for name in listing.names]
     side, channels = look_at(paths)
-    classes = f"in {len(listing.class_names)} classes" if listing.class_names else "without classes"
+    has_classes = len(listing.class_names) > 1
+    classes = f"in {len(listing.class_names)} classes" if has_classes else "without classes"
     logger.info(
         "%s: %s files %s, mostly of at least %d pixels%s",
         config.folder,
@@ -104,7 +105,7 @@ def make_plan(config: QuickstartConfig, run_dir: Path, accelerator: Accelerator)
     for size in SIZES:
         if size > max(side, SIZES[-1]):
             continue
-        plan = _sized(f"images{size}-small", run_dir, channels, bool(listing.class_names), folders)
+        plan = _sized(f"images{size}-small", run_dir, channels, has_classes, folders)
         steps, times = _steps(plan, seconds, accelerator.device)
         if steps[0] >= FEWEST_STEPS or size == SIZES[-1]:
             break

@@ -75,7 +75,7 @@ def train_and_measure(
     validation = load_images(tokenizer_run.data, "validation")
     pipeline = ImageGenerationPipeline.from_pretrained(run_dir).to(accelerator.device)
     classifier = None
-    if train.class_names:
+    if len(train.class_names) > 1:
         classifier = train_classifier(train, classifier_steps, accelerator)
     sampling = SamplingConfig(
         temperature=prior_run.sampling_temperature, guidance_scale=prior_run.guidance_scale

@@ -46,13 +46,18 @@ class FolderListing(NamedTuple):
         return self._replace(names=names, labels=labels)
 
 
-def split_folders(root: Path) -> tuple[Path, Path] | None:
-    """Training and validation images where a folder holds one folder of each; otherwise None."""
-    found = []
-    for names in (_TRAINING_NAMES, _VALIDATION_NAMES):
-        folders = [root / name for name in names if (root / name).is_dir()]
-        found += folders[:1]
-    return (found[0], found[1]) if len(found) == 2 else None
+def split_folders(root: Path) -> tuple[Path, Path | None]:
+    """Folders of training and of validation images: `root` itself, or train/ and val/ in it.
+
+    train/ alone is taken where there is nothing beside it.
+    """
+    train, validation = (
+        next((root / name for name in names if (root / name).is_dir()), None)
+        for names in (_TRAINING_NAMES, _VALIDATION_NAMES)
+    )
+    if train is None or (validation is None and len(list(root.iterdir())) > 1):
+        return root, None
+    return train, validation
 
 
 def find_images(
