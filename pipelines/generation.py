@@ -3,11 +3,12 @@
 import contextlib
 import functools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
@@ -16,9 +17,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pipelines.class_labels import Labels, class_numbers
+from pipelines.condition_inputs import ConditionReader
 from pipelines.images import to_pil, to_uint8
 from pipelines.prefetch import one_ahead
-from prior import Conditioner, Prior, Sampler, sample_generators
+from pipelines.text_encoders import TextEncoder
+from prior import Conditioner, Prior, Sampler, Tokens, sample_generators
 from prior.config import MAX_GUIDANCE
 from prior.sampling import NUM_CANDIDATES
 from tokenizer import Tokenizer
@@ -26,8 +29,8 @@ from tokenizer.fields import Temperature, check_whole
 from tokenizer.storage.configs import StrictConfig, describe_validation_error
 from tokenizer.storage.errors import InputError
 
-ConditionInputs = Tensor | Sequence[Any]
-"""What a prior's conditioner takes: a row per image."""
+ConditionInputs = Tensor | Tokens | np.ndarray | Mapping[str, Any] | Sequence[Any] | str
+"""A row per image of what the prior's conditioner takes, or what `ConditionReader` makes one of."""
 Probability = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -69,7 +72,12 @@ class ImageGenerationPipeline:
         InputError: the prior was not trained over the codes of this tokenizer.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prior: Prior) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prior: Prior,
+        text_encoder: TextEncoder | str | Path | None = None,
+    ) -> None:
         content_hash = tokenizer.content_hash()
         if not tokenizer.has_hash(prior.config.tokenizer_hash):
             raise InputError(
@@ -80,6 +88,7 @@ class ImageGenerationPipeline:
         prior.config = prior.config.model_copy(update={"tokenizer_hash": content_hash})
         self.tokenizer = tokenizer.eval()
         self.prior = prior.eval()
+        self._conditions = ConditionReader(prior.config, text_encoder)
 
     @classmethod
     def from_pretrained(
@@ -87,12 +96,16 @@ class ImageGenerationPipeline:
         folder: str | Path,
         conditioner: Conditioner | None = None,
         dtype: torch.dtype | None = None,
+        text_encoder: TextEncoder | str | Path | None = None,
     ) -> "ImageGenerationPipeline":
         """Loads a run, or what `save_pretrained` wrote, onto the CPU.
 
         A prior that was built with a conditioner of the user's needs one of the same structure,
         whose weights are filled. `dtype` is that of the weights, float32, float16 or bfloat16;
         None takes them as they were saved. Codes are chosen in float32 or above in any case.
+
+        A prior that was trained on texts loads its encoder from where it was then, at the first
+        text; `text_encoder` is another folder of the same, or an encoder of the user's.
 
         Raises:
             InputError: there is no checkpoint, or one that does not fit.
@@ -101,6 +114,7 @@ class ImageGenerationPipeline:
         return cls(
             Tokenizer.from_pretrained(model_folder(folder / "tokenizer"), dtype),
             Prior.from_pretrained(model_folder(folder / "prior"), dtype, conditioner=conditioner),
+            text_encoder,
         )
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -147,7 +161,8 @@ class ImageGenerationPipeline:
             top_k: draw from the k likeliest codes only. A number, or one per layer.
             top_p: draw from the smallest set of this probability only. A number, or one per layer.
             guidance_scale: classifier-free guidance; 1 = off.
-            condition: what the prior's conditioner takes instead of labels, a row for each image.
+            condition: instead of labels, for all images or for each: a text, a dictionary of
+                attributes, a vector, tokens; whatever the prior's conditioner takes.
             known: indices to keep, per group (num_images, depth, h, w), -1 where to draw. The
                 rest is drawn given all of them: exactly where they come first in the prior's order
                 (a whole coarser map in coarse_to_fine), elsewhere (in the cell order) approximately
@@ -217,7 +232,7 @@ class ImageGenerationPipeline:
             known = [group.to(self.device) for group in known]
         if condition is not None and labels is not None:
             raise InputError("labels must be None beside condition, got both")
-        inputs = condition
+        inputs = self._conditions.read(condition, len(image_indices))
         if condition is None:
             inputs = class_numbers(labels, image_indices, self.prior.config)
         sampler.check(inputs, len(image_indices))
@@ -229,7 +244,7 @@ class ImageGenerationPipeline:
     def _batches(
         self,
         image_indices: Sequence[int],
-        inputs: ConditionInputs | None,
+        inputs: Any,
         seed: int,
         sampler: Sampler,
         batch_size: int,
