@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int8
+from jaxtyping import Bool, Float, Int8
 from torch import Tensor, nn
 
 from pipelines.text_encoders import HuggingFaceEncoder, TextEncoder, encode_texts
@@ -41,13 +41,11 @@ class ConditionReader:
         self, prior: PriorConfig, text_encoder: TextEncoder | str | Path | None = None
     ) -> None:
         self._condition = prior.condition
-        self._given = text_encoder
-
-    @functools.cached_property
-    def _text_encoder(self) -> TextEncoder:
-        assert isinstance(self._condition, EmbeddingConditionConfig)
-        assert self._condition.text_encoder is not None
-        return find_text_encoder(self._condition.text_encoder, self._given)
+        self._text_encoder: TextEncoder | None = None
+        if isinstance(self._condition, EmbeddingConditionConfig) and self._condition.text_encoder:
+            self._text_encoder = SavedEncoder(self._condition.text_encoder, text_encoder)
+        elif text_encoder is not None:
+            raise InputError("text_encoder must be None: this prior was not trained on texts")
 
     def read(self, condition: Any, count: int) -> Any:
         """Rows for `count` images; what the built-in conditioners do not know is left as it is.
@@ -73,7 +71,7 @@ class ConditionReader:
 
     def _read_texts(self, texts: Sequence[str]) -> Tokens:
         assert isinstance(self._condition, EmbeddingConditionConfig)
-        if self._condition.text_encoder is None:
+        if self._text_encoder is None:
             raise InputError(
                 "condition must be vectors or tokens: this prior was not trained on texts"
             )
@@ -87,28 +85,50 @@ class ConditionReader:
         return tokens[torch.tensor([distinct.index(text) for text in texts])]
 
 
-def find_text_encoder(
-    config: TextEncoderConfig, given: TextEncoder | str | Path | None = None
-) -> TextEncoder:
-    """The encoder that a prior was trained with.
+class SavedEncoder:
+    """The encoder that a prior was trained with, loaded at the first text.
 
-    Raises:
-        InputError: it cannot be loaded, or is another one.
+    Args:
+        config: what the prior has saved of it.
+        given: an encoder, or where it lies now; None: where it lay then.
     """
-    if given is None:
-        if not config.source:
+
+    def __init__(
+        self, config: TextEncoderConfig, given: TextEncoder | str | Path | None = None
+    ) -> None:
+        self.source = config.source
+        self._hash = config.content_hash
+        self._given = given
+
+    def content_hash(self) -> str:
+        """Hash of the one that the prior was trained with."""
+        return self._hash
+
+    @functools.cached_property
+    def _encoder(self) -> TextEncoder:
+        given = self._given if self._given is not None else self.source
+        if given == "":
             raise InputError(
                 "text_encoder must be given: this prior was trained with one of the user's, "
                 "ImageGenerationPipeline.from_pretrained(folder, text_encoder=...)"
             )
-        given = config.source
-    encoder = HuggingFaceEncoder(str(given)) if isinstance(given, str | Path) else given
-    if encoder.content_hash() != config.content_hash:
-        raise InputError(
-            "text_encoder must be the one that this prior was trained with, whose hash is "
-            f"{config.content_hash[:12]}, got {encoder.content_hash()[:12]}"
-        )
-    return encoder
+        encoder = HuggingFaceEncoder(str(given)) if isinstance(given, str | Path) else given
+        if encoder.content_hash() != self._hash:
+            raise InputError(
+                "text_encoder must be the one that this prior was trained with, whose hash is "
+                f"{self._hash[:12]}, got {encoder.content_hash()[:12]}"
+            )
+        return encoder
+
+    def __call__(
+        self, texts: Sequence[str], max_tokens: int
+    ) -> tuple[Float[Tensor, "batch tokens dim"], Bool[Tensor, "batch tokens"]]:
+        """Its tokens.
+
+        Raises:
+            InputError: it cannot be loaded, or is another one.
+        """
+        return self._encoder(texts, max_tokens)
 
 
 def attribute_rows(

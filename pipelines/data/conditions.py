@@ -11,18 +11,21 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from pipelines.condition_inputs import attribute_rows
 from pipelines.condition_config import ConditionSourceConfig
-from pipelines.config import DataConfig
+from pipelines.condition_inputs import SavedEncoder, attribute_rows
+from pipelines.config import DataConfig, PriorRunConfig
 from pipelines.data.captions import encode_captions
 from pipelines.data.dataset import ImageDataset, chosen_items
 from pipelines.data.embeddings import names_file, open_embeddings, rows_by_name
 from pipelines.data.folder_scan import printable
 from pipelines.data.metadata import attribute_entries, captions, find_attributes, read_metadata
+from pipelines.run.checkpoints import check_sources, newest_sources
+from pipelines.run.folder import load_run
 from pipelines.text_encoders import TextEncoder
 from prior import (
     AttributeConditionConfig,
     EmbeddingConditionConfig,
+    PriorConfig,
     TextEncoderConfig,
     Tokens,
 )
@@ -73,6 +76,38 @@ class ConditionedSplits(NamedTuple):
     validation: Conditions
     sources: dict[str, str]
     """Hashes of the files, and of the text encoder, by name."""
+
+
+def trained_conditions(
+    prior_dir: Path,
+    prior: PriorConfig,
+    data: DataConfig,
+    images: tuple[ImageDataset, ImageDataset],
+    device: torch.device,
+    text_encoder: TextEncoder | None = None,
+) -> tuple[Conditions, Conditions] | None:
+    """Conditions of training and validation images of a run of stage two, if it has any.
+
+    Args:
+        prior_dir: the run's folder.
+        prior: its prior.
+        data: where the images lie.
+        images: for training and validation.
+        device: on which texts are encoded, if they are no longer stored.
+        text_encoder: in place of the one that the prior names.
+
+    Raises:
+        InputError: they cannot be had, or are others than it was trained on.
+    """
+    if prior.condition is None:
+        return None
+    run = load_run(PriorRunConfig, prior_dir / "config.json")
+    encoder = None
+    if isinstance(prior.condition, EmbeddingConditionConfig) and prior.condition.text_encoder:
+        encoder = SavedEncoder(prior.condition.text_encoder, text_encoder)
+    found = load_conditions(run.condition, data, *images, encoder, device)
+    check_sources(prior_dir, newest_sources(prior_dir), found.sources)
+    return found.train, found.validation
 
 
 class _Part(NamedTuple):
