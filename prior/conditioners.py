@@ -215,10 +215,10 @@ class AttributeConditioner(Conditioner):
         self.has_null = label_dropout > 0
         self.embedding = random_embedding(config.num_values, width)
         self.unknown = random_embedding(len(config.attributes), width)
-        sizes = torch.tensor([len(attribute.values) for attribute in config.attributes])
-        number_of_value = torch.arange(len(sizes)).repeat_interleave(sizes)
-        self.register_buffer("attribute", number_of_value, persistent=False)
-        self.register_buffer("first_value", sizes.cumsum(0) - sizes, persistent=False)
+        numbers = [n for n, own in enumerate(config.attributes) for _ in own.values]
+        first_values = [numbers.index(number) for number in range(len(config.attributes))]
+        self.register_buffer("attribute", torch.tensor(numbers), persistent=False)
+        self.register_buffer("first_value", torch.tensor(first_values), persistent=False)
 
     def forward(self, inputs: Int8[Tensor, "batch values"]) -> Condition:
         """The sum of the values' vectors; they are not checked."""

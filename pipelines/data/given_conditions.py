@@ -67,7 +67,7 @@ def _attributes(word: str) -> dict[str, str]:
         name, sign, value = part.partition("=")
         if not sign:
             raise InputError(
-                f"condition must be name=value,name=value for this prior, got {word!r}"
+                f"condition must be name=value,name=value to this prior, got {word!r}"
             )
         entry[name] = value
     return entry
