@@ -46,7 +46,7 @@ RESULTS = Path(__file__).parent / "results"
 PRESET = "shapes32-sqvae2"
 SIZE = 32
 NUM_TRAINING, NUM_VALIDATION = 8_000, 400
-TOKENIZER_STEPS, PRIOR_STEPS = 500, 1_500
+TOKENIZER_STEPS, PRIOR_STEPS = 800, 2_000
 GUIDANCE_SCALES = (1.0, 2.0, 3.0)
 COLORS = ("red", "yellow", "green", "cyan", "blue", "magenta")
 MEAN_RADIUS = 0.615
@@ -244,8 +244,9 @@ def measure(folder: Path) -> dict[str, Any]:
     real = torch.from_numpy(draw_shapes(0, "validation", items, SIZE, 3)).movedim(-1, 1)
     with torch.inference_mode():
         reconstructed = to_uint8(pipeline.reconstruct(to_float(real)))
+    others = np.random.default_rng(0).permutation(NUM_VALIDATION).tolist()
     results = {
-        "chance": agreement(wanted, wanted[1:] + wanted[:1]),
+        "other captions": agreement([wanted[row] for row in others], wanted),
         "real images": agreement(judge.attributes(real), wanted),
         "reconstructions": agreement(judge.attributes(reconstructed), wanted),
     }
@@ -253,7 +254,12 @@ def measure(folder: Path) -> dict[str, Any]:
     for scale in GUIDANCE_SCALES:
         started = time.perf_counter()
         images = pipeline(
-            len(texts), condition=texts, guidance_scale=scale, output="tensor", progress=False
+            len(texts),
+            condition=texts,
+            temperature=prior.sampling_temperature,
+            guidance_scale=scale,
+            output="tensor",
+            progress=False,
         )
         assert isinstance(images, Tensor)
         seconds[f"samples, guidance {scale:g}"] = round(time.perf_counter() - started)
@@ -263,6 +269,9 @@ def measure(folder: Path) -> dict[str, Any]:
     return {
         **origin("python -m benchmarks.captions"),
         "threads": torch.get_num_threads(),
+        "steps": {"tokenizer": TOKENIZER_STEPS, "prior": PRIOR_STEPS},
+        "training_images": NUM_TRAINING,
+        "temperature": prior.sampling_temperature,
         "num_images": len(texts),
         "captions": texts[:32],
         "seconds": seconds,

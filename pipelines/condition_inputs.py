@@ -58,6 +58,12 @@ class ConditionReader:
                 condition = [condition] * count
             if isinstance(condition, Sequence):
                 _check_count(len(condition), count)
+                for entry in condition:
+                    if not isinstance(entry, Mapping):
+                        raise InputError(
+                            "condition must be a dictionary of attributes, or one for each "
+                            f"image, got {type(entry).__name__}"
+                        )
                 return attribute_rows(condition, self._condition)
         elif isinstance(self._condition, EmbeddingConditionConfig):
             if isinstance(condition, str):
@@ -149,11 +155,6 @@ def attribute_rows(
     }
     rows = np.full((len(entries), config.num_values), -1, np.int8)
     for row, entry in zip(rows, entries, strict=True):
-        if not isinstance(entry, Mapping):
-            raise InputError(
-                "condition must be a dictionary of attributes, or one for each image, got "
-                f"{type(entry).__name__}"
-            )
         for name, given in entry.items():
             if name not in places:
                 raise InputError(f"condition: no attribute is called {name!r}, {_named(places)}")
