@@ -191,9 +191,7 @@ def agreement(
     return {**shares, "all": float(np.mean(every))}
 
 
-def run_configs(
-    folder: Path, kind: Literal["text", "attributes"]
-) -> tuple[TokenizerRunConfig, PriorRunConfig]:
+def run_configs(folder: Path) -> tuple[TokenizerRunConfig, PriorRunConfig]:
     """Both stages on the folders."""
     tokenizer, prior = TOKENIZER_PRESETS[PRESET], PRIOR_PRESETS[PRESET]
     data = DataConfig(
@@ -217,7 +215,7 @@ def run_configs(
         prior.model_copy(
             update={
                 "run_dir": folder / "run",
-                "condition": ConditionSourceConfig(kind=kind),
+                "condition": ConditionSourceConfig(kind="text"),
                 "training": prior.training.model_copy(update={"total_steps": PRIOR_STEPS, **often}),
             }
         ),
@@ -230,7 +228,7 @@ def measure(folder: Path) -> dict[str, Any]:
     if not (folder / "validation" / "metadata.csv").exists():
         write_folder(folder / "train", "train", NUM_TRAINING)
         write_folder(folder / "validation", "validation", NUM_VALIDATION)
-    tokenizer, prior = run_configs(folder, "text")
+    tokenizer, prior = run_configs(folder)
     started = time.perf_counter()
     train_tokenizer(tokenizer)
     seconds["tokenizer"] = round(time.perf_counter() - started)
