@@ -133,7 +133,17 @@ def encode_texts(encoder: TextEncoder, texts: Sequence[str], num_tokens: int) ->
     Raises:
         InputError: the encoder gives something else.
     """
-    rows = [tokens_of(encoder, [text], num_tokens)[0].float() for text in texts]
+    rows = []
+    for text in texts:
+        (row,) = tokens_of(encoder, [text], num_tokens + 1)
+        if len(row) > num_tokens:
+            (row,) = tokens_of(encoder, [text], num_tokens)
+            logger.warning(
+                "condition: %s is cut to %d tokens, those of the longest caption in training",
+                shortened(repr(text)),
+                num_tokens,
+            )
+        rows.append(row.float())
     embeddings = [nn.functional.pad(row, (0, 0, 0, num_tokens - len(row))) for row in rows]
     lengths = torch.tensor([[len(row)] for row in rows])
     return Tokens(torch.stack(embeddings), torch.arange(num_tokens) < lengths)

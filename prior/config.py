@@ -35,7 +35,7 @@ class PriorNetworkConfig(StrictConfig):
     dropout: ProperShare = 0.1
     """Dropout of attention and feed-forward layers."""
     label_dropout: ProperShare = 0.1
-    """Share of training images whose label is hidden, for guidance; unused without classes."""
+    """Share of training images whose class or other condition is hidden, for guidance."""
 
     @validates(mode="after")
     def _check(self) -> "PriorNetworkConfig":

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from pipelines.data.decoded_images import write_header
 from pipelines.text_encoders import TextEncoder, tokens_of
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.files import flush_to_disk, naming
+
+logger = logging.getLogger(__name__)
 
 _TEXTS_AT_A_TIME = 64
 
@@ -62,6 +65,13 @@ def encode_captions(
         shape = tuple(open_entry(folder)["tokens"])
         open_array(folder / "tokens.npy", np.float16, shape)
         lengths = np.array(open_array(folder / "lengths.npy", np.int64, (len(texts),)))
+    num_full = int((lengths == max_tokens).sum())
+    if num_full:
+        logger.warning(
+            "condition.max_tokens: %d captions have %d tokens; what is longer is cut",
+            num_full,
+            max_tokens,
+        )
     mask = torch.arange(int(lengths.max())) < torch.from_numpy(lengths).unsqueeze(1)
     # Changes would stay in memory: torch has no arrays that are read-only.
     values = np.load(folder / "tokens.npy", mmap_mode="c")

@@ -84,7 +84,6 @@ def trained_conditions(
     data: DataConfig,
     images: tuple[ImageDataset, ImageDataset],
     device: torch.device,
-    text_encoder: TextEncoder | None = None,
 ) -> tuple[Conditions, Conditions] | None:
     """Conditions of training and validation images of a run of stage two, if it has any.
 
@@ -94,7 +93,6 @@ def trained_conditions(
         data: where the images lie.
         images: for training and validation.
         device: on which texts are encoded, if they are no longer stored.
-        text_encoder: in place of the one that the prior names.
 
     Raises:
         InputError: they cannot be had, or are others than it was trained on.
@@ -104,7 +102,7 @@ def trained_conditions(
     run = load_run(PriorRunConfig, prior_dir / "config.json")
     encoder = None
     if isinstance(prior.condition, EmbeddingConditionConfig) and prior.condition.text_encoder:
-        encoder = SavedEncoder(prior.condition.text_encoder, text_encoder)
+        encoder = SavedEncoder(prior.condition.text_encoder)
     found = load_conditions(run.condition, data, *images, encoder, device)
     check_sources(prior_dir, newest_sources(prior_dir), found.sources)
     return found.train, found.validation

@@ -66,9 +66,7 @@ def _attributes(word: str) -> dict[str, str]:
     for part in filter(None, word.split(",")):
         name, sign, value = part.partition("=")
         if not sign:
-            raise InputError(
-                f"condition must be name=value,name=value to this prior, got {word!r}"
-            )
+            raise InputError(f"condition must be name=value,name=value to this prior, got {word!r}")
         entry[name] = value
     return entry
 

@@ -76,10 +76,13 @@ def make_prior(
     if config.targets == "posterior" and not tokenizer.has_posterior:
         raise InputError("targets must be 'indices' with a deterministic tokenizer")
     has_classes = config.condition_kind == "class"
+    assert (conditions is None) == (config.condition_kind in ("class", "none"))
     if has_classes and not images.class_names:
         raise InputError("is_class_conditional must be False: the images are not in class folders")
     if config.condition_kind != "none" and conditioner is not None:
-        raise InputError("is_class_conditional must be False beside a conditioner")
+        raise InputError(
+            "is_class_conditional must be False beside a conditioner, and condition.kind None"
+        )
     has_null = config.condition_kind != "none" and config.prior.label_dropout > 0
     if conditioner is not None:
         has_null = conditioner.has_null

@@ -117,6 +117,14 @@ def test_a_prior_on_captions_is_trained_saved_and_asked_by_text(
         moved(1, condition="a red dot", progress=False)
 
 
+def test_what_is_cut_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    encoded = encode_texts(LetterEncoder(), ["abc", "abcd"], 3)
+    assert torch.equal(encoded.embeddings[0], encoded.embeddings[1])
+    assert caplog.messages == [
+        "condition: 'abcd' is cut to 3 tokens, those of the longest caption in training"
+    ]
+
+
 def write_config(folder: Path, text: str) -> str:
     folder.mkdir()
     (folder / "config.json").write_text(text)
@@ -163,7 +171,7 @@ class Wrong(LetterEncoder):
 @pytest.mark.parametrize(
     ("message", "change"),
     [
-        (r"\(1, at most 9, channels\), got \(3, 2\)", lambda tokens, mask: (tokens[0], mask)),
+        (r"\(1, at most 10, channels\), got \(3, 2\)", lambda tokens, mask: (tokens[0], mask)),
         (r"channels\), got \(2, 3, 2\)", lambda tokens, mask: (tokens.repeat(2, 1, 1), mask)),
         ("boolean mask .* got torch.int64", lambda tokens, mask: (tokens, mask.long())),
         ("with a token in each row", lambda tokens, mask: (tokens, mask & False)),
