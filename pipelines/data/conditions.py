@@ -17,7 +17,7 @@ from pipelines.config import DataConfig, PriorRunConfig
 from pipelines.data.captions import encode_captions
 from pipelines.data.dataset import ImageDataset, chosen_items
 from pipelines.data.embeddings import names_file, open_embeddings, rows_by_name
-from pipelines.data.folder_scan import printable
+from pipelines.data.folder_scan import METADATA_FILES, VECTOR_FILES, printable
 from pipelines.data.metadata import attribute_entries, captions, find_attributes, read_metadata
 from pipelines.run.checkpoints import check_sources, newest_sources
 from pipelines.run.folder import load_run
@@ -31,8 +31,6 @@ from prior import (
 )
 from tokenizer.storage.errors import InputError
 
-VECTOR_FILES = ("conditions.safetensors", "conditions.npy")
-METADATA_FILES = ("metadata.csv", "metadata.jsonl")
 _MOST_FOR_STATISTICS = 10_000
 """Images whose embeddings give mean and scale of the channels."""
 

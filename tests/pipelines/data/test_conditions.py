@@ -339,3 +339,17 @@ def test_conditions_of_other_sources_and_files_that_are_not_there_are_refused(
     )
     with pytest.raises(InputError, match=r"class or none where data\.dataset is 'shapes'"):
         load(shapes, "text", LetterEncoder())
+
+
+def test_the_files_of_conditions_are_not_said_to_be_ignored(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "images"
+    names = write_images(root, [0, 1, 2])
+    write_vectors(root, names, [0, 1, 2], "npy names")
+    table(ROWS)(root)
+    load_images(data_of(root, validation_share=0.3), "train")
+    assert caplog.messages == []
+    (root / "notes.csv").touch()
+    load_images(data_of(root, validation_share=0.3), "train")
+    assert "ignored 1 files" in caplog.text
