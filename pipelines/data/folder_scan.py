@@ -1,9 +1,10 @@
 """What lies in a folder of images, told by names and links; no file is opened.
 
 * Files named as one of SUFFIXES, in any case and any script, are images.
-* Left out: conditions beside the images, hidden files and folders (AppleDouble files among them), folders that systems and
+* Left out: hidden files and folders (AppleDouble files among them), folders that systems and
   programs keep for themselves, files with other suffixes, links to folders within the folder and
-  folders that were searched already (so no link is followed for ever).
+  folders that were searched already (so no link is followed for ever). Files of conditions beside
+  the images are left out as well, and not counted in warnings.
 * Refused: links that leave the folder, unless they are to be followed; names that are not UTF-8;
   folders that cannot be read. Training stops at these, or leaves them out where it is told to
   skip what is unreadable.
