@@ -44,5 +44,5 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group test --group lint --editable ".[bench]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group test --group lint --editable ".[bench,text]"
 	touch $@

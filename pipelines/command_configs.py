@@ -114,7 +114,7 @@ class EvaluateConfig(EvaluationConfig):
 class GenerateConfig(StrictConfig):
     """Generates images as OUTPUT_DIR/000000.png and so on, and contact_sheet.png of the first.
 
-    labels.json says the class of each image.
+    labels.json says the class of each image, metadata.jsonl another condition.
 
     Image i depends on the seed, i and its label alone: not on batch size or processes. The same
     command goes on where it was stopped.
@@ -125,6 +125,7 @@ class GenerateConfig(StrictConfig):
         "output_dir",
         "num_images",
         "labels",
+        "condition",
         "seed",
         "batch_size",
         "sampling.temperature",
@@ -140,6 +141,12 @@ class GenerateConfig(StrictConfig):
     """How many."""
     labels: tuple[str | NonNegativeInt, ...] = ()
     """Classes by name or number, taken in turn; none given: all classes in turn."""
+    condition: tuple[str, ...] = ()
+    """In turn, by what the prior was trained on: texts; attributes as name=value,name=value, of
+    which some may be left out; a file of vectors or tokens, then numbers of its rows, or none for
+    all. None given: images without condition."""
+    text_encoder: Path | None = None
+    """Folder to which the encoder of texts has been moved."""
     seed: NonNegativeInt = 0
     """Of all random numbers."""
     batch_size: PositiveInt = 64

@@ -9,6 +9,7 @@ import tyro
 from pydantic import AfterValidator, Field
 from pydantic import model_validator as validates
 
+from pipelines.condition_config import ConditionKind, ConditionSourceConfig
 from prior.config import MAX_GUIDANCE, PriorNetworkConfig, upgrade_network
 from tokenizer.config import TokenizerConfig, without_recipe
 from tokenizer.fields import Factor, PositiveFactor, ProperShare, Share, Temperature
@@ -304,7 +305,8 @@ class PriorRunConfig(RunConfig):
     )
     prior: PriorNetworkConfig = PriorNetworkConfig()
     is_class_conditional: bool = True
-    """Condition on the classes of the data set."""
+    """Condition on the classes of the data set, unless `condition.kind` is given."""
+    condition: ConditionSourceConfig = ConditionSourceConfig()
     horizontal_flip: bool = False
     """Learn the codes of the mirrored training images, too."""
     targets: Literal["indices", "posterior"] = "indices"
@@ -325,6 +327,11 @@ class PriorRunConfig(RunConfig):
         if not isinstance(fields.get("prior"), dict):
             return fields
         return {**fields, "prior": upgrade_network(fields["prior"], version)}
+
+    @property
+    def condition_kind(self) -> ConditionKind:
+        """What the prior is conditioned on."""
+        return self.condition.kind or ("class" if self.is_class_conditional else "none")
 
     @property
     def output_dir(self) -> Path:

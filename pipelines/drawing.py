@@ -8,26 +8,29 @@ from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
 from pipelines.class_labels import Labels, class_numbers, listed
+from pipelines.condition_inputs import ConditionReader
 from pipelines.hub import find_folder
 from pipelines.images import to_uint8
 from pipelines.model_folders import check_device, load_tokenizer, model_folder
 from pipelines.prefetch import one_ahead
 from pipelines.sampling_config import SamplingConfig
+from pipelines.text_encoders import TextEncoder
 from pipelines.tokenizer_pipeline import TokenizerPipeline
-from prior import Conditioner, Prior, Sampler, sample_generators
+from prior import Conditioner, Prior, Sampler, Tokens, sample_generators
 from prior.sampling import NUM_CANDIDATES
 from tokenizer import Tokenizer
 from tokenizer.fields import check_whole
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.pretrained import PretrainedModule
 
-ConditionInputs = Tensor | Sequence[Any]
-"""What a prior's conditioner takes: a row per image."""
+ConditionInputs = Tensor | Tokens | np.ndarray | Mapping[str, Any] | Sequence[Any] | str
+"""A row per image of what the prior's conditioner takes, or what `ConditionReader` makes one of."""
 PipelineT = TypeVar("PipelineT", bound="PriorPipeline")
 DEFAULT_SAMPLING = SamplingConfig()
 
@@ -42,7 +45,12 @@ class PriorPipeline(TokenizerPipeline):
     _models: ClassVar[tuple[str, ...]] = ("tokenizer", "prior")
     _measured: ClassVar[tuple[str, ...]] = ("reconstruction", "generation")
 
-    def __init__(self, tokenizer: Tokenizer, prior: Prior) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prior: Prior,
+        text_encoder: TextEncoder | str | Path | None = None,
+    ) -> None:
         super().__init__(tokenizer)
         content_hash = tokenizer.content_hash()
         if not tokenizer.has_hash(prior.config.tokenizer_hash):
@@ -51,6 +59,7 @@ class PriorPipeline(TokenizerPipeline):
                 f"hash {prior.config.tokenizer_hash[:12]}, not {content_hash[:12]}"
             )
         self.prior = prior.eval()
+        self._conditions = ConditionReader(prior.config, text_encoder)
         self._join()
 
     def _join(self) -> None:
@@ -67,6 +76,7 @@ class PriorPipeline(TokenizerPipeline):
         folder: str | Path,
         conditioner: Conditioner | None = None,
         dtype: torch.dtype | None = None,
+        text_encoder: TextEncoder | str | Path | None = None,
         *,
         device: str | torch.device | None = None,
         revision: str | None = None,
@@ -80,6 +90,8 @@ class PriorPipeline(TokenizerPipeline):
                 structure, whose weights are filled.
             dtype: of the weights, float32, float16 or bfloat16; None takes them as they were saved.
                 Codes are chosen in float32 or above in any case.
+            text_encoder: for a prior that was trained on texts: the folder to which their encoder
+                was moved, or an encoder of the user's; None: where it lay. Loaded when needed.
             device: None is the CPU.
             revision: of the hub's model: a branch, tag or commit.
 
@@ -91,7 +103,7 @@ class PriorPipeline(TokenizerPipeline):
         tokenizer = load_tokenizer(source, dtype)
         prior_folder = model_folder(source / "prior")
         prior = Prior.from_pretrained(prior_folder, dtype, conditioner=conditioner)
-        return cls(tokenizer, prior)._placed(source, device)
+        return cls(tokenizer, prior, text_encoder)._placed(source, device)
 
     def to(self: PipelineT, *targets: str | torch.device | torch.dtype) -> PipelineT:
         """Moves both models to a device, casts their weights to a type, or both.
@@ -138,12 +150,12 @@ class PriorPipeline(TokenizerPipeline):
             return class_numbers(labels, image_indices, self.prior.config)
         if labels is not None:
             raise InputError("labels must be None beside condition, got both")
-        return condition
+        return self._conditions.read(condition, len(image_indices))
 
     def _draw(
         self,
         image_indices: Sequence[int],
-        inputs: ConditionInputs | None,
+        inputs: Any,
         seed: int,
         sampling: SamplingConfig | Sampler,
         batch_size: int,
@@ -170,7 +182,7 @@ class PriorPipeline(TokenizerPipeline):
     def _batches(
         self,
         image_indices: Sequence[int],
-        inputs: ConditionInputs | None,
+        inputs: Any,
         seed: int,
         sampler: Sampler,
         batch_size: int,

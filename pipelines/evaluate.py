@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from pipelines.command import announce, run_command
 from pipelines.command_configs import EvaluateConfig, ExtractorConfig
 from pipelines.config import DataConfig, TokenizerRunConfig
+from pipelines.data.conditions import trained_conditions
 from pipelines.data.dataset import ImageDataset
 from pipelines.data.sources import load_folder, trained_images
 from pipelines.evaluation.features import FeatureExtractor, load_extractor
@@ -97,8 +98,18 @@ def _measure_run(
         )
     if pipeline is not None:
         assert extractor is not None
+        conditions = None
+        if pipeline.prior.config.condition is not None:
+            with accelerator.main_process_first():
+                conditions = trained_conditions(
+                    run_dir / "prior",
+                    pipeline.prior.config,
+                    run.data,
+                    splits,
+                    accelerator.device,
+                )
         results["generation"] = evaluate_generation(
-            pipeline, *splits, extractor, config, accelerator, reference
+            pipeline, *splits, extractor, config, accelerator, reference, conditions
         )
     return results
 

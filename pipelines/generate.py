@@ -20,6 +20,7 @@ from tqdm import tqdm
 from pipelines.class_labels import class_number, listed
 from pipelines.command import announce, run_command
 from pipelines.command_configs import GenerateConfig
+from pipelines.data.given_conditions import GivenConditions, read_given
 from pipelines.generation import ImageGenerationPipeline
 from pipelines.images import image_grid, save_png, to_pil
 from pipelines.options import parse_options
@@ -45,8 +46,11 @@ def generate(config: GenerateConfig) -> None:
     path = config.output_dir / "settings.json"
     if not path.exists() and config.output_dir.is_dir() and any(config.output_dir.glob("*.png")):
         raise InputError(f"output_dir must not hold other images: {config.output_dir} does")
-    pipeline = ImageGenerationPipeline.from_pretrained(config.run_dir).to(accelerator.device)
+    pipeline = ImageGenerationPipeline.from_pretrained(
+        config.run_dir, text_encoder=config.text_encoder
+    ).to(accelerator.device)
     prior = pipeline.prior.config
+    given = read_given(config.condition, prior)
     chosen = [class_number(label, prior) for label in config.labels]
     models: dict[str, PretrainedModule[Any]] = {
         "tokenizer": pipeline.tokenizer,
@@ -56,6 +60,7 @@ def generate(config: GenerateConfig) -> None:
         **{name: model.content_hash() for name, model in models.items()},
         "labels": chosen,
         **json.loads(config.model_dump_json(include={"seed", "sampling"})),
+        **({"condition": [*given.described, given.file_hash]} if given else {}),
     }
     if path.exists():
         saved = read_json(path)
@@ -72,7 +77,14 @@ def generate(config: GenerateConfig) -> None:
     ]
     numbers = chosen or range(prior.num_classes)
     labels = [numbers[i % len(numbers)] for i in missing] if numbers else None
-    drawn = pipeline.draw(missing, labels, config.seed, config.sampling, config.batch_size)
+    drawn = pipeline.draw(
+        missing,
+        labels,
+        config.seed,
+        config.sampling,
+        config.batch_size,
+        condition=given and given.take(missing),
+    )
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         config.output_dir.mkdir(parents=True, exist_ok=True)
@@ -89,7 +101,10 @@ def generate(config: GenerateConfig) -> None:
     if accelerator.is_main_process:
         if numbers:
             _write_labels(config.output_dir, numbers, prior.class_names)
-        _contact_sheet(config, max(len(config.labels), prior.num_classes))
+        if given:
+            _write_metadata(config.output_dir, given)
+        num_conditions = len(given.described) if given else 0
+        _contact_sheet(config, max(len(config.labels), prior.num_classes, num_conditions))
         if prior.class_names:
             logger.info("classes: %s", listed(prior.class_names))
 
@@ -106,6 +121,16 @@ def _write_labels(folder: Path, numbers: Sequence[int], names: Sequence[str]) ->
         labels[path.name] = names[number] if names else number
     text = json.dumps(labels, indent=2, ensure_ascii=False) + "\n"
     replace_file(folder / "labels.json", lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def _write_metadata(folder: Path, given: GivenConditions) -> None:
+    """The condition of every image that is there, as Hugging Face's `imagefolder` has it."""
+    lines = []
+    for path in sorted(folder.glob("[0-9]*.png")):
+        described = given.described[int(path.stem) % len(given.described)]
+        lines.append(json.dumps({"file_name": path.name, **described}, ensure_ascii=False) + "\n")
+    text = "".join(lines)
+    replace_file(folder / "metadata.jsonl", lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def _contact_sheet(config: GenerateConfig, num_classes: int) -> None:

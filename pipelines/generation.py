@@ -57,7 +57,8 @@ class ImageGenerationPipeline(CompletionPipeline):
             top_k: draw from the k likeliest codes only. A number, or one per layer.
             top_p: draw from the smallest set of this probability only. A number, or one per layer.
             guidance_scale: classifier-free guidance; 1 = off.
-            condition: what the prior's conditioner takes instead of labels, a row for each image.
+            condition: instead of labels, for all images or for each: a text, a dictionary of
+                attributes, a vector, tokens; whatever the prior's conditioner takes.
             known: indices to keep, per group (num_images, depth, h, w), -1 where to draw. The
                 rest is drawn given all of them: exactly where they come first in the prior's order
                 (a whole coarser map in coarse_to_fine), elsewhere (in the cell order) approximately

@@ -13,6 +13,7 @@ from pipelines.class_labels import listed
 from pipelines.command import TRAINING_MEMORY, announce, run_command
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
 from pipelines.data.codes import extract_codes
+from pipelines.data.conditions import ConditionedSplits, load_conditions
 from pipelines.data.dataset import ImageDataset, image_hashes
 from pipelines.data.sources import trained_images
 from pipelines.options import parse_run
@@ -21,6 +22,7 @@ from pipelines.processes import batch_size_without_gradient
 from pipelines.report.summary import renew_summary
 from pipelines.run.checkpoints import check_sources, newest_sources
 from pipelines.run.folder import check_output_dir, load_run
+from pipelines.text_encoders import HuggingFaceEncoder, TextEncoder
 from pipelines.training.loop import make_accelerator, train
 from pipelines.training.prior_stage import PriorStage, make_prior
 from prior import Conditioner
@@ -36,6 +38,7 @@ def train_prior(
     *,
     tokenizer: Tokenizer | None = None,
     conditioner: Conditioner | None = None,
+    text_encoder: TextEncoder | None = None,
 ) -> None:
     """Trains a prior in `config.output_dir` over the codes of the tokenizer beside it.
 
@@ -45,6 +48,7 @@ def train_prior(
         tokenizer: of `config.tokenizer_dir`, where loading it needs a part from outside the
             package; None loads it.
         conditioner: from outside the package; it gets the labels of the images, whatever they are.
+        text_encoder: from outside the package, in place of `config.condition.text_encoder`.
 
     Raises:
         InputError: something in the config, the tokenizer's run or the folder is wrong.
@@ -57,12 +61,32 @@ def train_prior(
         config.data_root, config.data_validation_root
     )
     config = check_output_dir(config)
+    encoder = _text_encoder(config, text_encoder)
     accelerator = make_accelerator(config)
     images = trained_images(tokenizer_run, config.tokenizer_dir, accelerator, images)
-    stage = prior_stage(config, *images, accelerator, tokenizer, conditioner)
+    conditions = None
+    if config.condition_kind not in ("class", "none"):
+        with accelerator.main_process_first():
+            conditions = load_conditions(
+                config.condition, tokenizer_run.data, *images, encoder, accelerator.device
+            )
+    stage = prior_stage(config, *images, accelerator, tokenizer, conditioner, conditions)
     train(stage, config, accelerator)
     if stage.model.config.class_names and accelerator.is_main_process:
         logger.info("classes: %s", listed(stage.model.config.class_names))
+
+
+def _text_encoder(config: PriorRunConfig, given: TextEncoder | None) -> TextEncoder | None:
+    """The encoder of captions, if there are any.
+
+    Raises:
+        InputError: there are and it is missing, or there are none and it is given.
+    """
+    if config.condition_kind != "text":
+        if given is not None:
+            raise InputError(f"condition.kind must be text beside a text_encoder, got {given}")
+        return None
+    return given or HuggingFaceEncoder(config.condition.text_encoder)
 
 
 def prior_stage(
@@ -72,6 +96,7 @@ def prior_stage(
     accelerator: Accelerator,
     tokenizer: Tokenizer | None = None,
     conditioner: Conditioner | None = None,
+    conditions: ConditionedSplits | None = None,
 ) -> PriorStage:
     """Loads the tokenizer if need be, checks that all fits, and extracts the codes of the images.
 
@@ -81,7 +106,7 @@ def prior_stage(
     if tokenizer is None:
         tokenizer = Tokenizer.from_pretrained(config.tokenizer_dir / "model")
     tokenizer.to(accelerator.device).eval()
-    model = make_prior(config, tokenizer, train_images, conditioner)
+    model = make_prior(config, tokenizer, train_images, conditioner, conditions)
     saved = newest_sources(config.output_dir)
     tokenizer_hash = tokenizer.content_hash()
     if saved is not None and tokenizer.has_hash(saved.get("tokenizer weights", "")):
@@ -89,6 +114,7 @@ def prior_stage(
     sources = {
         "tokenizer weights": tokenizer_hash,
         **image_hashes(train_images, validation_images),
+        **(conditions.sources if conditions else {}),
     }
     check_sources(config.output_dir, saved, sources)
     codes, validation_codes = (
@@ -103,7 +129,9 @@ def prior_stage(
         )
         for images, is_training in ((train_images, True), (validation_images, False))
     )
-    return PriorStage(config, model, tokenizer, codes, validation_codes, sources, accelerator)
+    return PriorStage(
+        config, model, tokenizer, codes, validation_codes, sources, accelerator, conditions
+    )
 
 
 def _run() -> None:

@@ -4,41 +4,68 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prior.conditioner import ClassConditioner, Condition, Conditioner, Unconditional
-    from prior.config import PriorConfig, PriorNetworkConfig
+    from prior.conditioner import Condition, Conditioner, Tokens
+    from prior.conditioners import (
+        AttributeConditioner,
+        ClassConditioner,
+        EmbeddingConditioner,
+        Unconditional,
+    )
+    from prior.config import (
+        AttributeConditionConfig,
+        AttributeConfig,
+        EmbeddingConditionConfig,
+        PriorConfig,
+        PriorNetworkConfig,
+        TextEncoderConfig,
+    )
     from prior.incremental_decoder import IncrementalDecoder
     from prior.ordering import CodeOrdering
     from prior.sampling import Sampler, sample, sample_generators
     from prior.transformer import Prior, PriorOutput
 
 __all__ = [
+    "AttributeConditionConfig",
+    "AttributeConditioner",
+    "AttributeConfig",
     "ClassConditioner",
     "CodeOrdering",
     "Condition",
     "Conditioner",
+    "EmbeddingConditionConfig",
+    "EmbeddingConditioner",
     "IncrementalDecoder",
     "Prior",
     "PriorConfig",
     "PriorNetworkConfig",
     "PriorOutput",
     "Sampler",
+    "TextEncoderConfig",
+    "Tokens",
     "Unconditional",
     "sample",
     "sample_generators",
 ]
 
 _MODULES = {
-    "ClassConditioner": "conditioner",
+    "AttributeConditionConfig": "config",
+    "AttributeConditioner": "conditioners",
+    "AttributeConfig": "config",
+    "ClassConditioner": "conditioners",
     "CodeOrdering": "ordering",
     "Condition": "conditioner",
     "Conditioner": "conditioner",
+    "EmbeddingConditionConfig": "config",
+    "EmbeddingConditioner": "conditioners",
     "IncrementalDecoder": "incremental_decoder",
     "Prior": "transformer",
     "PriorConfig": "config",
     "PriorNetworkConfig": "config",
     "PriorOutput": "transformer",
     "Sampler": "sampling",
-    "Unconditional": "conditioner",
+    "TextEncoderConfig": "config",
+    "Tokens": "conditioner",
+    "Unconditional": "conditioners",
     "sample": "sampling",
     "sample_generators": "sampling",
 }

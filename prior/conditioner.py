@@ -1,15 +1,14 @@
-"""What the prior is conditioned on: a class label, nothing, or whatever a user's module takes."""
+"""The interface of what a prior is conditioned on."""
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from prior.config import PriorConfig
-from prior.layers import random_embedding
 from tokenizer.storage.errors import InputError
 
 VECTOR_AT_TIMES = "conditioner: a vector must be given always or never, by null as well"
@@ -26,6 +25,28 @@ class Condition(NamedTuple):
     def repeat_interleave(self, number: int) -> "Condition":
         """Each row so many times."""
         return Condition(*(p if p is None else p.repeat_interleave(number, 0) for p in self))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tokens:
+    """Token embeddings of images: a sequence with one row per image."""
+
+    embeddings: Float[Tensor, "batch tokens dim"]
+    mask: Bool[Tensor, "batch tokens"]
+    """Where there is a token; what lies elsewhere is not used."""
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    def __getitem__(self, rows: Any) -> "Tokens":
+        return Tokens(self.embeddings[rows], self.mask[rows])
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Tokens":
+        """The same on a device."""
+        return Tokens(
+            self.embeddings.to(device, non_blocking=non_blocking),
+            self.mask.to(device, non_blocking=non_blocking),
+        )
 
 
 class Conditioner(nn.Module, ABC):
@@ -60,110 +81,6 @@ class Conditioner(nn.Module, ABC):
         rows = len(inputs) if hasattr(inputs, "__len__") else repr(inputs)
         if rows != batch:
             raise InputError(f"condition must have one row for {batch} images, got {rows}")
-
-
-class Unconditional(Conditioner):
-    """No condition."""
-
-    has_null = True
-
-    def forward(self, inputs: None) -> Condition:
-        """The empty condition.
-
-        Raises:
-            InputError: labels are given.
-        """
-        self.check(inputs, 0)
-        return Condition()
-
-    def null(self, batch: int) -> Condition:
-        """The empty condition."""
-        return Condition()
-
-    def check(self, inputs: Any, batch: int) -> None:
-        """Refuses labels.
-
-        Raises:
-            InputError: labels are given.
-        """
-        if inputs is not None:
-            raise InputError("labels must be None for an unconditional prior, got labels")
-
-
-class ClassConditioner(Conditioner):
-    """One vector per class label; label `num_classes` is the null class.
-
-    Args:
-        num_classes: Number of classes.
-        width: Channels of the vector.
-        label_dropout: Share of labels that is hidden in training mode.
-    """
-
-    def __init__(self, num_classes: int, width: int, label_dropout: float) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-        self.label_dropout = label_dropout
-        self.has_null = label_dropout > 0
-        self.embedding = random_embedding(num_classes + 1, width)
-
-    def forward(self, inputs: Int[Tensor, " batch"] | None) -> Condition:
-        """The labels' vectors; values are not checked.
-
-        Raises:
-            InputError: there are no labels.
-        """
-        if inputs is None:
-            raise InputError("labels must be given to a class-conditional prior, got None")
-        if self.training:
-            is_hidden = torch.rand(inputs.shape, device=inputs.device) < self.label_dropout
-            inputs = inputs.masked_fill(is_hidden, self.num_classes)
-        return Condition(nn.functional.embedding(inputs, self.embedding))
-
-    def null(self, batch: int) -> Condition:
-        """The vector of the null class."""
-        return Condition(self.embedding[-1].expand(batch, -1))
-
-    def check(self, inputs: Any, batch: int) -> None:
-        """Checks labels; waits for the device.
-
-        Raises:
-            InputError: labels are missing, of another number than `batch`, not int64 or out of
-                range.
-        """
-        if not isinstance(inputs, Tensor):
-            found = type(inputs).__name__
-            raise InputError(f"labels must be given as a tensor to this prior, got {found}")
-        if tuple(inputs.shape) != (batch,):
-            raise InputError(f"labels must have shape ({batch},), got {tuple(inputs.shape)}")
-        if inputs.dtype != torch.int64:
-            raise InputError(f"labels must be int64, got {inputs.dtype}")
-        wrong = inputs[(inputs < 0) | (inputs >= self.num_classes)]
-        if len(wrong):
-            raise InputError(f"labels must lie in [0, {self.num_classes}), got {int(wrong[0])}")
-
-
-def make_conditioner(config: PriorConfig, custom: Conditioner | None) -> Conditioner:
-    """The one that `config` names: the user's, or one of its number of classes.
-
-    Raises:
-        InputError: the user's is missing, or the config does not name it.
-    """
-    if config.has_custom_conditioner:
-        if custom is None:
-            raise InputError(
-                "conditioner must be given to this prior, which was built with one: "
-                "Prior.from_pretrained(folder, conditioner=...)"
-            )
-        return custom
-    if custom is not None:
-        raise InputError(
-            "conditioner must be None unless config.has_custom_conditioner is True, got "
-            f"{type(custom).__name__}"
-        )
-    if not config.num_classes:
-        return Unconditional()
-    network = config.network
-    return ClassConditioner(config.num_classes, network.width, network.label_dropout)
 
 
 def check_condition(condition: Condition, conditioner: Conditioner, batch: int, width: int) -> None:

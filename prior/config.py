@@ -35,7 +35,7 @@ class PriorNetworkConfig(StrictConfig):
     dropout: ProperShare = 0.1
     """Dropout of attention and feed-forward layers."""
     label_dropout: ProperShare = 0.1
-    """Share of training images whose label is hidden, for guidance; unused without classes."""
+    """Share of training images whose class or other condition is hidden, for guidance."""
 
     @validates(mode="after")
     def _check(self) -> "PriorNetworkConfig":
@@ -76,6 +76,68 @@ def upgrade_names(weights: dict[str, WeightT]) -> dict[str, WeightT]:
     }
 
 
+class TextEncoderConfig(StrictConfig):
+    """What made tokens of texts."""
+
+    source: str = ""
+    """Local folder or name on the Hugging Face hub; empty for an encoder of the user's."""
+    content_hash: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    """Of its weights and vocabulary, so that another one is not taken for it."""
+
+
+class EmbeddingConditionConfig(StrictConfig):
+    """What any encoder gives: one vector per image, or several tokens."""
+
+    kind: Literal["embeddings"] = "embeddings"
+    dim: Annotated[int, Field(gt=0, le=2**16)]
+    """Channels."""
+    num_tokens: Annotated[int, Field(ge=0, le=1024)] = 0
+    """Tokens of an image, at most; 0 = one vector."""
+    text_encoder: TextEncoderConfig | None = None
+    """Where the tokens are of texts."""
+
+
+class AttributeConfig(StrictConfig):
+    """A property of an image, such as its color."""
+
+    name: Annotated[str, Field(min_length=1)]
+    values: Annotated[tuple[str, ...], Field(min_length=1)]
+    """What it may be; an image may have several of them."""
+
+    @validates(mode="after")
+    def _check(self) -> "AttributeConfig":
+        if len(set(self.values)) < len(self.values):
+            raise ValueError(f"values must differ, got one of {self.name!r} twice")
+        return self
+
+
+class AttributeConditionConfig(StrictConfig):
+    """Several labels at once, any of which may be left open."""
+
+    kind: Literal["attributes"] = "attributes"
+    attributes: Annotated[tuple[AttributeConfig, ...], Field(min_length=1)]
+
+    @validates(mode="after")
+    def _check(self) -> "AttributeConditionConfig":
+        names = [attribute.name for attribute in self.attributes]
+        if len(set(names)) < len(names):
+            raise ValueError(f"attributes must differ in their names, got {', '.join(names)}")
+        texts = [*names, *(value for own in self.attributes for value in own.values)]
+        if sum(map(len, texts)) > MAX_NAMES:
+            raise ValueError(f"attributes must have at most {MAX_NAMES} characters in all")
+        return self
+
+    @property
+    def num_values(self) -> int:
+        """Values of all attributes together."""
+        return sum(len(attribute.values) for attribute in self.attributes)
+
+
+ConditionConfig = Annotated[
+    EmbeddingConditionConfig | AttributeConditionConfig, Field(discriminator="kind")
+]
+
+
 class PriorConfig(StrictConfig):
     """A prior over the codes of one tokenizer at one image size."""
 
@@ -86,6 +148,8 @@ class PriorConfig(StrictConfig):
     """Number of classes; 0 = none."""
     class_names: tuple[str, ...] = ()
     """What the classes are called, by number; empty where it is not known."""
+    condition: ConditionConfig | None = None
+    """What it is conditioned on in place of classes."""
     has_custom_conditioner: bool = False
     """The prior is built with a `Conditioner` of the user's, which is needed to load it."""
     tokenizer_hash: Annotated[str, Field(pattern="^[0-9a-f]{0,64}$")] = ""
@@ -97,6 +161,8 @@ class PriorConfig(StrictConfig):
             raise ValueError(
                 f"num_classes must be 0 with has_custom_conditioner, got {self.num_classes}"
             )
+        if self.condition is not None and (self.num_classes or self.has_custom_conditioner):
+            raise ValueError("condition must be None with num_classes or has_custom_conditioner")
         if self.class_names and len(self.class_names) != self.num_classes:
             raise ValueError(
                 f"class_names must hold {self.num_classes} names, got {len(self.class_names)}"

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from prior.candidates import Candidates
-from prior.conditioner import Condition, concatenate
+from prior.conditioner import Condition, Tokens, concatenate
 from prior.config import MAX_GUIDANCE
 from prior.cuda_graphs import CapturedSteps
 from prior.incremental_decoder import IncrementalDecoder
@@ -186,7 +186,7 @@ class Sampler:
         # One by one on a CPU: the last bits of a product depend on the batch.
         size = 1 if device.type == "cpu" else batch
         starts = range(0, batch, size)
-        if isinstance(inputs, Tensor):
+        if isinstance(inputs, Tensor | Tokens):
             inputs = inputs.to(device)
         conditions = []
         if inputs is not None:

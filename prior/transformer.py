@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from prior.conditioner import Condition, Conditioner, check_condition, make_conditioner
+from prior.conditioner import Condition, Conditioner, check_condition
+from prior.conditioners import make_conditioner
 from prior.config import PriorConfig, upgrade_names, upgrade_network
 from prior.embedding import CodeEmbedding
 from prior.layers import predecessor_matrix, random_embedding, rotary_angles, transformer
@@ -42,8 +43,7 @@ class Prior(PretrainedModule[PriorConfig]):
 
     Args:
         config: Sizes and code maps.
-        conditioner: A user's, if `config.has_custom_conditioner`; otherwise the config's number of
-            classes gives it.
+        conditioner: A user's, if `config.has_custom_conditioner`.
 
     Raises:
         InputError: the order does not suit the code maps, or the conditioner not the config.

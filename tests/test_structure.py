@@ -81,6 +81,7 @@ before = sys.excepthook, threading.excepthook, list(warnings.filters)
 for name in {names}:
     importlib.import_module(name)
     assert (sys.excepthook, threading.excepthook, list(warnings.filters)) == before, name
+    assert "transformers" not in sys.modules, name
 """
     assert output_of(program) == []
 

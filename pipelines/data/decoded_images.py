@@ -24,6 +24,8 @@ from tokenizer.storage.files import flush_to_disk, naming
 
 logger = logging.getLogger(__name__)
 
+_NAMES = "names.json"
+
 
 class ImageBlock(NamedTuple):
     """Some decoded images, and the files between them that could not be read."""
@@ -33,6 +35,8 @@ class ImageBlock(NamedTuple):
     unreadable: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     """Of all images of the source, at its end."""
+    names: tuple[str, ...] = ()
+    """Of the images, if they are files: paths below their folder."""
 
 
 class ImageMetadata(StrictConfig):
@@ -62,6 +66,23 @@ class DecodedImages:
     class_names: tuple[str, ...]
     fingerprint: str
     description: str
+    folder: Path | None = None
+    """Of the cache, if they lie there."""
+
+    def item_names(self) -> list[str]:
+        """Paths of the images below their folder, by which what belongs to them is found.
+
+        Raises:
+            InputError: they are no files, or an earlier version has stored them without names.
+        """
+        if self.folder is None:
+            raise InputError(f"{self.description}: the images have no file names")
+        with delete_and_start_again(self.folder):
+            path = self.folder / _NAMES
+            if not path.exists():
+                raise InputError(f"{self.description}: the images were stored without file names")
+            names: list[str] = json.loads(path.read_bytes())
+            return names
 
     def __len__(self) -> int:
         return len(self.images)
@@ -127,7 +148,7 @@ def _temporary_folder(folder: Path) -> Iterator[Path]:
         rmtree(temporary, ignore_errors=True)
 
 
-def _write_header(file: BinaryIO, dtype: type[np.generic], shape: tuple[int, ...]) -> None:
+def write_header(file: BinaryIO, dtype: type[np.generic], shape: tuple[int, ...]) -> None:
     """An .npy header; numpy pads it so that its length is the same for any number of rows."""
     descriptor = np.lib.format.dtype_to_descr(np.dtype(dtype))
     header = {"descr": descriptor, "fortran_order": False, "shape": shape}
@@ -140,10 +161,11 @@ def _store(folder: Path, source: ImageSource, shape: tuple[int, int, int]) -> No
     labels: list[Int64[np.ndarray, " items"]] = []
     unreadable: list[str] = []
     warnings: list[str] = []
+    names: list[str] = []
     num_images = 0
     class_names, blocks = source.produce()
     with (folder / "images.npy").open("wb") as file:
-        _write_header(file, np.uint8, (0, *shape))
+        write_header(file, np.uint8, (0, *shape))
         start = file.tell()
         for block in blocks:
             content = np.ascontiguousarray(block.images).tobytes()
@@ -152,14 +174,17 @@ def _store(folder: Path, source: ImageSource, shape: tuple[int, int, int]) -> No
             labels.append(block.labels)
             unreadable.extend(block.unreadable)
             warnings.extend(block.warnings)
+            names.extend(block.names)
             num_images += len(block.images)
         file.seek(0)
-        _write_header(file, np.uint8, (num_images, *shape))
+        write_header(file, np.uint8, (num_images, *shape))
         assert file.tell() == start
     all_labels = np.concatenate(labels).astype("<i8").tobytes()
     with (folder / "labels.npy").open("wb") as file:
-        _write_header(file, np.int64, (num_images,))
+        write_header(file, np.int64, (num_images,))
         file.write(all_labels)
+    if names:
+        (folder / _NAMES).write_text(json.dumps(names))
     digest.update(all_labels)
     digest.update(json.dumps([num_images, *shape, *class_names]).encode())
     metadata = ImageMetadata(
@@ -196,4 +221,5 @@ def _open(folder: Path, shape: tuple[int, int, int]) -> DecodedImages:
         class_names=metadata.class_names,
         fingerprint=metadata.content_hash,
         description=metadata.description,
+        folder=folder,
     )

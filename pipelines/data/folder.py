@@ -148,13 +148,13 @@ def _decode(
     values: ValueRange | None = None
     conversion = (config.image_size, config.channels, config.white_value)
     for results in decode_files(listing.root, listing.names, *conversion):
-        images, labels, unreadable = [], [], []
+        images, labels, names, unreadable = [], [], [], []
         # The block first: zip would take a file too many at its end.
         for result, (name, label) in zip(results, files, strict=False):
             if not isinstance(result, UnreadableImageError):
                 images.append(result.pixels)
                 labels.append(label)
-                read.append(name)
+                names.append(name)
                 values = result.value_range.joined(values) if result.value_range else values
             elif config.skip_unreadable:
                 unreadable.append(f"{printable(name)}: {result}")
@@ -168,7 +168,9 @@ def _decode(
             np.array(images, np.uint8).reshape(-1, *shape),
             np.array(labels, np.int64),
             tuple(unreadable),
+            names=tuple(names),
         )
+        read += names
     # Runs of version 0.1 went on without.
     is_trained = split == "train" and config.folder_rules > 1
     check_usable(listing if is_trained else listing._replace(class_names=()), read)

@@ -3,7 +3,8 @@
 * Files named as one of SUFFIXES, in any case and any script, are images.
 * Left out: hidden files and folders (AppleDouble files among them), folders that systems and
   programs keep for themselves, files with other suffixes, links to folders within the folder and
-  folders that were searched already (so no link is followed for ever).
+  folders that were searched already (so no link is followed for ever). Files of conditions beside
+  the images are left out as well, and not counted in warnings.
 * Refused: links that leave the folder, unless they are to be followed; names that are not UTF-8;
   folders that cannot be read. Training stops at these, or leaves them out where it is told to
   skip what is unreadable.
@@ -21,6 +22,7 @@ HIDDEN = "is hidden"
 OF_A_SYSTEM = "is what a system or a program keeps: thumbnails, deleted files and the like"
 IS_GIF = "is a GIF, which is not read"
 OTHER_SUFFIX = f"is not named {', '.join(SUFFIXES)}"
+OF_IMAGES = "says something of the images: conditions of a prior"
 WITHIN = "is a link to a folder within the folder"
 SEARCHED = "leads to a folder that was searched already"
 _SUFFIXES_1 = (".png", ".jpg", ".jpeg", ".webp")  # by the rules 1
@@ -33,6 +35,11 @@ _SYSTEM_FOLDERS = {
     "system volume information",
     "lost+found",
 }
+
+
+VECTOR_FILES = ("conditions.safetensors", "conditions.npy")
+METADATA_FILES = ("metadata.csv", "metadata.jsonl")
+_CONDITION_FILES = {*VECTOR_FILES, "conditions.txt", *METADATA_FILES}
 
 
 class Finding(NamedTuple):
@@ -86,6 +93,7 @@ def scan_folder(root: Path, follow_links: bool, rules: FolderRules = 2) -> Folde
                 continue
             if not is_folder and not name.lower().endswith(suffixes):
                 reason = IS_GIF if name.lower().endswith(".gif") else OTHER_SUFFIX
+                reason = OF_IMAGES if name in _CONDITION_FILES else reason
                 scan.left_out.append(Finding(name, reason))
                 continue
             is_link = entry.is_symlink()

@@ -3,7 +3,7 @@
 import colorsys
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int64, UInt8
@@ -123,6 +123,36 @@ class _Draws:
         return low + (high - low) * next(self._uniforms)
 
 
+class ShapeFactors(NamedTuple):
+    """What the shape of an image looks like; lengths in halves of the image's side."""
+
+    radius: float
+    """From 0.55 to 0.68."""
+    turn: float
+    """Radians clockwise, from -0.25 to 0.25."""
+    x: float
+    """Of the center, from -0.26 (left) to 0.26."""
+    y: float
+    """Of the center, from -0.26 (above) to 0.26."""
+    hue: float
+    """Of the fill, from 0 (red) over 1/3 (green) and 2/3 (blue) to 1."""
+
+
+def _draw_factors(draws: _Draws) -> ShapeFactors:
+    """The first numbers of an image."""
+    between = draws.between
+    radius, turn = between(0.55, 0.68), between(-0.25, 0.25)
+    x, y = between(-0.26, 0.26), between(-0.26, 0.26)
+    return ShapeFactors(radius, turn, x, y, between(0.0, 1.0))
+
+
+def shape_factors(
+    seed: int, split: Literal["train", "validation"], items: Int64[np.ndarray, " items"]
+) -> list[ShapeFactors]:
+    """What the shapes of some images look like; their classes are `shape_labels`."""
+    return [_draw_factors(_Draws(seed, split, item)) for item in items.tolist()]
+
+
 def _draw_shape(
     label: int, draws: _Draws, image_size: int
 ) -> tuple[Float[np.ndarray, "size size 3"], Float[np.ndarray, "size size"]]:
@@ -132,15 +162,16 @@ def _draw_shape(
     centers = (np.arange(image_size) + 0.5) * pixel - 1
     x, y = centers[None, :], centers[:, None]
 
-    radius, turn = between(0.55, 0.68), between(-0.25, 0.25)
-    left, top = x - between(-0.26, 0.26), y - between(-0.26, 0.26)
-    sine, cosine = math.sin(turn), math.cos(turn)
+    factors = _draw_factors(draws)
+    left, top, radius = x - factors.x, y - factors.y, factors.radius
+    sine, cosine = math.sin(factors.turn), math.cos(factors.turn)
     distance = SHAPES[CLASS_NAMES[label]](
         (cosine * left + sine * top) / radius, (cosine * top - sine * left) / radius
     )
     coverage = _coverage(radius * distance, pixel)
 
-    fill = np.array(colorsys.hsv_to_rgb(between(0.0, 1.0), between(0.85, 1.0), between(0.85, 1.0)))
+    color = (factors.hue, between(0.85, 1.0), between(0.85, 1.0))
+    fill = np.array(colorsys.hsv_to_rgb(*color))
     # A dark background under bright fills and the other way round: visible in gray as well.
     tone = between(0.12, 0.3) if fill @ LUMINANCE > 0.5 else between(0.75, 0.9)
     hue, saturation, contrast = between(0.0, 1.0), between(0.05, 0.2), between(0.03, 0.06)

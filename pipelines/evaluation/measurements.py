@@ -9,8 +9,10 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from pipelines.command_configs import EvaluationConfig
+from pipelines.data.conditions import Conditions
 from pipelines.data.dataset import ImageDataset, chosen_items
 from pipelines.evaluation.classifier import ClassifierExtractor
+from pipelines.evaluation.conditions import reference_conditions, reference_labels
 from pipelines.evaluation.distances import Comparison
 from pipelines.evaluation.features import FeatureExtractor
 from pipelines.evaluation.metrics import check_num_images, reconstruction_metrics
@@ -23,6 +25,7 @@ from pipelines.evaluation.reconstruction import (
 from pipelines.evaluation.reference import Reference, SavedStatistics
 from pipelines.generation import ImageGenerationPipeline
 from pipelines.images import to_float, to_uint8
+from prior import Tokens
 from tokenizer import Tokenizer
 from tokenizer.storage.errors import InputError
 
@@ -116,6 +119,7 @@ def evaluate_generation(
     config: EvaluationConfig,
     accelerator: Accelerator,
     reference: Reference | None = None,
+    conditions: tuple[Conditions, Conditions] | None = None,
 ) -> Results:
     """FID, IS, KID, precision and recall of generated images, and the floor of the distance.
 
@@ -127,6 +131,7 @@ def evaluate_generation(
         config: what is compared.
         accelerator: the processes that share the work.
         reference: what the images are compared with; None: the split that `config` names.
+        conditions: of training and validation images, where they are not classes.
 
     Raises:
         InputError: too few images, or the extractor is a part of the tokenizer.
@@ -139,13 +144,19 @@ def evaluate_generation(
         reference, other = splits if config.reference == "train" else splits[::-1]
     is_saved = isinstance(reference, SavedStatistics)
     check_num_images(config.num_images, config.num_images if is_saved else len(reference))
-    labels, which = _labels(pipeline, train, reference, config)
+    chosen_by = (config.labels, config.num_images, config.seed)
+    labels: Tensor | Tokens | None
+    if conditions is None:
+        labels, which = reference_labels(pipeline.prior.config, train, reference, *chosen_by)
+    else:
+        splits = (train, validation)
+        labels, which = reference_conditions(conditions, splits, reference, *chosen_by)
     sampler = pipeline.sampler(config.sampling)
 
     def generated(rows: np.ndarray) -> Tensor:
-        chosen = None if labels is None else labels[rows]
+        chosen = None if labels is None else labels[torch.from_numpy(rows)]
         names = ("labels", "condition")
-        name = names[pipeline.prior.config.has_custom_conditioner]
+        name = names[conditions is not None or pipeline.prior.config.has_custom_conditioner]
         settings: dict[str, Any] = {"seed": config.seed, "sampling": sampler, name: chosen}
         return torch.cat(list(pipeline.draw(rows.tolist(), batch_size=len(rows), **settings)))
 
@@ -169,7 +180,7 @@ def evaluate_generation(
     )
     results = comparison.compare("FD", fake, reference, other, protocol)
     if isinstance(extractor, ClassifierExtractor) and pipeline.prior.config.num_classes:
-        assert labels is not None
+        assert isinstance(labels, Tensor)
         results |= _class_agreement(comparison, fake.logits, labels, validation, protocol)
     return results
 
@@ -192,35 +203,6 @@ def _class_agreement(
         name = f"class agreement{comparison.extractor.suffix}{whose}"
         results |= protocol.model_copy(update=numbers).attach({name: share})
     return results
-
-
-def _labels(
-    pipeline: ImageGenerationPipeline,
-    train: ImageDataset,
-    reference: Reference,
-    config: EvaluationConfig,
-) -> tuple[Tensor | None, str]:
-    """A label for each generated image, and in words which they are."""
-    prior = pipeline.prior.config
-    if not prior.num_classes and not prior.has_custom_conditioner:
-        return None, "none"
-    rows = np.arange(config.num_images)
-    if config.labels == "in_turn":
-        if prior.has_custom_conditioner:
-            raise InputError("labels must be 'as_reference' for a prior with another conditioner")
-        return torch.from_numpy(rows % prior.num_classes), "classes in turn"
-    numbers = {name: label for label, name in enumerate(train.class_names)}
-    images, which = train, "those of training images"
-    if not isinstance(reference, SavedStatistics) and (
-        reference.class_names == train.class_names
-        or (reference.class_names and numbers.keys() >= set(reference.class_names))
-    ):
-        images, which = reference, "those of the reference images"
-    items = chosen_items(len(images), config.num_images, config.seed)
-    labels = images.labels[items[rows % len(items)]]
-    if images.class_names != train.class_names:
-        labels = np.array([numbers[images.class_names[label]] for label in labels])
-    return torch.from_numpy(labels), which
 
 
 def check_extractor(extractor: FeatureExtractor | None, tokenizer: Tokenizer) -> None:

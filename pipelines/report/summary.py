@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
+from pipelines.data.conditions import trained_conditions
 from pipelines.data.dataset import ImageDataset, chosen_items, image_shape
 from pipelines.data.sources import trained_images
 from pipelines.evaluation.metrics import CodeUsage, reconstruction_metrics
@@ -240,12 +241,21 @@ def _samples(run: SummarizedRun, folder: Path) -> dict[str, Any] | None:
     num_classes = run.pipeline.prior.config.num_classes
     names = run.train.class_names[: min(num_classes, MOST_CLASSES)]
     num_rows = len(names) or 4
+    conditions = trained_conditions(
+        run.run_dir / "prior",
+        run.pipeline.prior.config,
+        run.tokenizer_config.data,
+        (run.train, run.validation),
+        run.pipeline.device,
+    )
+    items = np.arange(num_rows * columns) % len(run.validation)
     temperature, guidance = run.prior_config.sampling_temperature, run.prior_config.guidance_scale
     images = run.pipeline(
         num_rows * columns,
         np.arange(num_rows).repeat(columns).tolist() if names else None,
         temperature=temperature,
         guidance_scale=guidance,
+        condition=conditions and conditions[1].at(items),
         progress=False,
         output="tensor",
     )

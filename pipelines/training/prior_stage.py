@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pipelines.config import PriorRunConfig
 from pipelines.data.codes import CodeDataset
+from pipelines.data.conditions import ConditionedSplits, Conditions
 from pipelines.data.dataset import ImageDataset, chosen_items, image_shape
 from pipelines.images import image_grid, to_uint8
 from pipelines.processes import (
@@ -25,7 +26,15 @@ from pipelines.training.initial_weights import load_initial_weights
 from pipelines.training.losses.base import Loss
 from pipelines.training.optimizer import Network
 from pipelines.training.stage import Stage
-from prior import Conditioner, Prior, PriorConfig, sample, sample_generators
+from prior import (
+    Conditioner,
+    EmbeddingConditioner,
+    Prior,
+    PriorConfig,
+    Tokens,
+    sample,
+    sample_generators,
+)
 from tokenizer import Tokenizer
 from tokenizer.storage.errors import InputError
 
@@ -36,7 +45,8 @@ class LoadedCodes(NamedTuple):
     """Codes of one micro-batch, as they lie on the disk."""
 
     indices: list[Tensor]
-    labels: Tensor | None
+    inputs: Tensor | Tokens | None
+    """Of the conditioner."""
     latents: list[Tensor]
     """Empty unless posteriors are the targets."""
 
@@ -45,7 +55,7 @@ class CodeBatch(NamedTuple):
     """Codes of one micro-batch."""
 
     indices: list[Tensor]
-    labels: Tensor | None
+    inputs: Tensor | Tokens | None
     soft_targets: list[list[Tensor]] | None
 
 
@@ -54,26 +64,32 @@ def make_prior(
     tokenizer: Tokenizer,
     images: ImageDataset,
     conditioner: Conditioner | None = None,
+    conditions: ConditionedSplits | None = None,
 ) -> Prior:
     """The prior of a run with fresh weights, for the codes of these images.
 
     A `conditioner` gets the labels of the data set, whatever they are, instead of the classes.
+    `conditions` are those of other kinds.
 
     Raises:
         InputError: it cannot be trained with this tokenizer and these images.
     """
     if config.targets == "posterior" and not tokenizer.has_posterior:
         raise InputError("targets must be 'indices' with a deterministic tokenizer")
-    if config.is_class_conditional and not images.class_names:
+    has_classes = config.condition_kind == "class"
+    assert (conditions is None) == (config.condition_kind in ("class", "none"))
+    if has_classes and not images.class_names:
         raise InputError("is_class_conditional must be False: the images are not in class folders")
-    if config.is_class_conditional and conditioner is not None:
-        raise InputError("is_class_conditional must be False beside a conditioner")
-    has_null = config.is_class_conditional and config.prior.label_dropout > 0
+    if config.condition_kind != "none" and conditioner is not None:
+        raise InputError(
+            "is_class_conditional must be False beside a conditioner, and condition.kind None"
+        )
+    has_null = config.condition_kind != "none" and config.prior.label_dropout > 0
     if conditioner is not None:
         has_null = conditioner.has_null
     if config.guidance_scale != 1 and not has_null:
         raise InputError(
-            "guidance_scale must be 1 without classes and prior.label_dropout, "
+            "guidance_scale must be 1 without classes or conditions and prior.label_dropout, "
             f"got {config.guidance_scale}"
         )
     seed_everything(config.training.seed)
@@ -81,14 +97,17 @@ def make_prior(
         PriorConfig(
             network=config.prior,
             code_maps=tokenizer.code_maps(*image_shape(images)[1:]),
-            num_classes=len(images.class_names) if config.is_class_conditional else 0,
-            class_names=tuple(images.class_names) if config.is_class_conditional else (),
+            num_classes=len(images.class_names) if has_classes else 0,
+            class_names=tuple(images.class_names) if has_classes else (),
+            condition=conditions and conditions.config,
             has_custom_conditioner=conditioner is not None,
             tokenizer_hash=tokenizer.content_hash(),
         ),
         conditioner,
     )
     prior.load_code_vectors(tokenizer.code_vectors())
+    if conditions is not None and isinstance(prior.conditioner, EmbeddingConditioner):
+        prior.conditioner.standardize_by(conditions.train.sample())
     load_initial_weights(prior, config)
     return prior
 
@@ -104,6 +123,7 @@ class PriorStage(Stage[LoadedCodes, CodeBatch]):
         validation_codes: of the validation images, not mirrored.
         sources: hashes of what the codes are made of.
         accelerator: the processes of the run.
+        conditions: of the images, where they are not the labels.
     """
 
     main_network = "prior"
@@ -117,10 +137,12 @@ class PriorStage(Stage[LoadedCodes, CodeBatch]):
         validation_codes: CodeDataset,
         sources: Mapping[str, str],
         accelerator: Accelerator,
+        conditions: ConditionedSplits | None = None,
     ) -> None:
         self.config = config
         self.model = model
-        self.is_conditional = config.is_class_conditional or model.config.has_custom_conditioner
+        self.has_labels = bool(model.config.num_classes) or model.config.has_custom_conditioner
+        self.conditions = conditions
         self.networks = {"prior": Network.from_config(model, config.training)}
         self.tokenizer = tokenizer
         self.codes = codes
@@ -136,19 +158,32 @@ class PriorStage(Stage[LoadedCodes, CodeBatch]):
         )
 
     def load(self, items: np.ndarray, is_flipped: np.ndarray) -> LoadedCodes:
-        """Codes, labels and, if posteriors are asked for, the latents."""
+        """Codes, conditions and, if posteriors are asked for, the latents."""
         entries = items + self.num_items * is_flipped if self.config.horizontal_flip else items
-        labels = self.codes.labels_at(entries) if self.is_conditional else None
+        conditions = self.conditions and self.conditions.train
+        inputs = self._inputs(self.codes, conditions, items)
         # Latents were kept if they are needed.
-        return LoadedCodes(self.codes.indices_at(entries), labels, self.codes.latents_at(entries))
+        return LoadedCodes(self.codes.indices_at(entries), inputs, self.codes.latents_at(entries))
+
+    def _inputs(
+        self, codes: CodeDataset, conditions: Conditions | None, items: np.ndarray
+    ) -> Tensor | Tokens | None:
+        """What the conditioner takes of some images."""
+        if conditions is not None:
+            return conditions.at(items)
+        return codes.labels_at(items) if self.has_labels else None
+
+    def _validation_inputs(self, items: np.ndarray) -> Tensor | Tokens | None:
+        conditions = self.conditions and self.conditions.validation
+        return self._inputs(self.validation_codes, conditions, items)
 
     def prepare(self, batch: LoadedCodes) -> CodeBatch:
-        """Codes, labels and, if asked for, the tokenizer's posteriors."""
+        """Codes, conditions and, if asked for, the tokenizer's posteriors."""
         soft_targets = None
         if self.config.targets == "posterior":
             log_posteriors = self.tokenizer.log_posteriors(batch.latents, batch.indices)
             soft_targets = [[layer.exp() for layer in group] for group in log_posteriors]
-        return CodeBatch(batch.indices, batch.labels, soft_targets)
+        return CodeBatch(batch.indices, batch.inputs, soft_targets)
 
     def loss(
         self, name: str, modules: Mapping[str, nn.Module], batch: CodeBatch, step: int
@@ -169,10 +204,9 @@ class PriorStage(Stage[LoadedCodes, CodeBatch]):
         for start in range(0, len(own_entries), self.batch_size):
             entries = own_entries[start : start + self.batch_size]
             indices = [own.to(self.device) for own in self.validation_codes.indices_at(entries)]
-            labels = None
-            if self.is_conditional:
-                labels = self.validation_codes.labels_at(entries).to(self.device)
-            nats -= model.log_prob(indices, labels).double().sum().cpu()
+            inputs = self._validation_inputs(entries)
+            inputs = inputs if inputs is None else inputs.to(self.device)
+            nats -= model.log_prob(indices, inputs).double().sum().cpu()
         mean = sum_over_processes(accelerator, nats).item() / len(chosen)
         return {"nats_per_image": mean, "bits_per_image": mean / math.log(2)}
 
@@ -180,14 +214,15 @@ class PriorStage(Stage[LoadedCodes, CodeBatch]):
         """Samples, the same seeds at each step; a column per class if there are classes."""
         assert isinstance(model, Prior)
         num_classes = model.config.num_classes
-        labels = None
         if num_classes:
-            labels = torch.arange(NUM_PICTURED) % num_classes
-        elif self.is_conditional:
-            labels = self.validation_codes.labels_at(np.arange(NUM_PICTURED))
+            inputs: Tensor | Tokens | None = torch.arange(NUM_PICTURED) % num_classes
+        else:  # the first validation images' in turn: a small set has few
+            inputs = self._validation_inputs(
+                np.arange(NUM_PICTURED) % self.validation_codes.num_images
+            )
         indices = sample(
             model,
-            labels,
+            inputs,
             sample_generators(0, range(NUM_PICTURED)),
             temperature=self.config.sampling_temperature,
             guidance_scale=self.config.guidance_scale,
