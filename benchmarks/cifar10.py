@@ -5,7 +5,7 @@
 DIR holds train/ and test/ with a folder per class. Each model goes through the ordinary commands:
 train_tokenizer, train_prior, generate, evaluate. A command that has finished is not run again, one
 that was interrupted goes on. Writes benchmarks/results/cifar10_BUDGET.json, a contact sheet per
-model, and the table in README.md.
+model, and the table in docs/results.md.
 """
 
 import argparse
@@ -161,7 +161,7 @@ def collect(folder: Path, budget: str) -> None:
 
 
 def table() -> str:
-    """The README's table from the committed results, a GPU's first."""
+    """The table of docs/results.md from the committed results, a GPU's first."""
     header = ["budget", "model", "RMSE×100", "PSNR", "SSIM", "rFD", "perplexity", "FD (floor)"]
     header += ["IS", "precision, recall", "bits per image"]
     rows = []

@@ -1,14 +1,15 @@
-"""Generated sections of README.md and other pages, between `<!-- NAME -->` and `<!-- /NAME -->`."""
+"""Generated sections of docs/results.md and other pages, between marks such as `<!-- NAME -->`."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 README = Path(__file__).parents[1] / "README.md"
+RESULTS = README.parent / "docs" / "results.md"
 
 
 def replace_section(name: str, text: str, page: Path | None = None) -> None:
-    """Puts `text` between the marks of a section of README.md, or of another page."""
-    page = page or README
+    """Puts `text` between the marks of a section of docs/results.md, or of another page."""
+    page = page or RESULTS
     before, opening, rest = page.read_text().partition(f"<!-- {name} -->\n")
     _, closing, after = rest.partition(f"<!-- /{name} -->")
     assert opening, f"{page.name} has no section {name}"

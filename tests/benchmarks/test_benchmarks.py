@@ -1,4 +1,4 @@
-"""Results and the README that is made from them."""
+"""Results and the pages that are made from them."""
 
 import json
 from pathlib import Path
@@ -9,8 +9,8 @@ from benchmarks import cifar10, readme
 from tests.faults import __main__ as faults
 
 
-def test_the_readme_shows_the_table_of_the_committed_results() -> None:
-    text = readme.README.read_text()
+def test_the_page_of_results_shows_the_table_of_the_committed_results() -> None:
+    text = readme.RESULTS.read_text()
     section = text.partition("<!-- cifar10 -->\n")[2].partition("\n<!-- /cifar10 -->")[0]
     assert section == cifar10.table()
 
@@ -20,7 +20,7 @@ def test_a_section_is_replaced_and_the_rest_stays(
 ) -> None:
     path = tmp_path / "README.md"
     path.write_text("before\n<!-- x -->\nold\n<!-- /x -->\nafter\n")
-    monkeypatch.setattr(readme, "README", path)
+    monkeypatch.setattr(readme, "RESULTS", path)
     readme.replace_section("x", "new")
     assert path.read_text() == "before\n<!-- x -->\nnew\n<!-- /x -->\nafter\n"
 
