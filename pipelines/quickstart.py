@@ -44,9 +44,11 @@ def quickstart(config: QuickstartConfig) -> Path:
         if plan is None:
             plan = make_plan(config, run_dir, accelerator)
             save_plan(plan, run_dir / "plan")
-    num_images = round(min(max(NUM_IMAGES * config.minutes / 30, 100), NUM_IMAGES))
+    share = min(config.minutes / 20, 1.0)  # of the time for measurements, too
+    num_images = max(round(NUM_IMAGES * share), 10)
+    classifier_steps = max(round(CLASSIFIER_STEPS * share), 10)
     command = f"python -m pipelines.quickstart {config.folder} --minutes {config.minutes:g}"
-    return train_and_measure(*plan, command, num_images)
+    return train_and_measure(*plan, command, num_images, classifier_steps)
 
 
 def train_and_measure(
