@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from pipelines.options import fail
 from pipelines.processes import is_lost_partner
+from pipelines.training.divergence import DivergenceError
 from tokenizer.storage.configs import describe_validation_error
 from tokenizer.storage.errors import InputError
 
@@ -54,7 +55,7 @@ def run_command(
                 main()
         except ValidationError as error:
             fail(describe_validation_error(error))
-        except (InputError, ArithmeticError) as error:
+        except (InputError, DivergenceError) as error:
             fail(str(error))
         except OSError as error:
             name = error.filename2 or error.filename  # of a renaming, where it should have led

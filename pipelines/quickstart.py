@@ -45,8 +45,8 @@ def quickstart(config: QuickstartConfig) -> Path:
             plan = make_plan(config, run_dir, accelerator)
             save_plan(plan, run_dir / "plan")
     share = min(config.minutes / 20, 1.0)  # of the time for measurements, too
-    num_images = max(round(NUM_IMAGES * share), 10)
-    classifier_steps = max(round(CLASSIFIER_STEPS * share), 10)
+    num_images = max(round(NUM_IMAGES * share), 20)
+    classifier_steps = max(round(CLASSIFIER_STEPS * share), 20)
     command = f"python -m pipelines.quickstart {config.folder} --minutes {config.minutes:g}"
     return train_and_measure(*plan, command, num_images, classifier_steps)
 

@@ -162,7 +162,7 @@ def test_quickstart_plans_trains_and_goes_on(run: Run, tmp_path: Path) -> None:
     assert Path("quick/summary.html").is_file()
     (tmp_path / "empty").mkdir()
     assert_refused(run("quickstart", tmp_path / "empty", "--run-dir", "quick"), "run_dir must be")
-    assert_refused(run("quickstart", tmp_path / "empty", "--run-dir", "new"), "no images")
+    assert_refused(run("quickstart", tmp_path / "empty", "--run-dir", "new"), "empty holds no PNG")
 
 
 def test_the_demo_leaves_a_summary_and_goes_on_where_it_was(
