@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from pipelines.data.conversion import Channels
 from pipelines.data.decoding import (
-    Channels,
     UnreadableImageError,
     decode_image,
     decode_opened,

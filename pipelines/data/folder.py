@@ -10,11 +10,11 @@ import numpy as np
 from tqdm import tqdm
 
 from pipelines.config import DataConfig
+from pipelines.data.conversion import Channels
 from pipelines.data.dataset import Split
 from pipelines.data.decoded_images import ImageBlock, ImageSource
 from pipelines.data.decoding import (
     VERSION,
-    Channels,
     DecodedImage,
     UnreadableImageError,
     decode_image,
