@@ -15,6 +15,20 @@ FORMAT = 3
 rotary positions of a prior stood alone."""
 
 
+def check_path(path: Path) -> Path:
+    """Refuses what no file system takes, and an empty path, such as of a shell's unset variable.
+
+    Raises:
+        ValueError: for pydantic.
+    """
+    if "\0" in str(path):
+        raise ValueError("must not hold a NUL character")
+    if path == Path():
+        whole = "the present folder needs its whole path"
+        raise ValueError(f"must be a path, got '' or '.' ({whole})")
+    return path
+
+
 class StrictConfig(BaseModel):
     """An immutable set of parameters that rejects unknown keys and wrong types."""
 
@@ -27,9 +41,10 @@ class StrictConfig(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def _check_path(cls, value: object) -> object:
-        if isinstance(value, Path) and "\0" in str(value):
-            raise ValueError("must not hold a NUL character")
+    def _check_paths(cls, value: object) -> object:
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, Path):
+                check_path(part)
         return value
 
 
