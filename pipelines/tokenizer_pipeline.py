@@ -17,6 +17,7 @@ from pipelines.saved_pipeline import SavedPipeline
 from tokenizer import Tokenizer
 from tokenizer.code_maps import given_images
 from tokenizer.fields import check_whole
+from tokenizer.quantizers import BuildQuantizer
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.pretrained import PretrainedModule
 
@@ -55,6 +56,7 @@ class TokenizerPipeline(SavedPipeline):
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         revision: str | None = None,
+        quantizer: BuildQuantizer | None = None,
     ) -> PipelineT:
         """Loads a run, a saved pipeline, a saved tokenizer, or a model of the Hugging Face hub.
 
@@ -65,13 +67,15 @@ class TokenizerPipeline(SavedPipeline):
             dtype: of the weights, float32, float16 or bfloat16; None takes them as they were saved.
                 Codes are chosen in float32 or above in any case.
             revision: of the hub's model: a branch, tag or commit.
+            quantizer: for a tokenizer that was built with one of the user's: what builds it.
 
         Raises:
             InputError: there is no checkpoint, or one that does not fit, or no such device.
         """
         check_device(device)
         source = find_folder(folder, cls._models, revision)
-        return cls(load_tokenizer(source, dtype))._placed(source, device)
+        tokenizer = load_tokenizer(source, dtype, quantizer)
+        return cls(tokenizer)._placed(source, device)
 
     @property
     def image_size(self) -> int | None:

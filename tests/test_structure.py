@@ -146,8 +146,3 @@ def test_the_python_of_the_readme_compiles_and_finds_its_names() -> None:
 def test_the_make_targets_of_the_readme_exist() -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"^    make ([\w-]+)", README.read_text(), re.MULTILINE)) <= targets
-
-
-def test_the_readme_shows_the_quantizer_that_the_tests_run() -> None:
-    text = (ROOT / "tests" / "doors" / "readme_quantizer.py").read_text()
-    assert text.split('"""\n\n', 1)[1].strip() in README.read_text()

@@ -1,9 +1,8 @@
 """The mixture of `tokenizer/quantizers/mixture.py` as CUDA kernels that never leave the chip.
 
 Forward walks the codes tile by tile with running maxima and sums, as attention kernels do; backward
-computes tiles and noise anew, once for the latents and once for the codes. The noise comes from
-Philox, a counter-based generator: a function of seed, position and code alone. `no_type_check`
-keeps checkers of types and shapes away from what triton compiles.
+computes tiles and noise anew, once for the latents and once for the codes. The noise is of Philox, a
+counter-based generator: of seed, position and code alone. `no_type_check` is for triton's sources.
 """
 
 from contextlib import AbstractContextManager, nullcontext

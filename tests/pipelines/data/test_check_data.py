@@ -145,7 +145,7 @@ def test_every_conversion_and_doubt_is_named_and_counted(tmp_path: Path) -> None
         "a.gif is a GIF, which is not read",
         "one.png enlarged (1 × 1 pixels)",
         "panorama.bmp cropped by more than half (2 % of 2000 × 40 pixels kept)",
-        "note: images of more than 8 bits per channel use 1 of 256 levels, values up to 4,095;",
+        "note: 1 of 1 images of more than 8 bits per channel use 1 of 256 levels, values up to 4,0",
         "note: nothing in 'gifs' is used",
         "note: 'val' is taken for a class, and trained on; if it is a split, mv ",
     ):
