@@ -45,7 +45,7 @@ class TrainingConfig(StrictConfig):
     max_gradient_norm: PositiveNumber = 0.5
     """Gradients are scaled down to this norm."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    """Decay of the moving average of the weights that is saved for use; 0 = none."""
+    """Decay of the exponential moving average of the weights that is saved for use; 0 = none."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the networks; quantization stays in fp32."""
     compile: bool = False
@@ -60,7 +60,7 @@ class TrainingConfig(StrictConfig):
     log_interval: Count = 50
     """Steps between lines of metrics.jsonl: terms of the main process's last micro-batch."""
     validation_interval: Count = 1_000
-    """Steps between validations, each with a picture in samples/."""
+    """Steps between validations, each with a preview in samples/."""
     num_validation_images: Count = 2_000
     """Validation images used, at most."""
     checkpoint_interval: Count = 1_000
@@ -73,8 +73,8 @@ class TrainingConfig(StrictConfig):
 
     def learning_rate_at(self, step: int) -> float:
         """Linear warm-up, then constant, or a cosine that ends at zero; `step` counts from 0."""
-        begin = max((own for own in self.extended_at if own <= step), default=0)
-        end = min((own for own in self.extended_at if own > step), default=self.total_steps)
+        begin = max((end for end in self.extended_at if end <= step), default=0)
+        end = min((end for end in self.extended_at if end > step), default=self.total_steps)
         if step - begin < self.warmup_steps:
             return self.learning_rate * (step - begin + 1) / self.warmup_steps
         if self.schedule == "constant":
@@ -256,9 +256,9 @@ class PriorRunConfig(RunConfig):
     targets: Literal["indices", "posterior"] = "indices"
     """Learn the hard indices, or the tokenizer's posterior given the same context."""
     sampling_temperature: Temperature = 1.0
-    """Temperature of the pictures drawn on the way."""
+    """Temperature of the previews."""
     guidance_scale: GuidanceScale = 1.0
-    """Classifier-free guidance of the pictures drawn on the way; 1 = off."""
+    """Classifier-free guidance of the previews; 1 = off."""
     data_root: Annotated[DataFolder | None, Field(exclude=True)] = None
     """Where the tokenizer's `data.root` has been moved; the images must be the same."""
     data_validation_root: Annotated[DataFolder | None, Field(exclude=True)] = None

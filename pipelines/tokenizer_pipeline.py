@@ -180,7 +180,7 @@ class TokenizerPipeline(SavedPipeline):
             .movedim(-1, 1)
             for vectors, group in zip(self.tokenizer.code_vectors(), indices, strict=True)
         ]
-        return Features(torch.cat([own.mean((2, 3)) for own in maps], 1), maps)
+        return Features(torch.cat([code_map.mean((2, 3)) for code_map in maps], 1), maps)
 
     @torch.no_grad()
     def interpolate(
@@ -207,10 +207,12 @@ class TokenizerPipeline(SavedPipeline):
         pair = given_images(pair, self.tokenizer.config, self._weight)
         shares = torch.linspace(0, 1, num_images, device=pair.device).view(-1, 1, 1, 1)
         features = [
-            (1 - shares) * own[:1] + shares * own[1:]
-            for own in self.tokenizer.bottom_up(pair.to(self.dtype))
+            (1 - shares) * level[:1] + shares * level[1:]
+            for level in self.tokenizer.bottom_up(pair.to(self.dtype))
         ]
-        groups = self.tokenizer.top_down([own.to(self.dtype) for own in features], "nearest").groups
+        groups = self.tokenizer.top_down(
+            [level.to(self.dtype) for level in features], "nearest"
+        ).groups
         return self.decode([group.indices for group in groups], output=output)
 
     def _parts(self) -> Mapping[str, PretrainedModule[Any]]:

@@ -1,4 +1,4 @@
-"""What is done with the pixels of an image, and how it is told."""
+"""What is done with the pixels of an image, and how that is described."""
 
 from typing import Literal
 

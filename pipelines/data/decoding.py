@@ -2,7 +2,7 @@
 
 What is done with the content of a file; `folder_scan.py` says what is done with its name.
 
-* PNG, JPEG, WebP, BMP and TIFF are used, told by their content: a wrong suffix among these is no
+* PNG, JPEG, WebP, BMP and TIFF are used, known by their content: a wrong suffix among these is no
   obstacle.
 * Converted: 16 bits per channel to 8, color profiles to sRGB, a palette and one bit per pixel to
   colors, CMYK to RGB; of an animation or a file of several pictures, the first one. What is smaller

@@ -62,7 +62,7 @@ def check_output_dir(config: RunConfigT) -> RunConfigT:
     """
     # Not `Path.exists`, which fails in a folder that may not be entered.
     folders = (config.output_dir, *config.output_dir.absolute().parents)
-    existing = next(own for own in folders if os.path.exists(own))
+    existing = next(folder for folder in folders if os.path.exists(folder))
     if not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"run_dir: {existing} cannot be written; make it so, or give another one")
     model, state = config.output_dir / "model", config.output_dir / "state"

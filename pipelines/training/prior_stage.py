@@ -29,7 +29,7 @@ from prior import Conditioner, Prior, PriorConfig, sample, sample_generators
 from tokenizer import Tokenizer
 from tokenizer.storage.errors import InputError
 
-NUM_PICTURED = 32
+NUM_PREVIEWED = 32
 
 
 class LoadedCodes(NamedTuple):
@@ -128,7 +128,9 @@ class PriorStage(Stage[LoadedCodes, CodeBatch]):
         self.sources = sources
         self.device = accelerator.device
         self.batch_size = batch_size_without_gradient(config.training, accelerator)
-        self.num_codes = sum(own.depth * own.height * own.width for own in model.config.code_maps)
+        self.num_codes = sum(
+            code_map.depth * code_map.height * code_map.width for code_map in model.config.code_maps
+        )
         self.num_items = codes.num_images
         self.description = (
             f"{codes.num_images:,} images of {self.num_codes:,} codes, "
@@ -168,7 +170,9 @@ class PriorStage(Stage[LoadedCodes, CodeBatch]):
         nats = torch.zeros((), dtype=torch.float64)
         for start in range(0, len(own_entries), self.batch_size):
             entries = own_entries[start : start + self.batch_size]
-            indices = [own.to(self.device) for own in self.validation_codes.indices_at(entries)]
+            indices = [
+                code_map.to(self.device) for code_map in self.validation_codes.indices_at(entries)
+            ]
             labels = None
             if self.is_conditional:
                 labels = self.validation_codes.labels_at(entries).to(self.device)
@@ -176,19 +180,19 @@ class PriorStage(Stage[LoadedCodes, CodeBatch]):
         mean = sum_over_processes(accelerator, nats).item() / len(chosen)
         return {"nats_per_image": mean, "bits_per_image": mean / math.log(2)}
 
-    def picture(self, model: nn.Module) -> Image.Image:
+    def preview(self, model: nn.Module) -> Image.Image:
         """Samples, the same seeds at each step; a column per class if there are classes."""
         assert isinstance(model, Prior)
         num_classes = model.config.num_classes
         labels = None
         if num_classes:
-            labels = torch.arange(NUM_PICTURED) % num_classes
+            labels = torch.arange(NUM_PREVIEWED) % num_classes
         elif self.is_conditional:
-            labels = self.validation_codes.labels_at(np.arange(NUM_PICTURED))
+            labels = self.validation_codes.labels_at(np.arange(NUM_PREVIEWED))
         indices = sample(
             model,
             labels,
-            sample_generators(0, range(NUM_PICTURED)),
+            sample_generators(0, range(NUM_PREVIEWED)),
             temperature=self.config.sampling_temperature,
             guidance_scale=self.config.guidance_scale,
         )
