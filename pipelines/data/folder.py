@@ -47,7 +47,8 @@ def folder_source(config: DataConfig, split: Split) -> ImageSource:
         raise InputError(
             "data.root must name a folder of images where data.dataset is 'folder', got None"
         )
-    options = (config.follow_links, config.skip_unreadable, config.folder_rules)
+    is_first = split == "train"  # of the two splits that each run opens
+    options = (config.follow_links, config.skip_unreadable, config.folder_rules, is_first)
     listing = list_folder(config.root, "data.root", *options)
     if config.validation_root is None:
         chosen = hold_out(listing, config, split)
