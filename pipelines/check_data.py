@@ -15,7 +15,7 @@ from pipelines.command import announce, run_command
 from pipelines.command_configs import CheckDataConfig
 from pipelines.data.cache import verify_cache
 from pipelines.data.decoding import UnreadableImageError
-from pipelines.data.folder import decode_files, describe_values
+from pipelines.data.folder import decode_files
 from pipelines.data.folder_listing import (
     arrange,
     check_found,
@@ -23,7 +23,7 @@ from pipelines.data.folder_listing import (
     doubts,
 )
 from pipelines.data.folder_scan import printable, scan_folder
-from pipelines.data.sixteen_bits import ValueRange
+from pipelines.data.sixteen_bits import ValueRanges
 from pipelines.options import parse_options
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.files import replace_file
@@ -73,7 +73,7 @@ def check_data(config: CheckDataConfig) -> Report:
     problems = [Problem(name, "skipped", reason) for name, reason in scan.left_out]
     problems += [Problem(name, refusal, reason) for name, reason in scan.refused]
     conversions: Counter[str] = Counter()
-    values: ValueRange | None = None
+    values = ValueRanges()
     usable: list[str] = []
     names = iter(scan.images)
     conversion = (config.image_size, config.channels, config.white_value)
@@ -83,7 +83,7 @@ def check_data(config: CheckDataConfig) -> Report:
                 problems.append(Problem(name, refusal, f"is not a readable image: {result}"))
                 continue
             usable.append(name)
-            values = result.value_range.joined(values) if result.value_range else values
+            values.add(result.value_range)
             if result.changes:
                 problems.append(Problem(name, "converted", "; ".join(result.changes)))
                 conversions.update(change.split(" (")[0] for change in result.changes)
@@ -95,7 +95,7 @@ def check_data(config: CheckDataConfig) -> Report:
     # The links that are followed are listed beside what becomes of the files themselves.
     problems += [Problem(name, "used", reason) for name, reason in scan.followed]
     class_names: tuple[str, ...] = ()
-    warnings: list[str] = [describe_values(values)] if values is not None else []
+    warnings: list[str] = [values.describe()] if values.num_files else []
     obstacle = ""
     try:
         check_found(config.folder, scan, "folder")

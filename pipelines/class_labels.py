@@ -69,7 +69,7 @@ def class_number(label: Any, config: PriorConfig) -> int:
         label = int(label)
     if getattr(label, "ndim", None) == 0:  # of torch or NumPy
         label = label.item()
-    if not isinstance(label, Integral):
+    if not isinstance(label, Integral) or isinstance(label, bool):
         raise InputError(f"labels must be numbers or names of classes, got {label!r}")
     if not 0 <= int(label) < config.num_classes:
         raise InputError(f"labels must lie in [0, {config.num_classes}), got {label}")

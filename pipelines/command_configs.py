@@ -7,7 +7,7 @@ import tyro
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic import model_validator as validates
 
-from pipelines.config import DataConfig, OwnFolder
+from pipelines.config import DataConfig
 from pipelines.sampling_config import SamplingConfig
 from tokenizer.storage.configs import StrictConfig
 
@@ -135,7 +135,7 @@ class GenerateConfig(StrictConfig):
     )
     run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of a run, or of a saved pipeline."""
-    output_dir: OwnFolder
+    output_dir: Path
     """Folder for the images; it must hold none, or some of the same settings."""
     num_images: PositiveInt = 64
     """How many."""
@@ -251,7 +251,7 @@ class QuickstartConfig(StrictConfig):
     """Folder of images."""
     minutes: Annotated[float, Field(gt=0, le=1e6)] = 30.0
     """That all of it may take."""
-    run_dir: OwnFolder | None = None
+    run_dir: Path | None = None
     """Folder of the run; None: runs/ and the name of FOLDER."""
 
 

@@ -6,78 +6,22 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
-from pydantic import AfterValidator, Field
+from pydantic import Field
 from pydantic import model_validator as validates
 
 from pipelines.condition_config import ConditionKind, ConditionSourceConfig
+from pipelines.data_config import Count, DataFolder, Seed
+from pipelines.data_config import DataConfig as DataConfig
+from pipelines.data_config import FolderRules as FolderRules
 from prior.config import MAX_GUIDANCE, PriorNetworkConfig, upgrade_network
 from tokenizer.config import TokenizerConfig, without_recipe
 from tokenizer.fields import Factor, PositiveFactor, ProperShare, Share, Temperature
 from tokenizer.storage.configs import StrictConfig
 
 # Bounds that no sound run reaches.
-Count = Annotated[int, Field(gt=0, le=10**9)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
 PositiveNumber = Annotated[float, Field(gt=0, le=1e6)]
 Number = Annotated[float, Field(ge=0, le=1e6)]
 GuidanceScale = Annotated[float, Field(ge=0, le=MAX_GUIDANCE)]
-
-
-def _check_folder(folder: Path) -> Path:
-    if folder == Path():  # also of an empty text, such as a shell's unset variable
-        raise ValueError("must name a folder of its own, got '' or '.'")
-    return folder
-
-
-OwnFolder = Annotated[Path, AfterValidator(_check_folder)]
-FolderRules = Literal[1, 2]
-# Saved absolute: a run is evaluated from anywhere. Earlier versions saved what was given.
-DataFolder = Annotated[Path, AfterValidator(_check_folder), AfterValidator(Path.absolute)]
-
-
-class DataConfig(StrictConfig):
-    """Where images come from and what shape they take."""
-
-    dataset: Literal[
-        "shapes",
-        "folder",
-        "CIFAR10",
-        "CIFAR100",
-        "MNIST",
-        "FashionMNIST",
-        "SVHN",
-        "STL10",
-        "Flowers102",
-    ] = "shapes"
-    """`shapes` (procedural), `folder` (your images), or a torchvision set by name."""
-    root: DataFolder | None = None
-    """`folder`: training images, flat or one folder per class. torchvision: download folder."""
-    validation_root: DataFolder | None = None
-    """`folder`: validation images. None: a share of `root` is held out."""
-    validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """`folder` without `validation_root`: probability of each image to be held out."""
-    image_size: Annotated[int, Field(gt=0, le=4096)] = 32
-    """Side in pixels: the shorter side is resized to it, then the center is cropped."""
-    channels: Literal[1, 2, 3, 4] = 3
-    """1 = gray, 2 = gray and alpha, 3 = RGB, 4 = RGBA."""
-    white_value: Annotated[int, Field(gt=0, lt=2**16)] | None = None
-    """`folder`: value of a 16-bit file that is white: 4095 for 12-bit data. None: the highest."""
-    num_images: Count = 20_000
-    """`shapes`: training images."""
-    num_validation_images: Count = 2_000
-    """`shapes`: validation images."""
-    horizontal_flip: bool = False
-    """Mirror half of the training images at random."""
-    skip_unreadable: bool = False
-    """Leave out unreadable files and count them, where they would stop the run."""
-    follow_links: bool = False
-    """`folder`: use what links out of the folder lead to, where they would stop the run."""
-    folder_rules: FolderRules = 2
-    """`folder`: how files are found, sorted and held out; 1 is for runs of version 0.1."""
-    cache_dir: Path = Path("runs/cache")
-    """Folder for the decoded images."""
-    seed: Seed = 0
-    """Seed of `shapes`, and of the split of a folder."""
 
 
 class TrainingConfig(StrictConfig):
@@ -102,7 +46,7 @@ class TrainingConfig(StrictConfig):
     max_gradient_norm: PositiveNumber = 0.5
     """Gradients are scaled down to this norm."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    """Decay of the moving average of the weights that is saved for use; 0 = none."""
+    """Decay of the exponential moving average of the weights that is saved for use; 0 = none."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the networks; quantization stays in fp32."""
     compile: bool = False
@@ -117,7 +61,7 @@ class TrainingConfig(StrictConfig):
     log_interval: Count = 50
     """Steps between lines of metrics.jsonl: terms of the main process's last micro-batch."""
     validation_interval: Count = 1_000
-    """Steps between validations, each with a picture in samples/."""
+    """Steps between validations, each with a preview in samples/."""
     num_validation_images: Count = 2_000
     """Validation images used, at most."""
     checkpoint_interval: Count = 1_000
@@ -130,8 +74,8 @@ class TrainingConfig(StrictConfig):
 
     def learning_rate_at(self, step: int) -> float:
         """Linear warm-up, then constant, or a cosine that ends at zero; `step` counts from 0."""
-        begin = max((own for own in self.extended_at if own <= step), default=0)
-        end = min((own for own in self.extended_at if own > step), default=self.total_steps)
+        begin = max((end for end in self.extended_at if end <= step), default=0)
+        end = min((end for end in self.extended_at if end > step), default=self.total_steps)
         if step - begin < self.warmup_steps:
             return self.learning_rate * (step - begin + 1) / self.warmup_steps
         if self.schedule == "constant":
@@ -197,7 +141,7 @@ WARNINGS = {"min_codebook_usage", "min_perplexity", "variance_band"}
 class RunConfig(StrictConfig):
     """What the two stages share."""
 
-    run_dir: OwnFolder
+    run_dir: Path
     """Folder of the run, with tokenizer/ and prior/."""
     training: TrainingConfig = TrainingConfig()
     initialize_from: DataFolder | None = None
@@ -260,9 +204,11 @@ class TokenizerRunConfig(RunConfig):
         Folders had other rules when the field was none yet; each config that is saved has it.
         """
         data = fields.get("data")
-        if isinstance(data, dict) and data.get("dataset") == "folder":
-            root = str(Path.cwd()) if data.get("root") == "." else data.get("root")
-            fields = {**fields, "data": {"folder_rules": 1, **data, "root": root}}
+        if isinstance(data, dict):  # earlier versions took the folder that they ran in
+            folders = ("root", "validation_root", "cache_dir")
+            here = {name: str(Path.cwd()) for name in folders if data.get(name) == "."}
+            rules = {"folder_rules": 1} if data.get("dataset") == "folder" else {}
+            fields = {**fields, "data": {**rules, **data, **here}}
         tokenizer, training = fields.get("tokenizer"), fields.get("training")
         if version > 1 or not isinstance(tokenizer, dict) or not isinstance(training, dict):
             return fields
@@ -312,9 +258,9 @@ class PriorRunConfig(RunConfig):
     targets: Literal["indices", "posterior"] = "indices"
     """Learn the hard indices, or the tokenizer's posterior given the same context."""
     sampling_temperature: Temperature = 1.0
-    """Temperature of the pictures drawn on the way."""
+    """Temperature of the previews."""
     guidance_scale: GuidanceScale = 1.0
-    """Classifier-free guidance of the pictures drawn on the way; 1 = off."""
+    """Classifier-free guidance of the previews; 1 = off."""
     data_root: Annotated[DataFolder | None, Field(exclude=True)] = None
     """Where the tokenizer's `data.root` has been moved; the images must be the same."""
     data_validation_root: Annotated[DataFolder | None, Field(exclude=True)] = None

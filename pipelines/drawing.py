@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
@@ -26,6 +27,7 @@ from prior import Conditioner, Prior, Sampler, Tokens, sample_generators
 from prior.sampling import NUM_CANDIDATES
 from tokenizer import Tokenizer
 from tokenizer.fields import check_whole
+from tokenizer.quantizers import BuildQuantizer
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.pretrained import PretrainedModule
 
@@ -80,6 +82,7 @@ class PriorPipeline(TokenizerPipeline):
         *,
         device: str | torch.device | None = None,
         revision: str | None = None,
+        quantizer: BuildQuantizer | None = None,
     ) -> PipelineT:
         """Loads a run, what `save_pretrained` wrote, or a model of the Hugging Face hub.
 
@@ -94,13 +97,14 @@ class PriorPipeline(TokenizerPipeline):
                 was moved, or an encoder of the user's; None: where it lay. Loaded when needed.
             device: None is the CPU.
             revision: of the hub's model: a branch, tag or commit.
+            quantizer: for a tokenizer that was built with one of the user's: what builds it.
 
         Raises:
             InputError: there is no checkpoint, or one that does not fit, or no such device.
         """
         check_device(device)
         source = find_folder(folder, cls._models, revision)
-        tokenizer = load_tokenizer(source, dtype)
+        tokenizer = load_tokenizer(source, dtype, quantizer)
         prior_folder = model_folder(source / "prior")
         prior = Prior.from_pretrained(prior_folder, dtype, conditioner=conditioner)
         return cls(tokenizer, prior, text_encoder)._placed(source, device)
@@ -150,7 +154,12 @@ class PriorPipeline(TokenizerPipeline):
             return class_numbers(labels, image_indices, self.prior.config)
         if labels is not None:
             raise InputError("labels must be None beside condition, got both")
-        return self._conditions.read(condition, len(image_indices))
+        inputs = self._conditions.read(condition, len(image_indices))
+        try:
+            self.prior.conditioner.check(inputs, len(image_indices))
+        except InputError as error:  # a class conditioner speaks of labels
+            raise InputError(re.sub("^labels", "condition", str(error))) from error
+        return inputs
 
     def _draw(
         self,

@@ -160,7 +160,7 @@ def table(results: dict[str, Results]) -> str:
         for metric, entry in metrics.items():
             value = entry["value"]
             values = value if isinstance(value, list) else [value]
-            shown = " ".join("none" if own is None else f"{own:.6g}" for own in values)
+            shown = " ".join("none" if number is None else f"{number:.6g}" for number in values)
             lines.append(f"  {metric:26} {shown:12} N = {compared_numbers(entry['protocol'])}")
             if "note" in entry:
                 notes.setdefault(entry["note"], []).append(metric)

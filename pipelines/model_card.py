@@ -63,10 +63,10 @@ def without_folders(text: str) -> str:
 
 def write_measurements(folder: Path, measurements: Mapping[str, Measurements]) -> None:
     """Writes evaluation/ again, so that a copy of the models keeps its numbers."""
-    for name, own in measurements.items():
+    for name, measured in measurements.items():
         path = folder / "evaluation" / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = own.model_dump_json(indent=2, exclude_defaults=True) + "\n"
+        text = measured.model_dump_json(indent=2, exclude_defaults=True) + "\n"
         replace_file(path, functools.partial(Path.write_text, data=text))
 
 
@@ -87,18 +87,18 @@ def write_card(
         has_prior=has_prior,
         task="unconditional-image-generation" if has_prior else "image-feature-extraction",
         sizes=sizes,
-        measurements={name: _tables(own) for name, own in measurements.items()},
+        measurements={name: _tables(measured) for name, measured in measurements.items()},
     )
     replace_file(path, functools.partial(Path.write_text, data=text, encoding="utf-8"))
 
 
-def _tables(own: Measurements) -> dict[str, Any]:
+def _tables(measured: Measurements) -> dict[str, Any]:
     """The numbers, and each protocol once, with the names of those that have it."""
     names: dict[str, list[str]] = {}
-    for name, entry in own.metrics.items():
+    for name, entry in measured.metrics.items():
         names.setdefault(json.dumps(entry.protocol, indent=2, ensure_ascii=False), []).append(name)
     protocols = [(text, ", ".join(group)) for text, group in names.items()]
-    return {"numbers": own.metrics, "protocols": protocols}
+    return {"numbers": measured.metrics, "protocols": protocols}
 
 
 def _cell(value: Any) -> str:
@@ -112,9 +112,10 @@ def _cell(value: Any) -> str:
 def describe_codes(code_maps: Sequence[CodeMapConfig]) -> str:
     """Maps and bits of an image, in words."""
     maps, bits = [], 0.0
-    for own in code_maps:
-        maps.append(f"{own.height} x {own.width} of {' + '.join(map(str, own.codebook_sizes))}")
-        bits += own.height * own.width * sum(map(math.log2, own.codebook_sizes))
+    for code_map in code_maps:
+        sizes = code_map.codebook_sizes
+        maps.append(f"{code_map.height} x {code_map.width} of {' + '.join(map(str, sizes))}")
+        bits += code_map.height * code_map.width * sum(map(math.log2, sizes))
     return f"{', '.join(maps)}; {bits:,.0f} bits per image"
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from tokenizer import Tokenizer
+from tokenizer.quantizers import BuildQuantizer
 from tokenizer.storage.errors import InputError
 
 
@@ -13,14 +14,19 @@ def model_folder(folder: Path) -> Path:
     return folder / "model" if (folder / "model").is_dir() else folder
 
 
-def load_tokenizer(source: Path, dtype: torch.dtype | None) -> Tokenizer:
+def load_tokenizer(
+    source: Path, dtype: torch.dtype | None, quantizer: BuildQuantizer | None = None
+) -> Tokenizer:
     """The tokenizer of a run, of a saved pipeline, or of a folder of its own.
+
+    `quantizer` builds quantizers from outside the package, if it has such.
 
     Raises:
         InputError: there is none, or it is damaged.
     """
     inner = source / "tokenizer"
-    return Tokenizer.from_pretrained(model_folder(inner if inner.is_dir() else source), dtype)
+    folder = model_folder(inner if inner.is_dir() else source)
+    return Tokenizer.from_pretrained(folder, dtype, quantizer=quantizer)
 
 
 def check_device(device: object) -> None:

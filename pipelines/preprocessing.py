@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from pipelines.data.conversion import Channels
 from pipelines.data.decoding import (
-    Channels,
     UnreadableImageError,
     decode_image,
     decode_opened,
@@ -100,7 +100,9 @@ def preprocess(
             images.append(to_float(prepare_picture(entry, conversion, name).image[None])[0])
     for image in images:
         if image.shape != images[0].shape:
-            sizes = " and ".join(_size(own.shape[2], own.shape[1]) for own in (images[0], image))
+            sizes = " and ".join(
+                _size(entry.shape[2], entry.shape[1]) for entry in (images[0], image)
+            )
             raise InputError(f"images must have one size and type where they are many, got {sizes}")
     return torch.stack(images)
 

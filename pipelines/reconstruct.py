@@ -14,6 +14,7 @@ from pipelines.command_configs import ReconstructConfig
 from pipelines.config import TokenizerRunConfig
 from pipelines.data.decoding import UnreadableImageError, decode_image
 from pipelines.data.folder_listing import find_images
+from pipelines.data.folder_scan import printable
 from pipelines.images import comparison, save_png, to_float, to_pil, to_uint8
 from pipelines.model_folders import model_folder
 from pipelines.options import parse_options
@@ -44,8 +45,14 @@ def reconstruct(config: ReconstructConfig) -> None:
         raise InputError(f"output_dir: {existing} exists already")
     if comparison_path in outputs:
         raise InputError(f"images: none in {config.images} may be called comparison")
-    if len(set(outputs)) < len(outputs):
-        raise InputError(f"images: two files in {config.images} differ only in their suffix")
+    named: dict[Path, str] = {}
+    for name, output in zip(names, outputs, strict=True):
+        if output in named:
+            raise InputError(
+                f"images: {printable(named[output])} and {printable(name)} in "
+                f"{printable(config.images)} differ only in their suffix"
+            )
+        named[output] = name
     arrays = []
     conversion = (size, run.data.channels, run.data.white_value)
     for path in (folder / name for name in names):

@@ -17,6 +17,7 @@ from pipelines.saved_pipeline import SavedPipeline
 from tokenizer import Tokenizer
 from tokenizer.code_maps import given_images
 from tokenizer.fields import check_whole
+from tokenizer.quantizers import BuildQuantizer
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.pretrained import PretrainedModule
 
@@ -55,6 +56,7 @@ class TokenizerPipeline(SavedPipeline):
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         revision: str | None = None,
+        quantizer: BuildQuantizer | None = None,
     ) -> PipelineT:
         """Loads a run, a saved pipeline, a saved tokenizer, or a model of the Hugging Face hub.
 
@@ -65,13 +67,15 @@ class TokenizerPipeline(SavedPipeline):
             dtype: of the weights, float32, float16 or bfloat16; None takes them as they were saved.
                 Codes are chosen in float32 or above in any case.
             revision: of the hub's model: a branch, tag or commit.
+            quantizer: for a tokenizer that was built with one of the user's: what builds it.
 
         Raises:
             InputError: there is no checkpoint, or one that does not fit, or no such device.
         """
         check_device(device)
         source = find_folder(folder, cls._models, revision)
-        return cls(load_tokenizer(source, dtype))._placed(source, device)
+        tokenizer = load_tokenizer(source, dtype, quantizer)
+        return cls(tokenizer)._placed(source, device)
 
     @property
     def image_size(self) -> int | None:
@@ -176,7 +180,7 @@ class TokenizerPipeline(SavedPipeline):
             .movedim(-1, 1)
             for vectors, group in zip(self.tokenizer.code_vectors(), indices, strict=True)
         ]
-        return Features(torch.cat([own.mean((2, 3)) for own in maps], 1), maps)
+        return Features(torch.cat([code_map.mean((2, 3)) for code_map in maps], 1), maps)
 
     @torch.no_grad()
     def interpolate(
@@ -203,10 +207,12 @@ class TokenizerPipeline(SavedPipeline):
         pair = given_images(pair, self.tokenizer.config, self._weight)
         shares = torch.linspace(0, 1, num_images, device=pair.device).view(-1, 1, 1, 1)
         features = [
-            (1 - shares) * own[:1] + shares * own[1:]
-            for own in self.tokenizer.bottom_up(pair.to(self.dtype))
+            (1 - shares) * level[:1] + shares * level[1:]
+            for level in self.tokenizer.bottom_up(pair.to(self.dtype))
         ]
-        groups = self.tokenizer.top_down([own.to(self.dtype) for own in features], "nearest").groups
+        groups = self.tokenizer.top_down(
+            [level.to(self.dtype) for level in features], "nearest"
+        ).groups
         return self.decode([group.indices for group in groups], output=output)
 
     def _parts(self) -> Mapping[str, PretrainedModule[Any]]:

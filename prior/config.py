@@ -72,7 +72,9 @@ def upgrade_names(weights: dict[str, WeightT]) -> dict[str, WeightT]:
     """Weights that format 1 saved, as they are called today."""
     return {
         ".".join([MODULES_OF_FORMAT_1.get(first, first), *rest]): weight
-        for (first, *rest), weight in ((n.split("."), own) for n, own in weights.items())
+        for (first, *rest), weight in (
+            (name.split("."), weight) for name, weight in weights.items()
+        )
     }
 
 

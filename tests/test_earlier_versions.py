@@ -18,13 +18,12 @@ from pipelines.generate import generate
 from pipelines.run.folder import check_output_dir, load_run
 from pipelines.train_prior import train_prior
 from pipelines.train_tokenizer import train_tokenizer
-from tests.golden.runs import _hash, assert_same_metrics, machine
+from tests.golden.runs import assert_same_metrics
 from tests.tiny_runs import logged
 from tokenizer import InputError, Tokenizer
 
 V1 = Path(__file__).parent / "fixtures" / "v1"
 EXPECTED: dict[str, Any] = json.loads((V1 / "expected.json").read_text())
-IS_SAME_MACHINE = machine() == EXPECTED["machine"]  # elsewhere the last bits of a sum differ
 
 
 @pytest.fixture
@@ -37,12 +36,12 @@ def assert_v1_pipeline(pipeline: ImageGenerationPipeline, images: torch.Tensor) 
     indices = pipeline.encode(images)
     assert [own.flatten(1).tolist() for own in indices] == EXPECTED["pipeline"]["codes"]
     log_prob = pipeline.prior.log_prob(indices, torch.tensor([0, 1, 2, 3])).tolist()
-    assert log_prob == pytest.approx(EXPECTED["pipeline"]["log_prob"], rel=1e-4)
+    assert log_prob == pytest.approx(EXPECTED["pipeline"]["log_prob"], rel=1e-5)
     generated = pipeline(4, labels=[0, 1, 2, 3], seed=0, progress=False, output="tensor")
     assert isinstance(generated, torch.Tensor)
-    if IS_SAME_MACHINE:
-        assert log_prob == EXPECTED["pipeline"]["log_prob"]
-        assert _hash([generated]) == EXPECTED["pipeline"]["generated"]
+    # A CPU of another model may round a byte otherwise.
+    first = generated.flatten()[:64].tolist()
+    assert first == pytest.approx(EXPECTED["pipeline"]["generated_bytes"], abs=1)
 
 
 def test_a_pipeline_generates_the_same_images_and_so_does_its_copy(

@@ -47,7 +47,7 @@ def test_importing_the_pipeline_loads_what_it_needs_alone() -> None:
     assert not [name for name in loaded if name.startswith(("pipelines.run", "pipelines.training"))]
     # What is done with the content of a file, and nothing of where files come from.
     of_data = {name.split(".")[-1] for name in loaded if name.startswith("pipelines.data.")}
-    assert of_data == {"color_profiles", "decoding", "limits", "sixteen_bits"}
+    assert of_data == {"color_profiles", "conversion", "decoding", "limits", "sixteen_bits"}
 
 
 def test_importing_a_module_changes_neither_hooks_nor_warning_filters() -> None:
@@ -134,8 +134,3 @@ def test_the_python_of_the_readme_compiles_and_finds_its_names() -> None:
 def test_the_make_targets_of_the_readme_exist() -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"^    make ([\w-]+)", README.read_text(), re.MULTILINE)) <= targets
-
-
-def test_the_readme_shows_the_quantizer_that_the_tests_run() -> None:
-    text = (ROOT / "tests" / "doors" / "readme_quantizer.py").read_text()
-    assert text.split('"""\n\n', 1)[1].strip() in README.read_text()

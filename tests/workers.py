@@ -19,6 +19,7 @@ from pipelines.generate import generate
 from pipelines.processes import sum_over_processes
 from pipelines.run.folder import load_run
 from pipelines.train_prior import train_prior
+from pipelines.train_tokenizer import train_tokenizer
 from pipelines.training.loop import make_accelerator, train
 from pipelines.training.tokenizer_stage import LoadedImages, TokenizerStage
 from tests.faults.jobs import rank_environment
@@ -62,6 +63,7 @@ def share_the_work(
     port: str,
     baseline: TokenizerRunConfig,
     prior: RunConfigs,
+    in_parts: list[TokenizerRunConfig],
     trained: Path,
     records: Path,
 ) -> None:
@@ -75,6 +77,8 @@ def share_the_work(
         threading.Timer(60, os._exit, [3]).start()
         try:
             _share_the_work(baseline, prior, trained, records)
+            for config in in_parts:
+                train_tokenizer(config)
         finally:
             sys.stderr.flush()
     torch.distributed.destroy_process_group()

@@ -10,16 +10,17 @@ from torch import Tensor
 
 from tokenizer.backbone import TimmBottomUpPath
 from tokenizer.code_maps import check_images, code_maps_of, given_images, given_indices
-from tokenizer.config import CodeMapConfig, CustomQuantizerConfig, TokenizerConfig, without_recipe
+from tokenizer.config import CodeMapConfig, TokenizerConfig, without_recipe
 from tokenizer.networks import BottomUpPath, UpwardPath, Widths
 from tokenizer.objective import (
     MIN_VARIANCE,
     BoundCodes,
     EvidenceLowerBound,
     TokenizerOutput,
+    check_bound,
     discretized_code_length,
 )
-from tokenizer.quantizers import QUANTIZERS, BuildQuantizer, Quantizer
+from tokenizer.quantizers import BuildQuantizer, Quantizer, build_quantizer
 from tokenizer.quantizers.base import Collective, Mode
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.pretrained import PretrainedModule
@@ -63,7 +64,7 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
         else:
             self.bottom_up = TimmBottomUpPath(config.backbone, downsamplings)
         self.top_down = TopDownPath(
-            config, widths, self.bottom_up.out_channels, quantizer or _build_quantizer(config)
+            config, widths, self.bottom_up.out_channels, quantizer or build_quantizer(config)
         )
         patch_size = config.networks.patch_size
         self.decoder = UpwardPath(
@@ -221,15 +222,9 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
             codes: which approximate posterior.
 
         Raises:
-            InputError: "posterior" is asked for and there is none, or `decoder_variance` is not
-                positive.
+            InputError: there is no posterior, or `decoder_variance` is no positive number.
         """
-        if codes == "posterior" and not self.has_posterior:
-            raise InputError(
-                "tokenizer.quantizer must have a posterior for this, such as stochastic"
-            )
-        if decoder_variance is not None and not decoder_variance > 0:
-            raise InputError(f"decoder_variance must be > 0, got {decoder_variance}")
+        check_bound(decoder_variance, codes, self.has_posterior)
         images = given_images(images, self.config, self._weight)
         mode: Mode = "sample" if codes == "posterior" else "nearest"
         output = self._quantize(images, mode, generator=generator)
@@ -303,13 +298,3 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
         patches = self.decoder(state.to(self._weight.dtype))
         images = torch.nn.functional.pixel_shuffle(patches, self.config.networks.patch_size)
         return images if images.dtype == torch.float64 else images.float()
-
-
-def _build_quantizer(config: TokenizerConfig) -> BuildQuantizer:
-    if isinstance(config.quantizer, CustomQuantizerConfig):
-        raise InputError(
-            f"tokenizer.quantizer {config.quantizer.name!r} is from outside the package: give what "
-            "builds it, as in Tokenizer.from_pretrained(folder, quantizer=...)"
-        )
-    build = QUANTIZERS[type(config.quantizer)]
-    return lambda group: build(group, config.quantizer)

@@ -1,11 +1,14 @@
 """Terms of the objective and the evidence lower bound (HQ-VAE, arXiv 2401.00365)."""
 
 import math
-from typing import Literal, NamedTuple
+from numbers import Real
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
+
+from tokenizer.storage.errors import InputError
 
 
 class TokenizerOutput(NamedTuple):
@@ -39,6 +42,22 @@ class EvidenceLowerBound(NamedTuple):
     """nats / (C·H·W·ln 2)."""
     squared_errors: Float[Tensor, " batch"]
     """‖x - x̂‖², images on [-1, 1]."""
+
+
+def check_bound(decoder_variance: object, codes: object, has_posterior: bool) -> None:
+    """Checks what a bound is asked for.
+
+    Raises:
+        InputError: one line about it.
+    """
+    if codes not in get_args(BoundCodes):
+        raise InputError(f"codes must be one of {', '.join(get_args(BoundCodes))}, got {codes!r}")
+    if codes == "posterior" and not has_posterior:
+        raise InputError("tokenizer.quantizer must have a posterior for this, such as stochastic")
+    if decoder_variance is None:
+        return
+    if not isinstance(decoder_variance, Real) or not 0 < float(decoder_variance) < math.inf:
+        raise InputError(f"decoder_variance must be a finite number > 0, got {decoder_variance!r}")
 
 
 def gaussian_reconstruction(squared_error: Float[Tensor, ""], num_values: int) -> Float[Tensor, ""]:

@@ -135,7 +135,9 @@ class TopDownPath(nn.Module):
         for group, group_indices in zip(self, indices, strict=True):
             depth = group_indices.shape[1]
             upsampled = group.upsampled(state)
-            codebooks = [at_least_float32(group.quantizer.codebook(own)) for own in range(depth)]
+            codebooks = [
+                at_least_float32(group.quantizer.codebook(layer)) for layer in range(depth)
+            ]
             quantized = torch.zeros_like(codebooks[0][group_indices[:, 0]])  # (B, H, W, D)
             for layer in range(min(num_layers, depth)):
                 quantized = quantized + codebooks[layer][group_indices[:, layer]]

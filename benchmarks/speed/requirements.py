@@ -16,7 +16,7 @@ UTILIZATION = {"stage one": 0.2, "stage two": 0.4}
 """Assumed shares of the peak, not measured: narrow convolutions reach less than a transformer."""
 PEAK = PEAK_BF16["H100"]
 BYTES_PER_PARAMETER = 20
-"""Weights, gradients, two moments and the moving average, 4 bytes each."""
+"""Weights, gradients, two moments and the EMA, 4 bytes each."""
 BILLION = PriorNetworkConfig(
     width=1536, num_spatial_layers=22, num_depth_layers=4, num_heads=24, positions="rotary"
 )

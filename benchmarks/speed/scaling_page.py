@@ -82,7 +82,7 @@ def _assumptions(found: Mapping[str, Any]) -> str:
         f"utilization is **assumed**, not measured: {shares['stage one']:.0%} for stage one, "
         f"{shares['stage two']:.0%} for stage two. The state takes "
         f"{found['bytes_per_parameter']} bytes per parameter (weights, gradients, two moments, "
-        f"moving average); activations come on top and were not measured. The data are "
+        f"EMA); activations come on top and were not measured. The data are "
         f"{found['images']:,} images."
     )
 

@@ -2,7 +2,7 @@
 
 What is done with the content of a file; `folder_scan.py` says what is done with its name.
 
-* PNG, JPEG, WebP, BMP and TIFF are used, told by their content: a wrong suffix among these is no
+* PNG, JPEG, WebP, BMP and TIFF are used, known by their content: a wrong suffix among these is no
   obstacle.
 * Converted: 16 bits per channel to 8, color profiles to sRGB, a palette and one bit per pixel to
   colors, CMYK to RGB; of an animation or a file of several pictures, the first one. What is smaller
@@ -25,17 +25,22 @@ import zlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image
 
 from pipelines.data.color_profiles import to_srgb
+from pipelines.data.conversion import (
+    MODES,
+    Channels,
+    convert_image,
+    describe_colors,
+    describe_size,
+)
 from pipelines.data.limits import check_cost, check_size, check_tables
 from pipelines.data.sixteen_bits import ValueRange, bits_per_channel, reduce_to_eight_bits
-
-Channels = Literal[1, 2, 3, 4]
 
 VERSION = 2
 """Raised whenever the same file would give other bytes: decoded images are cached."""
@@ -51,7 +56,6 @@ _SUFFIXES = {
 }
 FORMAT_OF_SUFFIX = {suffix: name for name, suffixes in _SUFFIXES.items() for suffix in suffixes}
 FORMATS = "PNG, JPEG, WebP, BMP or TIFF"
-_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -61,6 +65,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_TURNED = "turned upright by its EXIF orientation"
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _BROKEN_PROFILE = b"\0\0\0\4iCCP-\0\0-" + struct.pack(">I", zlib.crc32(b"iCCP-\0\0-"))
 
@@ -88,7 +93,7 @@ def describe_conversion(image_size: int, channels: Channels, white_value: int | 
     white = "" if white_value is None else f", {white_value} of 16 bits is white"
     return (
         f"shorter side resized to {image_size} (Pillow bicubic, antialiased), center crop, "
-        f"{_MODES[channels]}, alpha {alpha}{white}"
+        f"{MODES[channels]}, alpha {alpha}{white}"
     )
 
 
@@ -204,20 +209,24 @@ def _decode(
                 _widen_transparency(file, bits)
             image, conversion = to_srgb(image)
             changes += [conversion] if conversion else []
-            if file.mode == "CMYK" and image.mode == "CMYK":
-                changes.append("CMYK, converted to RGB")
+            changes += describe_colors(image, channels)
+            if _orientation(file) in _UPRIGHT:
+                changes.append(_TURNED)
             image = _upright(file, image)
-            changes += _describe_size(image, image_size)
+            changes += describe_size(image, image_size)
             pixels = convert_image(image, image_size, channels)
             return DecodedImage(pixels, tuple(changes), image.size, values)
 
 
 def _upright(file: Image.Image, image: Image.Image) -> Image.Image:
     """Turns `image` by the orientation in the EXIF of `file`."""
-    if file.format == "TIFF":  # which Pillow turns as it reads
-        return image
-    turn = _UPRIGHT.get(file.getexif().get(ExifTags.Base.Orientation, 1))
+    turn = _UPRIGHT.get(_orientation(file))
     return image if turn is None else image.transpose(turn)
+
+
+def _orientation(file: Image.Image) -> int:
+    """By the EXIF of a loaded file; a TIFF is turned by Pillow as it is read."""
+    return int(file.getexif().get(ExifTags.Base.Orientation, 1)) if file.format != "TIFF" else 1
 
 
 def _widen_transparency(image: Image.Image, bits: int) -> None:
@@ -237,6 +246,8 @@ def _describe_changes(image: Image.Image, suffix: str) -> list[str]:
         changes.append("palette, looked up")
     if image.mode == "1":
         changes.append("one bit per pixel, black and white")
+    if found == "TIFF" and image.getexif().get(ExifTags.Base.Orientation) in _UPRIGHT:
+        changes.append(_TURNED)
     # Counting the pictures of a TIFF would mean to go through all of them.
     num_frames = getattr(image, "n_frames", 1) if found != "TIFF" else 1
     if num_frames > 1 or (found == "TIFF" and image.is_animated):  # type: ignore[attr-defined]
@@ -245,49 +256,6 @@ def _describe_changes(image: Image.Image, suffix: str) -> list[str]:
     return changes
 
 
-def _describe_size(image: Image.Image, image_size: int | None) -> list[str]:
-    if image_size is None:
-        return []
-    size = f"{image.width} × {image.height} pixels"
-    shorter, longer = sorted(image.size)
-    changes = []
-    if shorter < image_size:
-        changes.append(f"enlarged ({size})")
-    if 2 * shorter < longer:
-        changes.append(f"cropped by more than half ({100 * shorter / longer:.0f} % of {size} kept)")
-    return changes
-
-
 def _turn(image: Image.Image) -> AbstractContextManager[object]:
     """Large images come one at a time: threads must not hold many of them at once."""
     return _large_image if image.width * image.height > _LARGE_PIXELS else nullcontext()
-
-
-def convert_image(
-    image: Image.Image, image_size: int | None, channels: Channels
-) -> UInt8[np.ndarray, "height width channels"]:
-    """Resizes the shorter side to `image_size` and crops the center; None keeps all as it is.
-
-    The image has 8 bits per channel, in sRGB. Alpha is composited on white for 1 and 3 channels and
-    kept for 2 and 4. CMYK goes through Pillow's plain conversion to RGB.
-    """
-    if image.mode == "La":  # multiplied by its alpha
-        image = image.convert("LA")
-    has_alpha = image.mode in {"LA", "PA", "RGBA"} or "transparency" in image.info
-    if image.mode not in {"1", "L", "LA", "P", "PA", "RGB", "RGBA"}:
-        image = image.convert("RGB")
-    if has_alpha:
-        image = image.convert("RGBA")
-        if channels in (1, 3):
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image)
-            del white  # as large as the image
-    image = image.convert(_MODES[channels])
-    if image_size is not None:
-        width, height = image.size
-        side = min(width, height)
-        left, top = (width - side) / 2, (height - side) / 2
-        box = (left, top, left + side, top + side)
-        # Resizing only what the crop keeps gives the same pixels without a huge image in between.
-        image = image.resize((image_size, image_size), Image.Resampling.BICUBIC, box)
-    return np.asarray(image).reshape(image.height, image.width, channels)

@@ -10,11 +10,11 @@ import numpy as np
 from tqdm import tqdm
 
 from pipelines.config import DataConfig
+from pipelines.data.conversion import Channels
 from pipelines.data.dataset import Split
 from pipelines.data.decoded_images import ImageBlock, ImageSource
 from pipelines.data.decoding import (
     VERSION,
-    Channels,
     DecodedImage,
     UnreadableImageError,
     decode_image,
@@ -22,8 +22,8 @@ from pipelines.data.decoding import (
 )
 from pipelines.data.folder_listing import FolderListing, check_usable, list_folder
 from pipelines.data.folder_scan import printable
-from pipelines.data.folder_split import check_apart, hold_out, match_classes
-from pipelines.data.sixteen_bits import ValueRange
+from pipelines.data.folder_split import check_apart, check_disjoint, hold_out, match_classes
+from pipelines.data.sixteen_bits import ValueRanges
 from tokenizer.storage.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,8 @@ def folder_source(config: DataConfig, split: Split) -> ImageSource:
         raise InputError(
             "data.root must name a folder of images where data.dataset is 'folder', got None"
         )
-    options = (config.follow_links, config.skip_unreadable, config.folder_rules)
+    is_first = split == "train"  # of the two splits that each run opens
+    options = (config.follow_links, config.skip_unreadable, config.folder_rules, is_first)
     listing = list_folder(config.root, "data.root", *options)
     if config.validation_root is None:
         chosen = hold_out(listing, config, split)
@@ -58,6 +59,8 @@ def folder_source(config: DataConfig, split: Split) -> ImageSource:
     else:
         check_apart(config.root, config.validation_root, config.folder_rules)
         other = list_folder(config.validation_root, "data.validation_root", *options)
+        if config.follow_links and config.folder_rules > 1:
+            check_disjoint(listing, other)
         validation = match_classes(listing, other)
         chosen = listing if split == "train" else validation
         how = f"{split} {len(chosen.names)} files"
@@ -145,7 +148,7 @@ def _decode(
     shape = (config.image_size, config.image_size, config.channels)
     files = zip(listing.names, listing.labels, strict=True)
     read: list[str] = []
-    values: ValueRange | None = None
+    values = ValueRanges()
     conversion = (config.image_size, config.channels, config.white_value)
     for results in decode_files(listing.root, listing.names, *conversion):
         images, labels, names, unreadable = [], [], [], []
@@ -155,7 +158,7 @@ def _decode(
                 images.append(result.pixels)
                 labels.append(label)
                 names.append(name)
-                values = result.value_range.joined(values) if result.value_range else values
+                values.add(result.value_range)
             elif config.skip_unreadable:
                 unreadable.append(f"{printable(name)}: {result}")
             else:
@@ -174,15 +177,6 @@ def _decode(
     # Runs of version 0.1 went on without.
     is_trained = split == "train" and config.folder_rules > 1
     check_usable(listing if is_trained else listing._replace(class_names=()), read)
-    if values is not None and values.is_suspicious:
-        yield ImageBlock(
-            np.zeros((0, *shape), np.uint8), np.zeros(0, np.int64), (), (describe_values(values),)
-        )
-
-
-def describe_values(values: ValueRange) -> str:
-    """How much of their range images of more than 8 bits use, and what to do about it."""
-    return (
-        f"images of more than 8 bits per channel use {values.describe()}; "
-        f"data.white_value, now {values.white:,}, is the value that becomes white"
-    )
+    if values.num_suspicious:
+        nothing = np.zeros((0, *shape), np.uint8), np.zeros(0, np.int64)
+        yield ImageBlock(*nothing, (), (values.describe(),))

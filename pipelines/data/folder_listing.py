@@ -66,6 +66,7 @@ def find_images(
     follow_links: bool = False,
     skip_unreadable: bool = False,
     rules: FolderRules = 2,
+    warns: bool = True,
 ) -> FolderScan:
     """Finds image files by suffix, to any depth, for all commands that take a folder.
 
@@ -94,7 +95,7 @@ def find_images(
         (_count(scan.left_out, OF_A_SYSTEM), "folders of thumbnails and the like"),
         (len(scan.refused), "files, links and folders that are refused"),
     ):
-        if count:
+        if count and warns:
             logger.warning("%s: ignored %d %s", printable(root), count, what)
     return scan
 
@@ -105,17 +106,18 @@ def list_folder(
     follow_links: bool = False,
     skip_unreadable: bool = False,
     rules: FolderRules = 2,
+    warns: bool = True,
 ) -> FolderListing:
     """The images that `find_images` finds: beside each other, or in one folder per class.
 
-    What looks like a mistake is said in warnings.
+    What looks like a mistake is said in warnings, unless `warns` is off: for the second split.
 
     Raises:
         InputError: as `find_images`, or images beside class folders.
     """
-    scan = find_images(root, field, follow_links, skip_unreadable, rules)
+    scan = find_images(root, field, follow_links, skip_unreadable, rules, warns)
     listing = arrange(root, scan.images, field, rules)
-    for warning in doubts(scan, listing):
+    for warning in doubts(scan, listing) if warns else ():
         logger.warning("%s: %s", printable(root), warning)
     return listing
 

@@ -1,4 +1,4 @@
-"""What lies in a folder of images, told by names and links; no file is opened.
+"""What lies in a folder of images, known by names and links; no file is opened.
 
 * Files named as one of SUFFIXES, in any case and any script, are images.
 * Left out: hidden files and folders (AppleDouble files among them), folders that systems and

@@ -1,6 +1,8 @@
 """Which files of a folder are for training, and which for validation."""
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +83,29 @@ def check_apart(root: Path, validation_root: Path, rules: FolderRules) -> None:
             "data.validation_root must lie beside data.root, not one in the other: images would be "
             f"trained on that are to validate; got {validation_root} and {root}"
         )
+
+
+def check_disjoint(training: FolderListing, validation: FolderListing) -> None:
+    """Refuses a file of both, which links can lead to.
+
+    Raises:
+        InputError: there is one; the first is named.
+    """
+    held_out = {place for _, place in _places(validation)}
+    for name, place in _places(training):
+        if place in held_out:
+            raise InputError(
+                f"data.follow_links: {training.root / name} is also below {validation.root}: it "
+                "would be trained on and is to validate; remove the link to it"
+            )
+
+
+def _places(listing: FolderListing) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Names, each with where the file itself lies: device and number there."""
+    for name in listing.names:
+        with contextlib.suppress(OSError):  # a link to nothing is named when it is read
+            status = (listing.root / name).stat()
+            yield name, (status.st_dev, status.st_ino)
 
 
 def match_classes(training: FolderListing, validation: FolderListing) -> FolderListing:

@@ -48,6 +48,35 @@ class ValueRange(NamedTuple):
         return self.highest <= self.white // 2 or self.highest > self.white
 
 
+class ValueRanges:
+    """Those of many files: one of full range does not hide the others."""
+
+    def __init__(self) -> None:
+        self.num_files = self.num_suspicious = 0
+        self._all: ValueRange | None = None
+        self._suspicious: ValueRange | None = None
+
+    def add(self, values: ValueRange | None) -> None:
+        """Counts a file; None is one of 8 bits."""
+        if values is None:
+            return
+        self.num_files += 1
+        self._all = values.joined(self._all)
+        if values.is_suspicious:
+            self.num_suspicious += 1
+            self._suspicious = values.joined(self._suspicious)
+
+    def describe(self) -> str:
+        """What the suspicious files use, or all where none is, and what to do about it."""
+        values = self._suspicious or self._all
+        assert values is not None
+        count = f"{self.num_suspicious or self.num_files} of {self.num_files}"
+        return (
+            f"{count} images of more than 8 bits per channel use {values.describe()}; "
+            f"data.white_value, now {values.white:,}, is the value that becomes white"
+        )
+
+
 def bits_per_channel(image: Image.Image, content: bytes) -> int:
     """By the header: Pillow drops the lower bits of colors as it reads."""
     if image.format == "PNG":

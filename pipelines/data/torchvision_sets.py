@@ -10,9 +10,10 @@ import numpy as np
 
 from pipelines.config import DataConfig
 from pipelines.data.color_profiles import to_srgb
+from pipelines.data.conversion import convert_image
 from pipelines.data.dataset import Split
 from pipelines.data.decoded_images import ImageBlock, ImageSource
-from pipelines.data.decoding import VERSION, convert_image, describe_conversion
+from pipelines.data.decoding import VERSION, describe_conversion
 from tokenizer.storage.errors import InputError
 
 DEFAULT_ROOT = Path("runs/data")

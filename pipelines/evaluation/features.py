@@ -92,7 +92,7 @@ def composite_on_white(
 class InceptionExtractor(FeatureExtractor):
     """Inception v3 of 2015 as torch-fidelity has it: 2,048 features, resized to 299 inside.
 
-    Only the published weights, told by their SHA-256, carry the name "Inception" and so give
+    Only the published weights, known by their SHA-256, carry the name "Inception" and so give
     "FID". Other weights of this architecture are named by their hash: "Inception-0a1b2c3d".
 
     Raises:

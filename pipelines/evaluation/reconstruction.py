@@ -35,7 +35,7 @@ def measure_reconstruction(
     for start in range(0, len(own_items), batch_size):
         images = dataset.images_at(own_items[start : start + batch_size])
         indices = tokenizer.encode(to_float(images).to(accelerator.device))
-        usage.update([own.cpu() for own in indices])
+        usage.update([layer.cpu() for layer in indices])
         errors = image_errors(images, to_uint8(tokenizer.decode(indices)).cpu())
         columns.append(torch.stack(errors, 1))
     rows = torch.cat(columns) if columns else torch.zeros(0, 3, dtype=torch.float64)

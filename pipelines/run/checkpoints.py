@@ -99,7 +99,7 @@ def load_state(folder: Path, fallback: str | None = None) -> TrainingState | Non
         InputError: the newest state is damaged, and so is the fallback or there is none.
     """
     states = _states(folder)
-    names = [own.name for own in states]
+    names = [state.name for state in states]
     if fallback is not None and fallback not in names:
         held = ", ".join(names) or "no checkpoint"
         raise InputError(f"resume_from must name a checkpoint in {folder}, got {fallback}: {held}")
@@ -157,8 +157,8 @@ def check_sources(
 
 def _states(folder: Path) -> list[Path]:
     """Old to new; what else somebody has put there is left alone."""
-    states = [own for own in folder.glob("step_*") if _NAME.match(own.name) and own.is_dir()]
-    return sorted(states, key=lambda own: int(own.name.removeprefix("step_")))
+    states = [path for path in folder.glob("step_*") if _NAME.match(path.name) and path.is_dir()]
+    return sorted(states, key=lambda path: int(path.name.removeprefix("step_")))
 
 
 def _read_state(folder: Path) -> TrainingState:

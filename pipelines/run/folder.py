@@ -62,7 +62,7 @@ def check_output_dir(config: RunConfigT) -> RunConfigT:
     """
     # Not `Path.exists`, which fails in a folder that may not be entered.
     folders = (config.output_dir, *config.output_dir.absolute().parents)
-    existing = next(own for own in folders if os.path.exists(own))
+    existing = next(folder for folder in folders if os.path.exists(folder))
     if not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"run_dir: {existing} cannot be written; make it so, or give another one")
     model, state = config.output_dir / "model", config.output_dir / "state"
@@ -83,7 +83,7 @@ def check_output_dir(config: RunConfigT) -> RunConfigT:
     saved = _saved_run(type(config), fields, path)
     # A folder may be moved, or named in another way.
     saved = saved.model_copy(update={"run_dir": config.run_dir})
-    saved = _allow_other_accumulation(saved, config)
+    saved = _allow_other_accumulation(_allow_moved_data(saved, config), config)
     if config.extend_to is not None:
         saved, config = _extend(saved, config, config.extend_to)
     config = _keep_folder_rules(saved, config)
@@ -110,6 +110,15 @@ def _saved_run(config_class: type[RunConfigT], fields: Any, path: Path) -> RunCo
     if isinstance(fields, dict):  # otherwise pydantic complains
         fields = config_class.upgrade_config(fields, pop_format(fields, str(path)))
     return validate_fields(config_class, fields, str(path))
+
+
+def _allow_moved_data(saved: RunConfigT, given: RunConfig) -> RunConfigT:
+    """Folders may move: hashes tell whether the images are the same."""
+    if not isinstance(saved, TokenizerRunConfig) or not isinstance(given, TokenizerRunConfig):
+        return saved
+    names = ("root", "validation_root", "cache_dir")
+    folders = {name: getattr(given.data, name) for name in names}
+    return saved.model_copy(update={"data": saved.data.model_copy(update=folders)})
 
 
 def _allow_other_accumulation(saved: RunConfigT, given: RunConfig) -> RunConfigT:

@@ -25,7 +25,7 @@ def relative_variances(tokenizer: Tokenizer) -> list[float]:
     layers = [layer.double() for group in tokenizer.code_vectors() for layer in group]
     spread = torch.stack([layer.var(0, correction=0).mean() for layer in layers])
     ratios = (variances / spread.clamp_min(1e-30)).tolist()
-    return [own if len(layer) > 1 else 1.0 for own, layer in zip(ratios, layers, strict=True)]
+    return [ratio if len(layer) > 1 else 1.0 for ratio, layer in zip(ratios, layers, strict=True)]
 
 
 class LayerHealth:
@@ -33,7 +33,7 @@ class LayerHealth:
 
     def __init__(self, config: TokenizerRecipe) -> None:
         self._config = config
-        self._told: set[tuple[str, int]] = set()
+        self._warned: set[tuple[str, int]] = set()
 
     def check(
         self, sizes: list[int], usage: list[float], perplexity: list[float], ratios: list[float]
@@ -43,19 +43,19 @@ class LayerHealth:
         Logs each layer once when it breaks a limit, and again only after it has kept it.
         """
         config = self._config
-        shares = [own / size for own, size in zip(perplexity, sizes, strict=True)]
+        shares = [used / size for used, size in zip(perplexity, sizes, strict=True)]
         flags: dict[str, list[float]] = {}
         for name, option, values, (lowest, highest) in (
             ("low_usage", "min-codebook-usage", usage, (config.min_codebook_usage, math.inf)),
             ("low_perplexity", "min-perplexity", shares, (config.min_perplexity, math.inf)),
             ("variance_out_of_band", "variance-band", ratios, config.variance_band),
         ):
-            flags[name] = [0.0 if lowest <= own <= highest else 1.0 for own in values]
+            flags[name] = [0.0 if lowest <= value <= highest else 1.0 for value in values]
             for layer, flag in enumerate(flags[name]):
                 if not flag:
-                    self._told.discard((name, layer))
-                elif (name, layer) not in self._told:
-                    self._told.add((name, layer))
+                    self._warned.discard((name, layer))
+                elif (name, layer) not in self._warned:
+                    self._warned.add((name, layer))
                     logger.warning(
                         "layer %d: %s: %.3g, beyond recipe.%s", layer, name, values[layer], option
                     )

@@ -166,14 +166,18 @@ class _Run(Generic[LoadedT, BatchT]):
             TrainedNetwork(name, network, config, accelerator, saved)
             for name, network in networks.items()
         ]
-        (self.main,) = (own for own in self.networks if own.name == stage.main_network)
+        (self.main,) = (network for network in self.networks if network.name == stage.main_network)
         self.watch = NonFiniteWatch(accelerator, self.output_dir)
 
     def progress(self) -> Progress:
         """What the run tells people."""
-        count = sum(own.numel() for net in self.networks for own in net.module.parameters())
-        told = self.stage.description
-        return Progress(self.config, self.accelerator, self.first_step, told, count)
+        count = sum(
+            parameter.numel()
+            for network in self.networks
+            for parameter in network.module.parameters()
+        )
+        description = self.stage.description
+        return Progress(self.config, self.accelerator, self.first_step, description, count)
 
     @property
     def model(self) -> PretrainedModule[Any]:
@@ -216,7 +220,7 @@ class _Run(Generic[LoadedT, BatchT]):
             self.stage.before_step(modules, batches, step)
         for batch in batches:
             minimized: dict[str, Tensor] = {}
-            with self.accelerator.accumulate(*(own.prepared for own in self.networks)):
+            with self.accelerator.accumulate(*(network.prepared for network in self.networks)):
                 for network in self.networks:
                     prefix = self.prefix(network)
                     loss, norm = self._follow_gradient(network, batch, step)
@@ -232,8 +236,8 @@ class _Run(Generic[LoadedT, BatchT]):
     def _follow_gradient(
         self, network: TrainedNetwork, batch: BatchT, step: int
     ) -> tuple[Loss, Tensor]:
-        others = [own for own in self.networks if own is not network]
-        modules = {own.name: own.module for own in others} | {network.name: network.prepared}
+        others = [other for other in self.networks if other is not network]
+        modules = {other.name: other.module for other in others} | {network.name: network.prepared}
         with without_gradient(others):
             loss = self.stage.loss(network.name, modules, batch, step)
             return loss, network.follow_gradient(loss.minimized)
@@ -241,8 +245,8 @@ class _Run(Generic[LoadedT, BatchT]):
     def metrics(self, step: int, terms: Mapping[str, Tensor]) -> Metrics:
         """What is logged of a step."""
         rates = {
-            f"{self.prefix(own)}learning_rate": own.network.learning_rate(step)
-            for own in self.networks
+            f"{self.prefix(network)}learning_rate": network.network.learning_rate(step)
+            for network in self.networks
         }
         return {name: term.float().cpu().tolist() for name, term in terms.items()} | rates
 
@@ -258,7 +262,7 @@ class _Run(Generic[LoadedT, BatchT]):
             if self.accelerator.is_main_process:
                 folder = self.output_dir / "samples"
                 folder.mkdir(exist_ok=True)
-                save_png(self.stage.picture(used), folder / f"step_{step:08d}.png")
+                save_png(self.stage.preview(used), folder / f"step_{step:08d}.png")
         used.train(was_training)
         return metrics
 

@@ -60,7 +60,9 @@ class TrainedNetwork:
         if config.compile:
             self.module.compile()
         self.prepared, self._prepared_optimizer = accelerator.prepare(self.module, self._optimizer)
-        self.parameters = [own for own in self.module.parameters() if own.requires_grad]
+        self.parameters = [
+            parameter for parameter in self.module.parameters() if parameter.requires_grad
+        ]
 
     @property
     def in_use(self) -> nn.Module:
@@ -102,7 +104,7 @@ class TrainedNetwork:
 @contextlib.contextmanager
 def without_gradient(networks: Iterable[TrainedNetwork]) -> Iterator[None]:
     """Turns gradients off for the parameters of some networks."""
-    parameters = [own for network in networks for own in network.parameters]
+    parameters = [parameter for network in networks for parameter in network.parameters]
     for parameter in parameters:
         parameter.requires_grad_(False)
     try:

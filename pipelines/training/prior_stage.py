@@ -38,7 +38,7 @@ from prior import (
 from tokenizer import Tokenizer
 from tokenizer.storage.errors import InputError
 
-NUM_PICTURED = 32
+NUM_PREVIEWED = 32
 
 
 class LoadedCodes(NamedTuple):
@@ -150,7 +150,9 @@ class PriorStage(Stage[LoadedCodes, CodeBatch]):
         self.sources = sources
         self.device = accelerator.device
         self.batch_size = batch_size_without_gradient(config.training, accelerator)
-        self.num_codes = sum(own.depth * own.height * own.width for own in model.config.code_maps)
+        self.num_codes = sum(
+            code_map.depth * code_map.height * code_map.width for code_map in model.config.code_maps
+        )
         self.num_items = codes.num_images
         self.description = (
             f"{codes.num_images:,} images of {self.num_codes:,} codes, "
@@ -203,27 +205,29 @@ class PriorStage(Stage[LoadedCodes, CodeBatch]):
         nats = torch.zeros((), dtype=torch.float64)
         for start in range(0, len(own_entries), self.batch_size):
             entries = own_entries[start : start + self.batch_size]
-            indices = [own.to(self.device) for own in self.validation_codes.indices_at(entries)]
+            indices = [
+                code_map.to(self.device) for code_map in self.validation_codes.indices_at(entries)
+            ]
             inputs = self._validation_inputs(entries)
             inputs = inputs if inputs is None else inputs.to(self.device)
             nats -= model.log_prob(indices, inputs).double().sum().cpu()
         mean = sum_over_processes(accelerator, nats).item() / len(chosen)
         return {"nats_per_image": mean, "bits_per_image": mean / math.log(2)}
 
-    def picture(self, model: nn.Module) -> Image.Image:
+    def preview(self, model: nn.Module) -> Image.Image:
         """Samples, the same seeds at each step; a column per class if there are classes."""
         assert isinstance(model, Prior)
         num_classes = model.config.num_classes
         if num_classes:
-            inputs: Tensor | Tokens | None = torch.arange(NUM_PICTURED) % num_classes
+            inputs: Tensor | Tokens | None = torch.arange(NUM_PREVIEWED) % num_classes
         else:  # the first validation images' in turn: a small set has few
             inputs = self._validation_inputs(
-                np.arange(NUM_PICTURED) % self.validation_codes.num_images
+                np.arange(NUM_PREVIEWED) % self.validation_codes.num_images
             )
         indices = sample(
             model,
             inputs,
-            sample_generators(0, range(NUM_PICTURED)),
+            sample_generators(0, range(NUM_PREVIEWED)),
             temperature=self.config.sampling_temperature,
             guidance_scale=self.config.guidance_scale,
         )

@@ -72,5 +72,5 @@ class Stage(Protocol[LoadedT, BatchT]):
     def validate(self, model: nn.Module, accelerator: Accelerator) -> Metrics:
         """Metrics of the main network over the validation items, shared by all processes."""
 
-    def picture(self, model: nn.Module) -> Image.Image:
+    def preview(self, model: nn.Module) -> Image.Image:
         """A grid for people; called on the main process alone."""

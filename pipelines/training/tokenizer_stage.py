@@ -43,7 +43,7 @@ from tokenizer.storage.untrusted import load_safetensors
 
 logger = logging.getLogger(__name__)
 
-NUM_PICTURED = 16
+NUM_PREVIEWED = 16
 NUM_START_IMAGES = 512
 """Images whose encoder outputs start the codebooks."""
 
@@ -209,17 +209,17 @@ class TokenizerStage(Stage[LoadedImages, Tensor]):
             **self.health.check(model.codebook_sizes, usage.usage(), usage.perplexity(), ratios),
         }
 
-    def picture(self, model: nn.Module) -> Image.Image:
+    def preview(self, model: nn.Module) -> Image.Image:
         """Validation images beside their reconstructions."""
         assert isinstance(model, Tokenizer)
-        return reconstruction_picture(model, self.validation_images, self.device)
+        return reconstruction_preview(model, self.validation_images, self.device)
 
 
-def reconstruction_picture(
+def reconstruction_preview(
     model: Tokenizer, dataset: ImageDataset, device: torch.device
 ) -> Image.Image:
     """Images of the data set beside their reconstructions, spread over all of it."""
-    items = np.linspace(0, len(dataset) - 1, min(NUM_PICTURED, len(dataset))).astype(np.int64)
+    items = np.linspace(0, len(dataset) - 1, min(NUM_PREVIEWED, len(dataset))).astype(np.int64)
     images = dataset.images_at(items)
     decoded = to_uint8(model.reconstruct(to_float(images).to(device))).cpu()
     return comparison(images, decoded)

@@ -1,6 +1,7 @@
 """A quantizer from outside the package is trained, saved and loaded."""
 
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pipelines.generation import ImageGenerationPipeline
+from pipelines.tokenizer_pipeline import TokenizerPipeline
+from pipelines.train_prior import train_prior
 from pipelines.training.loop import make_accelerator, train
 from pipelines.training.tokenizer_stage import TokenizerStage
-from tests.doors.readme_quantizer import RandomCodebook
-from tests.tiny_runs import logged, tokenizer_run
+from tests.tiny_runs import logged, prior_run, tokenizer_run
 from tests.tokenizer.tiny import NETWORKS, random_images, summed_codes
 from tokenizer import GroupConfig, InputError, Quantizer, QuantizerOutput, Tokenizer, rsq_vae
 from tokenizer.quantizers.base import Mode
+
+README = Path(__file__).parents[2] / "README.md"
 
 
 class SignQuantizer(Quantizer):
@@ -54,12 +59,25 @@ class SignQuantizer(Quantizer):
         return QuantizerOutput(quantized.movedim(-1, 1), torch.stack(indices, 1), entropies, terms)
 
 
+@pytest.fixture
+def random_codebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The class of the README, whose example runs as it is printed."""
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    (block,) = (block for block in blocks if "(Quantizer)" in block)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "readme"}
+    exec(block, names)
+    assert (tmp_path / "mine" / "config.json").exists()
+    assert isinstance(names["tokenizer"].quantizers[0], names["RandomCodebook"])
+    return names["RandomCodebook"]
+
+
 @pytest.mark.parametrize("depth", [1, 2])
 def test_a_quantizer_from_outside_is_trained_saved_and_loaded(
-    depth: int, tmp_path: Path, cache_dir: Path
+    depth: int, tmp_path: Path, cache_dir: Path, random_codebook: Any
 ) -> None:
-    quantizer = SignQuantizer if depth == 2 else RandomCodebook
-    assert len(inspect.getsource(quantizer).splitlines()) <= 40
+    quantizer = SignQuantizer if depth == 2 else random_codebook
+    assert len(inspect.getsource(SignQuantizer).splitlines()) <= 40
     config = tokenizer_run(tmp_path / "run", cache_dir).model_copy(
         update={"tokenizer": rsq_vae(4, depth, 8, 4, networks=NETWORKS)}
     )
@@ -81,12 +99,21 @@ def test_a_quantizer_from_outside_is_trained_saved_and_loaded(
     assert torch.equal(output.quantized, summed_codes(tokenizer.quantizers[0], indices))
     assert torch.equal(tokenizer.decode([indices]), tokenizer.reconstruct(images))
     tokenizer.save_pretrained(tmp_path / "again")
-    again = Tokenizer.from_pretrained(tmp_path / "again", quantizer=quantizer)
-    assert again.content_hash() == tokenizer.content_hash()
+    copy = Tokenizer.from_pretrained(tmp_path / "again", quantizer=quantizer)
+    assert copy.content_hash() == tokenizer.content_hash()
 
     message = f"^tokenizer.quantizer '{quantizer.__name__}' is from outside .*$"
     with pytest.raises(InputError, match=message):
         Tokenizer.from_pretrained(folder)
-    other = RandomCodebook if depth == 2 else SignQuantizer
+    other = random_codebook if depth == 2 else SignQuantizer
     with pytest.raises(InputError, match=r"model\.safetensors lacks \d weights, the first is"):
         Tokenizer.from_pretrained(folder, quantizer=other)
+
+    train_prior(prior_run(tmp_path / "run", total_steps=1), tokenizer=tokenizer)
+    pipeline = ImageGenerationPipeline.from_pretrained(tmp_path / "run", quantizer=quantizer)
+    pipeline.save_pretrained(tmp_path / "saved")
+    for kind in (TokenizerPipeline, ImageGenerationPipeline):
+        again = kind.from_pretrained(tmp_path / "saved", quantizer=quantizer)
+        assert torch.equal(again.encode(images)[0], indices)
+        with pytest.raises(InputError, match=message):
+            kind.from_pretrained(tmp_path / "saved")

@@ -289,7 +289,7 @@ def test_reconstruct_refuses_what_it_cannot_read_or_would_overwrite(
     assert_refused(run("reconstruct", tiny_run, image, *command, "--num-layers", "4"), "num_layers")
     twin = write_image(tmp_path / "images" / "a.webp")
     ended = run("reconstruct", tiny_run, image.parent, *command)
-    assert_refused(ended, "images: two files in ", " differ only in their suffix")
+    assert_refused(ended, "images: a.png and a.webp in ", " differ only in their suffix")
     twin.unlink()
     (tmp_path / "images" / "broken.png").write_bytes(b"no image")
     assert_refused(run("reconstruct", tiny_run, image.parent, *command), "images:")

@@ -26,6 +26,7 @@ from pipelines.evaluation.reconstruction import measure_reconstruction
 from pipelines.generate import generate
 from pipelines.processes import gather_shares, own_share, seed_everything
 from pipelines.train_prior import train_prior
+from pipelines.train_tokenizer import train_tokenizer
 from tests import workers
 from tests.faults.jobs import free_port
 from tests.tiny_runs import first_gradients, logged, prior_run, tokenizer_run
@@ -34,6 +35,7 @@ from tokenizer import Tokenizer
 
 CLOSED_FORM = TokenizerRecipe(likelihood="closed_form")
 """Not a mean over images: the processes have to share the error."""
+NUM_PARTS = (2, 4)
 
 
 class Shared(NamedTuple):
@@ -69,10 +71,22 @@ def shared(
         network = prior.prior.model_copy(update={"dropout": 0.0, "label_dropout": 0.0})
         baseline = baseline.model_copy(update={"tokenizer": tokenizer, "recipe": CLOSED_FORM})
         runs.append((baseline, prior.model_copy(update={"prior": network})))
+    whole, *in_parts = (
+        runs[num_parts > 1][0].model_copy(
+            update={
+                "run_dir": folders[num_parts > 1] / f"parts_{num_parts}",
+                "training": runs[0][0].training.model_copy(
+                    update={"batch_size": 8, "gradient_accumulation_steps": num_parts}
+                ),
+            }
+        )
+        for num_parts in (1, *NUM_PARTS)
+    )
     port = free_port()
     started = [
         processes.Process(
-            target=workers.share_the_work, args=(rank, 2, port, *runs[1], tiny_run, folders[1])
+            target=workers.share_the_work,
+            args=(rank, 2, port, *runs[1], in_parts, tiny_run, folders[1]),
         )
         for rank in (0, 1)
     ]
@@ -80,6 +94,7 @@ def shared(
         process.start()
     train_and_record(runs[0][0], folders[0])  # meanwhile
     train_prior(runs[0][1])
+    train_tokenizer(whole)
     images = {"output_dir": folders[0] / "images", "num_images": 5, "seed": 1}
     generate(GenerateConfig(run_dir=tiny_run, **images))
     while any(process.is_alive() for process in started):
@@ -90,6 +105,16 @@ def shared(
     for rank, process in enumerate(started):
         assert process.exitcode == 0, (folders[1] / f"output_{rank}.txt").read_text()
     return Shared(*folders)
+
+
+@pytest.mark.parametrize("num_parts", NUM_PARTS)
+def test_micro_batches_of_two_processes_follow_the_gradient_of_the_whole_batch(
+    shared: Shared, num_parts: int
+) -> None:
+    expected = first_gradients(shared.alone / "parts_1" / "tokenizer")
+    found = first_gradients(shared.together / f"parts_{num_parts}" / "tokenizer")
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
 
 
 def test_two_processes_train_to_the_batches_of_one(shared: Shared) -> None:

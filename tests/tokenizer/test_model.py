@@ -331,9 +331,9 @@ def test_indices_that_do_not_fit_are_rejected(group: int, wrong: Tensor, message
         *(
             (
                 lambda own, _, s2=s2: own.evidence_lower_bound(random_images(), s2),
-                "variance must be > 0",
+                "decoder_variance must be a finite number > 0",
             )
-            for s2 in (0.0, -1.0, math.nan)
+            for s2 in (0.0, -1.0, math.nan, math.inf)
         ),
     ],
 )

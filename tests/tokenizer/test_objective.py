@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import Normal
 
-from tokenizer.objective import discretized_code_length, gaussian_reconstruction
+from tokenizer.objective import check_bound, discretized_code_length, gaussian_reconstruction
+from tokenizer.storage.errors import InputError
 
 BYTES = torch.arange(256).double() / 127.5 - 1
 
@@ -68,3 +69,17 @@ def test_exact_reconstructions_have_a_finite_loss_and_gradient() -> None:
     assert term.isfinite()
     assert error.grad is not None
     assert error.grad.isfinite()
+
+
+@pytest.mark.parametrize(
+    ("variance", "codes", "message"),
+    [
+        ("x", "nearest", "^decoder_variance must be a finite number > 0, got 'x'$"),
+        (None, "soft", "^codes must be one of posterior, nearest, got 'soft'$"),
+    ],
+)
+def test_a_bound_of_another_type_is_refused_in_one_line(
+    variance: object, codes: object, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        check_bound(variance, codes, has_posterior=True)

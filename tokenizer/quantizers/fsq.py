@@ -72,7 +72,9 @@ class FiniteScalarQuantizer(Quantizer):
         return QuantizerOutput(quantized, torch.stack(indices, 1), entropies, {})
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *others: Any) -> None:
-        wanted, found = (tuple(own.tolist()) for own in (self.levels, state[prefix + "levels"]))
+        wanted, found = (
+            tuple(levels.tolist()) for levels in (self.levels, state[prefix + "levels"])
+        )
         if found != wanted:
             raise InputError(f"levels must be {wanted}, as in the config, got {found}")
         super()._load_from_state_dict(state, prefix, *others)

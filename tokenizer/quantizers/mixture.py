@@ -242,12 +242,12 @@ class _BlockedMixture(torch.autograd.Function):
         bias = code_biases(codebook, precision)
         for block, rows in _blocks(latents, codebook):
             noise = _noise(latents[rows], codebook, seed, block)
-            own = _mixed(latents[rows], codebook, precision, bias, temperature, noise)
-            torch.mm(own.weights, codebook, out=quantized[rows])
-            entropies[rows] = _entropy(own.log_posterior)
-            indices[rows] = own.indices
+            mixed = _mixed(latents[rows], codebook, precision, bias, temperature, noise)
+            torch.mm(mixed.weights, codebook, out=quantized[rows])
+            entropies[rows] = _entropy(mixed.log_posterior)
+            indices[rows] = mixed.indices
             if is_kept:
-                kept += [own.log_posterior, own.weights]
+                kept += [mixed.log_posterior, mixed.weights]
         ctx.save_for_backward(latents, codebook, variance, entropies, *kept)
         ctx.temperature, ctx.seed = temperature, seed
         ctx.mark_non_differentiable(indices)
@@ -272,22 +272,22 @@ class _BlockedMixture(torch.autograd.Function):
         grad_variance = torch.zeros_like(variance)
         with full_precision(latents.device):
             for block, rows in _blocks(latents, codebook):
-                own_latents, own_grad = latents[rows], grad_quantized[rows]
+                block_latents, block_grad = latents[rows], grad_quantized[rows]
                 if kept:
                     log_posterior, weights = kept[2 * block], kept[2 * block + 1]
                 else:
-                    noise = _noise(own_latents, codebook, ctx.seed, block)
+                    noise = _noise(block_latents, codebook, ctx.seed, block)
                     log_posterior, weights, _ = _mixed(
-                        own_latents, codebook, precision, bias, ctx.temperature, noise
+                        block_latents, codebook, precision, bias, ctx.temperature, noise
                     )
-                grad_codebook.addmm_(weights.T, own_grad)
-                grad = own_grad @ codebook.T  # ∂/∂w, then ∂/∂a: (n, K)
+                grad_codebook.addmm_(weights.T, block_grad)
+                grad = block_grad @ codebook.T  # ∂/∂w, then ∂/∂a: (n, K)
                 grad -= torch.linalg.vecdot(weights, grad).unsqueeze(1)
                 grad.mul_(weights).div_(ctx.temperature)
                 posterior = log_posterior.exp().mul_(grad_entropies[rows].unsqueeze(1))
                 grad -= posterior.mul_(log_posterior + entropies[rows].unsqueeze(1))
                 torch.mm(grad, codebook, out=grad_latents[rows])
-                grad_codebook.addmm_(grad.T, own_latents * precision)
+                grad_codebook.addmm_(grad.T, block_latents * precision)
                 totals += grad.sum(0)
                 grad_variance -= torch.linalg.vecdot(grad, log_posterior).sum()
             grad_codebook -= (totals * precision).unsqueeze(1) * codebook

@@ -2,8 +2,7 @@
 
 Forward walks the codes tile by tile with running maxima and sums, as attention kernels do; backward
 computes tiles and noise anew, once for the latents and once for the codes. The noise comes from
-Philox, a counter-based generator: a function of seed, position and code alone. `no_type_check`
-keeps checkers of types and shapes away from what triton compiles.
+Philox, a function of seed, position and code alone. `no_type_check` is for triton's sources.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -73,7 +72,7 @@ def _forward(
     and logarithms of sums are kept apart in `statistics` (4, rows).
     """
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    own = _rows(latents, rows, num_rows, dim, BLOCK_D)
+    block = _rows(latents, rows, num_rows, dim, BLOCK_D)
     top = tl.full((BLOCK_N,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_N,), tl.float32)
     moment = tl.zeros((BLOCK_N,), tl.float32)
@@ -86,7 +85,7 @@ def _forward(
         codes = start + tl.arange(0, BLOCK_K)
         vectors = _rows(codebook, codes, num_codes, dim, BLOCK_D)
         bias = tl.load(biases + codes, mask=codes < num_codes, other=float("inf"))
-        scores = tl.dot(own, tl.trans(vectors), input_precision="tf32x3") - bias[None, :]
+        scores = tl.dot(block, tl.trans(vectors), input_precision="tf32x3") - bias[None, :]
         perturbed = scores + _gumbel(seed, rows, start, BLOCK_K)
 
         highest, place = tl.max(perturbed, 1, return_indices=True)
@@ -122,7 +121,7 @@ def _forward(
 @triton.jit
 @no_type_check
 def _tile(
-    own, own_grad, vectors, bias, rows, start, num_rows, num_codes, seed, inverse_temperature,
+    block, block_grad, vectors, bias, rows, start, num_rows, num_codes, seed, inverse_temperature,
     entropies, statistics, grad_entropies, products,
     BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -136,14 +135,14 @@ def _tile(
     log_weight_total = tl.load(statistics + 3 * num_rows + rows, mask=inside, other=0.0)
     grad_entropy = tl.load(grad_entropies + rows, mask=inside, other=0.0)
     product = tl.load(products + rows, mask=inside, other=0.0)
-    scores = tl.dot(own, tl.trans(vectors), input_precision="tf32x3") - bias[None, :]
+    scores = tl.dot(block, tl.trans(vectors), input_precision="tf32x3") - bias[None, :]
     logits = (scores + _gumbel(seed, rows, start, BLOCK_K)) * inverse_temperature
     is_real = inside[:, None] & (codes[None, :] < num_codes)
     weights = tl.exp((logits - weight_top[:, None]) - log_weight_total[:, None])
     weights = tl.where(is_real, weights, 0.0)
     log_posterior = (scores - top[:, None]) - log_total[:, None]
     log_posterior = tl.where(is_real, log_posterior, 0.0)
-    grad = tl.dot(own_grad, tl.trans(vectors), input_precision="tf32x3")
+    grad = tl.dot(block_grad, tl.trans(vectors), input_precision="tf32x3")
     grad = weights * (grad - product[:, None]) * inverse_temperature
     posterior = tl.exp(log_posterior) * grad_entropy[:, None]
     grad = tl.where(is_real, grad - posterior * (log_posterior + entropy[:, None]), 0.0)
@@ -160,8 +159,8 @@ def _backward_latents(
 ):  # fmt: skip
     """One block of rows: ∂/∂(ẑ / s²), and Σ_k ∂/∂score_k · log P_k for the variance."""
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    own = _rows(latents, rows, num_rows, dim, BLOCK_D)
-    own_grad = _rows(grad_quantized, rows, num_rows, dim, BLOCK_D)
+    block = _rows(latents, rows, num_rows, dim, BLOCK_D)
+    block_grad = _rows(grad_quantized, rows, num_rows, dim, BLOCK_D)
     result = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     moment = tl.zeros((BLOCK_N,), tl.float32)
     for start in range(0, num_codes, BLOCK_K):
@@ -169,7 +168,7 @@ def _backward_latents(
         vectors = _rows(codebook, codes, num_codes, dim, BLOCK_D)
         bias = tl.load(biases + codes, mask=codes < num_codes, other=0.0)
         _, grad, log_posterior = _tile(
-            own, own_grad, vectors, bias, rows, start, num_rows, num_codes, seed,
+            block, block_grad, vectors, bias, rows, start, num_rows, num_codes, seed,
             inverse_temperature, entropies, statistics, grad_entropies, products, BLOCK_K,
         )  # fmt: skip
         result += tl.dot(grad, vectors, input_precision="tf32x3")
@@ -197,14 +196,14 @@ def _backward_codebook(
     first = share * rows_per_share
     for offset in range(0, rows_per_share, BLOCK_N):
         rows = first + offset + tl.arange(0, BLOCK_N)
-        own = _rows(latents, rows, num_rows, dim, BLOCK_D)
-        own_grad = _rows(grad_quantized, rows, num_rows, dim, BLOCK_D)
+        block = _rows(latents, rows, num_rows, dim, BLOCK_D)
+        block_grad = _rows(grad_quantized, rows, num_rows, dim, BLOCK_D)
         weights, grad, _ = _tile(
-            own, own_grad, vectors, bias, rows, start, num_rows, num_codes, seed,
+            block, block_grad, vectors, bias, rows, start, num_rows, num_codes, seed,
             inverse_temperature, entropies, statistics, grad_entropies, products, BLOCK_K,
         )  # fmt: skip
-        result += tl.dot(tl.trans(weights), own_grad, input_precision="tf32x3")
-        result += tl.dot(tl.trans(grad), own, input_precision="tf32x3")
+        result += tl.dot(tl.trans(weights), block_grad, input_precision="tf32x3")
+        result += tl.dot(tl.trans(grad), block, input_precision="tf32x3")
         total += tl.sum(grad, 0)
     base = share.to(tl.int64) * num_codes
     _store_rows(grad_codebooks + base * dim, result, codes, num_codes, dim, BLOCK_D)

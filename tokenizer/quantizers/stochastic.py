@@ -17,7 +17,8 @@ from tokenizer.quantizers.codebooks import CodebookQuantizer
 from tokenizer.quantizers.mixture import centered, proximity, stochastic_quantization
 from tokenizer.storage.errors import InputError
 
-SMALLEST_LOG_VARIANCE = -60.0
+LOG_VARIANCE_BOUNDS = (-40.0, 40.0)
+"""Within them s⁴ and 1 / s⁴, which gradients contain, are finite in float32."""
 
 
 class StochasticQuantizer(CodebookQuantizer):
@@ -42,8 +43,8 @@ class StochasticQuantizer(CodebookQuantizer):
         return codebook
 
     def variances(self) -> Float[Tensor, " layers"]:
-        """s² of each layer; log s² counts as at least -60, so that 1 / s² stays finite."""
-        return at_least_float32(self.log_variances).clamp_min(SMALLEST_LOG_VARIANCE).exp()
+        """s² of each layer; log s² counts as within `LOG_VARIANCE_BOUNDS`."""
+        return at_least_float32(self.log_variances).clamp(*LOG_VARIANCE_BOUNDS).exp()
 
     def learned_roles(self) -> dict[str, Literal["codebook", "variance"]]:
         """Codebooks, and the logarithms of the variances."""

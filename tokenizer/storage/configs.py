@@ -15,6 +15,20 @@ FORMAT = 3
 rotary positions of a prior stood alone."""
 
 
+def check_path(path: Path) -> Path:
+    """Refuses what no file system takes, and an empty path, such as of a shell's unset variable.
+
+    Raises:
+        ValueError: for pydantic.
+    """
+    if "\0" in str(path):
+        raise ValueError("must not hold a NUL character")
+    if path == Path():
+        whole = "the present folder needs its whole path"
+        raise ValueError(f"must be a path, got '' or '.' ({whole})")
+    return path
+
+
 class StrictConfig(BaseModel):
     """An immutable set of parameters that rejects unknown keys and wrong types."""
 
@@ -27,9 +41,10 @@ class StrictConfig(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def _check_path(cls, value: object) -> object:
-        if isinstance(value, Path) and "\0" in str(value):
-            raise ValueError("must not hold a NUL character")
+    def _check_paths(cls, value: object) -> object:
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, Path):
+                check_path(part)
         return value
 
 
@@ -80,21 +95,21 @@ def describe_validation_error(error: ValidationError) -> str:
     """The complaints of pydantic on one line, each led by its field; the first few of many."""
     complaints: dict[str, str] = {}
     entries = error.errors(include_url=False)
-    for entry in sorted(entries, key=lambda own: own["type"] in WRONG_KIND):
+    for entry in sorted(entries, key=lambda entry: entry["type"] in WRONG_KIND):
         length = len(entry["loc"])
         if entry["type"] == "too_short" and any(
-            own["loc"][:length] == entry["loc"] != own["loc"] for own in entries
+            other["loc"][:length] == entry["loc"] != other["loc"] for other in entries
         ):
             continue  # a wrong member, of which pydantic complains, too, is not counted
         # pydantic adds the members of a union to the path of a field.
         path = [str(part) for part in entry["loc"] if not UNION_MEMBER.search(str(part))]
         message = shortened(entry["msg"].removeprefix("Value error, "))  # pydantic's, of our own
         field = shortened(".".join(path))
-        is_told = entry["type"] in {"missing", "value_error"}
-        given = "" if is_told else f", got {shortened(repr(entry['input']))}"
+        names_value = entry["type"] in {"missing", "value_error"}
+        given = "" if names_value else f", got {shortened(repr(entry['input']))}"
         # Of a union, the member that was meant: the one whose type is right.
         complaints.setdefault(field, f"{field}: {message}{given}".removeprefix(": "))
-    told = list(complaints.values())[:MOST_COMPLAINTS]
-    if len(complaints) > len(told):
-        told.append(f"and {len(complaints) - len(told)} more")
-    return "; ".join(told)
+    shown = list(complaints.values())[:MOST_COMPLAINTS]
+    if len(complaints) > len(shown):
+        shown.append(f"and {len(complaints) - len(shown)} more")
+    return "; ".join(shown)

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a temporary file, then moves it to `path` in one step.
+    """Lets `write` fill a temporary file, then moves it to `path` atomically.
 
     Whatever was at `path` stays whole if writing fails: no space left, say.
     """

@@ -35,7 +35,7 @@ def parse_json(text: bytes, source: str) -> Any:
         raise InputError(f"{source} is not JSON: {shortened(str(error))}") from error
     level = [value]
     for _ in range(MAX_NESTING):
-        level = [child for own in level for child in _children(own)]
+        level = [child for value in level for child in _children(value)]
     if level:
         raise InputError(f"{source} is nested deeper than {MAX_NESTING}")
     return value

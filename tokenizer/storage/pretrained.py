@@ -224,7 +224,9 @@ def _check_types(
     Raises:
         InputError: a weight is of another type.
     """
-    floating = [header[name].dtype for name, own in expected.items() if own.is_floating_point()]
+    floating = [
+        header[name].dtype for name, tensor in expected.items() if tensor.is_floating_point()
+    ]
     saved = next((dtype for dtype in floating[:1] if dtype in DTYPES), torch.float32)
     for name, tensor in expected.items():
         wanted = saved if tensor.is_floating_point() else tensor.dtype

@@ -6,7 +6,7 @@ from torch import Tensor
 from pipelines.config import TokenizerRecipe
 from pipelines.training.losses.base import Loss
 from tokenizer import TokenizerOutput
-from tokenizer.objective import gaussian_reconstruction
+from tokenizer.objective import MIN_VARIANCE, gaussian_reconstruction
 
 
 class Bound:
@@ -49,7 +49,9 @@ class Bound:
         elif batch_error is None:
             reconstruction = gaussian_reconstruction(squared_error, num_values)
         else:  # the value of the whole batch, and this part's share of its gradient
-            share = num_values / 2 * (squared_error / batch_error)
+            floor = MIN_VARIANCE * num_values
+            share = num_values / 2 * (squared_error / batch_error.clamp_min(floor))
+            share = share * (batch_error >= floor)
             reconstruction = gaussian_reconstruction(batch_error, num_values)
             reconstruction = reconstruction + share - share.detach()
         entropy = output.layer_entropy.sum()

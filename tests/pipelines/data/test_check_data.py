@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from pipelines.check_data import Report, check_data, describe, write_report
 from pipelines.check_data import main as check_data_command
@@ -114,29 +114,38 @@ def test_every_conversion_and_doubt_is_named_and_counted(tmp_path: Path) -> None
         "cat/small.jfif": Image.new("RGB", (5, 9)),
         "cat/panorama.bmp": Image.new("RGB", (2000, 40)),
         "cat/as_it_is.tif": Image.new("RGB", (20, 40)),
+        "cat/alpha.png": Image.new("LA", (20, 20)),
+        "cat/turned.webp": Image.new("RGB", (20, 30)),
+        "cat/chroma.tif": Image.new("YCbCr", (20, 30)),
         "val/wide.png": Image.fromarray(wide),
     }
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
     for name, image in images.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        image.save(tmp_path / name)
+        image.save(tmp_path / name, **({"exif": exif} if "turned" in name else {}))
     Image.new("RGB", (20, 20)).save(tmp_path / "val" / "broken_profile.png", icc_profile=b"x")
     (tmp_path / "gifs").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "gifs" / "a.gif")
     report = check(tmp_path)
-    assert report.num_files == {"used": 1, "converted": 5, "skipped": 1, "refused": 0}
+    assert report.num_files == {"used": 1, "converted": 8, "skipped": 1, "refused": 0}
     assert report.conversions == {
         "enlarged": 2,
         "cropped by more than half": 1,
         "16 bits per channel, reduced to 8": 1,
         "color profile that cannot be used, colors taken as they are": 1,
+        "transparent pixels, composited on white": 1,
+        "turned upright by its EXIF orientation": 1,
+        "YCbCr, converted to RGB": 1,
     }
+    assert check(tmp_path, channels=1).conversions["color, converted to gray"] == 7
     text = describe(report)
     for line in (
         "       2 converted: enlarged",
         "a.gif is a GIF, which is not read",
         "one.png enlarged (1 × 1 pixels)",
         "panorama.bmp cropped by more than half (2 % of 2000 × 40 pixels kept)",
-        "note: images of more than 8 bits per channel use 1 of 256 levels, values up to 4,095;",
+        "note: 1 of 1 images of more than 8 bits per channel use 1 of 256 levels, values up to 4,0",
         "note: nothing in 'gifs' is used",
         "note: 'val' is taken for a class, and trained on; if it is a split, mv ",
     ):

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import ExifTags, Image, ImageCms
 
 from pipelines.data import decoding as image_decoding
 from pipelines.data.color_profiles import UNUSABLE
+from pipelines.data.conversion import convert_image
 from pipelines.data.decoding import (
     DecodedImage,
     UnreadableImageError,
-    convert_image,
     decode_image,
 )
 from pipelines.data.limits import count_scans
@@ -103,6 +103,12 @@ def animated(file_format: str) -> bytes:
     return encoded(frames[0], file_format, save_all=True, append_images=frames[1:])
 
 
+ON_WHITE = "transparent pixels, composited on white"
+UPRIGHT = "turned upright by its EXIF orientation"
+TURNED = Image.Exif()
+TURNED[ExifTags.Base.Orientation] = 6
+
+
 def decode(path: Path, content: bytes | None = None) -> tuple[str, ...]:
     if content is not None:
         path.write_bytes(content)
@@ -117,7 +123,13 @@ def decode(path: Path, content: bytes | None = None) -> tuple[str, ...]:
     [
         ("a.png", encoded(picture(), "PNG"), ()),
         ("a.JPG", encoded(picture(), "JPEG"), ()),
-        ("a.webp", encoded(picture(channels=4), "WEBP"), ()),
+        ("a.webp", encoded(picture(channels=4), "WEBP"), (ON_WHITE,)),
+        ("a.png", encoded(picture(channels=4).convert("LA"), "PNG"), (ON_WHITE,)),
+        ("a.png", encoded(picture(), "PNG", transparency=picture().getpixel((0, 0))), (ON_WHITE,)),
+        ("a.png", encoded(picture().convert("RGBA"), "PNG"), ()),  # opaque
+        ("a.jpg", encoded(picture(), "JPEG", exif=TURNED), (UPRIGHT,)),
+        ("a.tif", encoded(picture(), "TIFF", exif=TURNED), (UPRIGHT,)),
+        ("a.tif", encoded(picture().convert("YCbCr"), "TIFF"), ("YCbCr, converted to RGB",)),
         (
             "a.png",
             encoded(picture(), "JPEG"),
@@ -414,6 +426,8 @@ def test_hidden_colors_under_full_transparency_do_not_bleed_when_resizing() -> N
     pixels[:, 16:] = (0, 255, 0, 0)
     assert convert_image(Image.fromarray(pixels), 9, 4)[..., 1].max() == 0
     assert convert_image(Image.fromarray(pixels), 9, 3)[:, 8].tolist() == [[255, 255, 255]] * 9
+    multiplied = convert_image(Image.fromarray(pixels).convert("RGBa"), 9, 3)
+    assert multiplied[:, 8].tolist() == [[255, 255, 255]] * 9
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])

@@ -11,10 +11,9 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
-from pydantic import ValidationError
 
 from pipelines.config import DataConfig, TokenizerRunConfig
-from pipelines.data.dataset import ImageDataset
+from pipelines.data.dataset import ImageDataset, Split
 from pipelines.data.folder_listing import FolderListing
 from pipelines.data.folder_split import hold_out
 from pipelines.data.shapes import CLASS_NAMES, draw_shapes
@@ -116,12 +115,11 @@ def test_a_flat_folder_has_no_classes_and_what_is_no_image_is_counted(
         save(tmp_path / "images" / name, noise(8, 8))
     (tmp_path / "images" / "notes.txt").touch()
     dataset = load_all(tmp_path)
+    load_images(folder_config(tmp_path), "validation")  # says nothing again
     assert dataset.class_names == ()
     assert dataset.labels.tolist() == [0, 0, 0]
-    assert (
-        f"{tmp_path / 'images'}: ignored 1 files that are not PNG, JPEG, WebP, BMP or TIFF"
-        in caplog.text
-    )
+    ignored = "ignored 1 files that are not PNG, JPEG, WebP, BMP or TIFF"
+    assert caplog.text.count(f"{tmp_path / 'images'}: {ignored}") == 1
 
 
 def test_the_split_is_a_partition_that_depends_on_the_seed_alone(tmp_path: Path) -> None:
@@ -241,12 +239,27 @@ def test_idle_levels_of_16_bits_are_said_at_each_start(
     assert caplog.text == ""
     load_all(tmp_path, white_value=1000)
     assert "values up to 4,095 of which those above 1,000 are clipped" in caplog.text
+    caplog.clear()
+    full = np.linspace(0, 2**16 - 1, 2**10).astype(np.uint16).reshape(32, 32)
+    save(tmp_path / "images" / "full_range.png", full)
+    load_all(tmp_path)
+    assert "2 of 3 images of more than 8 bits per channel use 17 of 256 levels" in caplog.text
 
 
-@pytest.mark.parametrize("field", ["root", "validation_root"])
-def test_no_name_is_no_folder(field: str) -> None:
-    with pytest.raises(ValidationError, match=r"must name a folder of its own, got '' or '\.'"):
-        DataConfig(dataset="folder", **{field: Path("")})
+@pytest.mark.parametrize("link", ["extra", "extra.png"])
+def test_links_do_not_lead_training_to_what_validates(tmp_path: Path, link: str) -> None:
+    save_classes(tmp_path / "images", ["a"])
+    save_classes(tmp_path / "held_out", ["a"])
+    source = tmp_path / "held_out" / "a"
+    target = source if link == "extra" else next(source.iterdir())
+    (tmp_path / "images" / "a" / link).symlink_to(target)
+    config = folder_config(tmp_path, follow_links=True, validation_root=tmp_path / "held_out")
+    for split in get_args(Split):
+        with pytest.raises(InputError, match=rf"^data\.follow_links: .*{link}.* is also below"):
+            load_images(config, split)
+    (tmp_path / "images" / "a" / link).unlink()
+    (tmp_path / "images" / "a" / link).symlink_to(save(tmp_path / "more" / "b.png", noise(8, 8)))
+    load_images(config, "train")
 
 
 T, V = "data.root: ", "data.validation_root: "

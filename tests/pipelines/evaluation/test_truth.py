@@ -401,9 +401,11 @@ def test_a_run_knows_its_images_from_anywhere_and_where_they_were_moved(
     write_images(Path("others"), noise(60, 1))
     data = DataConfig(dataset="folder", root=Path("images"), image_size=16, validation_share=0.4)
     run = tokenizer_run(tmp_path / "run", tmp_path / "cache", total_steps=1)
-    train_tokenizer(run.model_copy(update={"data": data}))
+    run = run.model_copy(update={"data": data})
+    train_tokenizer(run)
     saved = json.loads((tmp_path / "run/tokenizer/config.json").read_text())
     assert saved["data"]["root"] == str(Path("images").absolute())
+    assert saved["data"]["cache_dir"] == str(Path("runs/cache").absolute())
     monkeypatch.chdir(tmp_path)
     common = {"extractor": ExtractorConfig(kind="none"), "what": "reconstruction"}
     config = EvaluateConfig(run_dir=Path("run"), **common)
@@ -413,11 +415,13 @@ def test_a_run_knows_its_images_from_anywhere_and_where_they_were_moved(
         evaluate(config)
     moved = config.model_copy(update={"data_root": Path("moved")})
     assert evaluate(moved)["reconstruction"]["RMSE"]["value"] == expected
+    assert not Path("runs").exists()  # the cache is where it was
     prior = prior_run(Path("run"), total_steps=1)
     prior = prior.model_copy(update={"is_class_conditional": False})
     for root, refused in (("here/others", True), ("moved", False)):
         folders = {"data_root": Path(root)}
         for command in (
+            lambda: train_tokenizer(run.moved_data(Path(root).absolute(), None)),  # noqa: B023
             lambda: evaluate(config.model_copy(update=folders)),  # noqa: B023
             lambda: train_prior(prior.model_copy(update=folders)),  # noqa: B023
         ):

@@ -70,7 +70,7 @@ class AdversarialStage(Stage[Tensor, Tensor]):
     def validate(self, model, accelerator):
         return {"radius": model(torch.ones(1, 4)).norm().item()}
 
-    def picture(self, model):
+    def preview(self, model):
         return Image.new("L", (8, 8))
 
 

@@ -145,10 +145,14 @@ def test_the_likelihood_is_the_recipes_or_that_of_the_kind(
     torch.testing.assert_close(terms["reconstruction"], num_values / 2 * value)
 
 
+@pytest.mark.parametrize("num_parts", [2, 3])
+@pytest.mark.parametrize("error", [0.0, 1e-7, 1.0])  # 1e-7 lies below the smallest variance
 @pytest.mark.parametrize("likelihood", ["closed_form", "unit_variance"])
-def test_parts_of_a_batch_give_its_value_and_gradient_together(likelihood: Any) -> None:
+def test_parts_of_a_batch_give_its_value_and_gradient_together(
+    likelihood: Any, error: float, num_parts: int
+) -> None:
     images = random_images(batch=6)
-    reconstructions = (images + random_images(2, batch=6)).requires_grad_()
+    reconstructions = (images + error * random_images(2, batch=6)).requires_grad_()
     bound = Bound(TokenizerRecipe(likelihood=likelihood), has_posterior=True)
 
     def output(rows: slice) -> TokenizerOutput:
@@ -157,14 +161,18 @@ def test_parts_of_a_batch_give_its_value_and_gradient_together(likelihood: Any) 
         return TokenizerOutput(decoded, [], torch.zeros(1).double(), terms)
 
     everything = slice(0, 6)
-    error = mean_squared_error(images, output(everything)).detach()
+    batch_error = mean_squared_error(images, output(everything)).detach()
     whole = bound(images, output(everything))
-    parts = [bound(images[rows], output(rows), error) for rows in (slice(0, 3), slice(3, 6))]
+    parts = [
+        bound(images[rows], output(rows), batch_error)
+        for rows in (slice(first, first + 6 // num_parts) for first in range(0, 6, 6 // num_parts))
+    ]
     minimized = torch.stack([part.minimized for part in parts]).mean()
     torch.testing.assert_close(minimized, whole.minimized)
     (expected,) = torch.autograd.grad(whole.minimized, reconstructions)
     (found,) = torch.autograd.grad(minimized, reconstructions)
     torch.testing.assert_close(found, expected)
+    assert found.isfinite().all()
 
 
 @pytest.mark.parametrize(

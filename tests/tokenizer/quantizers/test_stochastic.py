@@ -187,6 +187,39 @@ def test_every_code_and_variance_of_every_layer_gets_a_gradient(shares_codebook:
 # The pitfalls of the method.
 
 
+@pytest.mark.parametrize("log_s2", [-1e3, -60, -50, -40, -39, 39, 40, 50, 89, 1e3])
+@pytest.mark.parametrize("mode", ["mixture", "sample"])
+def test_values_and_gradients_are_finite_whatever_the_variance(mode: Mode, log_s2: float) -> None:
+    quantizer = make_quantizer().float()
+    with torch.no_grad():
+        quantizer.log_variances.fill_(log_s2)
+    latents = random_latents().float().requires_grad_()
+    output = quantizer(latents, mode, 0.7, seeded())
+    inputs = [*quantizer.parameters(), latents]
+    value = latent_terms(output).sum() + output.quantized.square().sum()
+    for number in (value, *torch.autograd.grad(value, inputs)):
+        assert number.isfinite().all()
+    assert all(own.isfinite().all() for own in quantizer.log_posteriors(latents, output.indices))
+
+
+def test_distances_far_from_the_origin_are_as_exact_as_near_it() -> None:
+    quantizer = make_quantizer((64,), 8).float()
+    with torch.no_grad():
+        quantizer.codebook(0).add_(300)
+    latents = 300 + random_latents(8, batch=50, side=4).float()
+    indices = quantizer(latents, "nearest").indices
+    (found,) = quantizer.log_posteriors(latents, indices)
+    mixed = quantizer(latents, "mixture", 0.7, seeded())
+    exact = quantizer.double()
+    latents = latents.double()
+    assert torch.equal(indices, exact(latents, "nearest").indices)
+    torch.testing.assert_close(
+        found.double(), exact.log_posteriors(latents, indices)[0], atol=1e-3, rtol=0
+    )
+    entropy = exact(latents, "mixture", 0.7, seeded()).posterior_entropy
+    torch.testing.assert_close(mixed.posterior_entropy.double(), entropy, atol=1e-2, rtol=0)
+
+
 def test_tf32_is_off_inside_and_as_before_outside() -> None:
     for before in (True, False):  # the last is the default of all other tests
         torch.backends.cuda.matmul.allow_tf32 = before

@@ -1,0 +1,64 @@
+"""The configuration of the images that a run is trained on."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, PlainSerializer
+
+from tokenizer.storage.configs import StrictConfig, check_path
+
+# Bounds that no sound run reaches.
+Count = Annotated[int, Field(gt=0, le=10**9)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+FolderRules = Literal[1, 2]
+# Saved absolute: a run is evaluated from anywhere. Earlier versions saved what was given.
+DataFolder = Annotated[Path, AfterValidator(check_path), AfterValidator(Path.absolute)]
+# Its default would not be validated, and is to be shown as it is.
+CacheFolder = Annotated[
+    Path, PlainSerializer(lambda folder: str(folder.absolute()), str, when_used="json")
+]
+
+
+class DataConfig(StrictConfig):
+    """Where images come from and what shape they take."""
+
+    dataset: Literal[
+        "shapes",
+        "folder",
+        "CIFAR10",
+        "CIFAR100",
+        "MNIST",
+        "FashionMNIST",
+        "SVHN",
+        "STL10",
+        "Flowers102",
+    ] = "shapes"
+    """`shapes` (procedural), `folder` (your images), or a torchvision set by name."""
+    root: DataFolder | None = None
+    """`folder`: training images, flat or one folder per class. torchvision: download folder."""
+    validation_root: DataFolder | None = None
+    """`folder`: validation images. None: a share of `root` is held out."""
+    validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """`folder` without `validation_root`: probability of each image to be held out."""
+    image_size: Annotated[int, Field(gt=0, le=4096)] = 32
+    """Side in pixels: the shorter side is resized to it, then the center is cropped."""
+    channels: Literal[1, 2, 3, 4] = 3
+    """1 = gray, 2 = gray and alpha, 3 = RGB, 4 = RGBA."""
+    white_value: Annotated[int, Field(gt=0, lt=2**16)] | None = None
+    """`folder`: value of a 16-bit file that is white: 4095 for 12-bit data. None: the highest."""
+    num_images: Count = 20_000
+    """`shapes`: training images."""
+    num_validation_images: Count = 2_000
+    """`shapes`: validation images."""
+    horizontal_flip: bool = False
+    """Mirror half of the training images at random."""
+    skip_unreadable: bool = False
+    """Leave out unreadable files and count them, where they would stop the run."""
+    follow_links: bool = False
+    """`folder`: use what links out of the folder lead to, where they would stop the run."""
+    folder_rules: FolderRules = 2
+    """`folder`: how files are found, sorted and held out; 1 is for runs of version 0.1."""
+    cache_dir: CacheFolder = Path("runs/cache")
+    """Folder for the decoded images."""
+    seed: Seed = 0
+    """Seed of `shapes`, and of the split of a folder."""
