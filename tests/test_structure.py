@@ -79,22 +79,25 @@ def test_what_is_installed_is_every_package() -> None:
     assert set(settings["packages"]) == found
 
 
-def tree() -> str:
-    """The tree of the README."""
-    return README.read_text().partition("## The tree")[2].partition("\n```\n\n")[0]
+TREE = (ROOT / "docs" / "tree.md").read_text()
+FOLDERS = (*PACKAGES, "tests", "benchmarks", "docs")
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_every_module_or_its_room_stands_in_the_tree_of_the_readme(package: str) -> None:
+def test_every_module_or_its_room_stands_in_the_tree(package: str) -> None:
     for path in modules_of(package):
         rooms = [f" {room}/" for room in path.parts[1:-1]]
-        assert path.name in tree() or any(room in tree() for room in rooms), path
+        assert path.name in TREE or any(room in TREE for room in rooms), path
 
 
-def test_what_stands_in_the_tree_of_the_readme_exists() -> None:
-    folders = (*PACKAGES, "tests", "benchmarks")
-    there = {path.name for folder in folders for path in (ROOT / folder).rglob("*")}
-    assert set(re.findall(r"\w+(?:\.py|(?=/))", tree())) - {*folders} <= there
+def test_what_stands_in_the_trees_exists() -> None:
+    there = {path.name for folder in FOLDERS for path in (ROOT / folder).rglob("*")}
+    of_readme = README.read_text().partition("## The tree")[2].partition("\n```\n\n")[0]
+    for text in (TREE, of_readme):
+        assert set(re.findall(r"\w+(?:\.py|(?=/))", text.partition("A run folder")[0])) <= {
+            *there,
+            *FOLDERS,
+        }
 
 
 def commands() -> Iterator[list[str]]:
