@@ -56,7 +56,8 @@ def encode(
     tokenizer: Tokenizer, images: UInt8[Tensor, "images channels height width"]
 ) -> list[Int64[Tensor, "images _ _ _"]]:
     """Hard codes of any number of images, on the CPU."""
-    parts = [tokenizer.encode(_on(tokenizer, to_float(part))) for part in images.split(BATCH)]
+    device = next(tokenizer.parameters()).device
+    parts = [tokenizer.encode(to_float(part).to(device)) for part in torch.split(images, BATCH)]
     return [torch.cat(group).cpu() for group in zip(*parts, strict=True)]
 
 
@@ -64,19 +65,16 @@ def decode(
     tokenizer: Tokenizer, indices: Sequence[Tensor], num_layers: int | None = None
 ) -> UInt8[Tensor, "images channels height width"]:
     """Images of any number of codes, on the CPU."""
-    parts = zip(*(group.split(BATCH) for group in indices), strict=True)
+    parts = zip(*(torch.split(group, BATCH) for group in indices), strict=True)
     return torch.cat([to_uint8(tokenizer.decode(part, num_layers)).cpu() for part in parts])
-
-
-def _on(tokenizer: Tokenizer, tensor: Tensor) -> Tensor:
-    return tensor.to(next(tokenizer.parameters()).device)
 
 
 def errors_by_layer(tokenizer: Tokenizer, encoded: EncodedImages) -> list[dict[str, float]]:
     """`reconstruction_metrics` of the first layer alone, of the first two, and so on."""
     metrics = []
     for number in range(1, len(encoded.layers) + 1):
-        parts = encoded.images.split(BATCH), decode(tokenizer, encoded.indices, number).split(BATCH)
+        decoded = decode(tokenizer, encoded.indices, number)
+        parts = torch.split(encoded.images, BATCH), torch.split(decoded, BATCH)
         errors = [image_errors(*pair) for pair in zip(*parts, strict=True)]
         joined = ImageErrors(*(torch.cat(values) for values in zip(*errors, strict=True)))
         metrics.append(reconstruction_metrics(joined))
@@ -98,12 +96,13 @@ def class_counts(
     codes: Int64[Tensor, "images _ _"], labels: Int64[Tensor, " images"], num_codes: int
 ) -> Int64[Tensor, "classes codes"]:
     """How often each code occurs in images of each class."""
-    return _class_counts(_histograms(codes, num_codes), labels)
+    return _class_counts(code_histograms(codes, num_codes), labels)
 
 
-def _histograms(
+def code_histograms(
     codes: Int64[Tensor, "images _ _"], num_codes: int
 ) -> Float[Tensor, "images codes"]:
+    """How often each code of a layer occurs in each image."""
     flat = codes.flatten(1)
     counts = torch.zeros(len(flat), num_codes, dtype=torch.float64)
     return counts.scatter_add_(1, flat, torch.ones_like(flat, dtype=torch.float64))
@@ -124,7 +123,7 @@ def class_information(
     and Madow) are too small. Shuffling classes among whole images keeps that dependence; what is
     found then is bias. Where codes tell nearly all of the class it corrects too much.
     """
-    histograms = _histograms(codes, num_codes)
+    histograms = code_histograms(codes, num_codes)
     generator = torch.Generator().manual_seed(0)
     shuffled = [
         _information(

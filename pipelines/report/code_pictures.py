@@ -56,16 +56,16 @@ def layer_pictures(
     """
     cell = encoded.images.shape[-1] // encoded.layers[layer].shape[-1]
     margin = cell * max(1, math.ceil((SMALLEST_WINDOW / cell - 1) / 2))
+    height, width = encoded.layers[layer].shape[1:]
     changes = torch.stack([_mean_change(tokenizer, encoded, layer, code) for code in codes])
-    middle = [side // 2 for side in encoded.layers[layer].shape[1:]]
-    changes = _window(changes, *middle, cell, margin)
+    changes = _window(changes, height // 2, width // 2, cell, margin)
     largest = changes.abs().max().item()
     shades = (127.5 + 127.5 * changes / max(largest, 1e-9)).round().to(torch.uint8)
     if shades.shape[1] in (2, 4):
         shades[:, -1] = 255  # of the alpha channel nothing could be seen
     rows = []
     for code, shade in zip(codes, shades, strict=True):
-        items, *places = _examples(encoded.layers[layer], code)
+        items, *places = _examples(encoded.layers[layer], code, margin // cell)
         drawn = decode(tokenizer, [group[items] for group in encoded.indices], layer + 1)
         parts = []
         for images in (encoded.images[items], drawn):
@@ -82,10 +82,16 @@ def layer_pictures(
     return LayerPictures(image_grid(torch.cat(rows), columns, scale), cell, window, largest / 2)
 
 
-def _examples(indices: Tensor, code: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Images, rows and columns of some places with this code, each in another image."""
+def _examples(indices: Tensor, code: int, margin: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Images, rows and columns of some places with this code, each in another image.
+
+    Those that are `margin` cells from the border come first, as what is around them can be seen.
+    """
     places = (indices == code).nonzero()
     places = places[torch.randperm(len(places), generator=torch.Generator().manual_seed(0))]
+    distance = torch.minimum(places[:, 1:], torch.tensor(indices.shape[1:]) - 1 - places[:, 1:])
+    is_inside = (distance >= margin).all(1)
+    places = torch.cat([places[is_inside], places[~is_inside]])
     _, first = np.unique(places[:, 0].numpy(), return_index=True)
     items, rows, columns = places[np.sort(first)[:NUM_EXAMPLES]].unbind(1)
     return items, rows, columns
