@@ -60,7 +60,7 @@ CPU = Budget(
     "--training.batch-size 64 --training.learning-rate 4e-3 --training.total-steps 800 "
     "--training.validation-interval 400 --training.checkpoint-interval 400 "
     "--training.num-validation-images 500",
-    num_train=10_000,
+    num_train=5_000,
     num_test=2_000,
     num_threads=1,
 )

@@ -15,6 +15,7 @@ from pipelines.command_configs import (
     CheckDataConfig,
     DemoConfig,
     EvaluateConfig,
+    ExplainConfig,
     GenerateConfig,
     ReconstructConfig,
 )
@@ -28,6 +29,7 @@ OPTIONS = {
     "check_data": CheckDataConfig,
     "demo": DemoConfig,
     "evaluate": EvaluateConfig,
+    "explain": ExplainConfig,
     "generate": GenerateConfig,
     "reconstruct": ReconstructConfig,
 }

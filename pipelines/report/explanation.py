@@ -169,7 +169,7 @@ def _layers(run: ExplainedRun) -> list[dict[str, Any]]:
             "counts": counts.tolist(),
         }
         top = counts.topk(min(MOST_CODES, int((counts > 0).sum())))
-        shares = (top.values / counts.sum()).tolist()
+        shares = (top.values.double() / counts.sum()).tolist()
         layer["codes"] = [
             {"code": code, "share": share}
             for code, share in zip(top.indices.tolist(), shares, strict=True)
@@ -180,7 +180,7 @@ def _layers(run: ExplainedRun) -> list[dict[str, Any]]:
             for entry in layer["codes"]:
                 of_code = by_class[:, entry["code"]]
                 entry["class"] = run.class_names[int(of_code.argmax())]
-                entry["class_share"] = (of_code.max() / of_code.sum()).item()
+                entry["class_share"] = int(of_code.max()) / int(of_code.sum())
         layers.append(layer)
     return layers
 
