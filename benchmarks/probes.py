@@ -8,7 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-PENALTIES = (0.003, 0.03, 0.3, 3.0)
+PENALTIES = (0.003, 0.03, 0.3, 3.0, 30.0)
 """Ridge penalties per image and standardized feature."""
 NEIGHBORS = (1, 5, 20, 50)
 HELD_OUT = 5
