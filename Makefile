@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test coverage lint bench bench-quality bench-speed faults docs
+.PHONY: demo test coverage lint bench bench-quality bench-features bench-speed faults docs
 
 demo: $(VENV)/installed
 	$(BIN)/python -m pipelines.demo
@@ -27,6 +27,9 @@ bench: $(VENV)/installed
 
 bench-quality: $(VENV)/installed
 	$(BIN)/python -m benchmarks.quality --data $(DATA) --weights $(WEIGHTS) --budget $(BUDGET)
+
+bench-features: $(VENV)/installed
+	$(BIN)/python -m benchmarks.features --data $(DATA) --budget $(BUDGET)
 
 bench-speed: $(VENV)/installed
 	$(BIN)/python -m benchmarks.speed --budget $(BUDGET)

@@ -13,15 +13,13 @@ import concurrent.futures
 import json
 import os
 import shlex
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from benchmarks.machine import commit, machine
+from benchmarks.commands import run_command
+from benchmarks.machine import machine
 from benchmarks.readme import markdown_table, replace_section
 
 RESULTS = Path(__file__).parent / "results"
@@ -107,30 +105,9 @@ def run_model(name: str, run_dir: Path, data: Path, budget: str, weights: Path) 
         "generate": f"{run} --output-dir {run}/generated --num-images {NUM_IMAGES}",
         "evaluate": f"{run} --num-images {NUM_IMAGES} {extractor}",
     }
+    num_threads = max((os.cpu_count() or 1) // len(MODELS), 1) if budget == "cpu" else None
     for module, options in commands.items():
-        record = run_dir / f"{module}.done.json"
-        if record.exists():
-            continue
-        command = f"python -m pipelines.{module} {options}"
-        environment = os.environ.copy()
-        if budget == "cpu":
-            environment["OMP_NUM_THREADS"] = str(max((os.cpu_count() or 1) // len(MODELS), 1))
-        run_dir.mkdir(parents=True, exist_ok=True)
-        started = time.perf_counter()
-        with (run_dir / f"{module}.log").open("a") as log:
-            process = subprocess.Popen(
-                [sys.executable, *shlex.split(command)[1:]], stdout=log, stderr=log, env=environment
-            )
-            _, status, usage = os.wait4(process.pid, 0)
-        if status:
-            raise SystemExit(f"{command} failed, see {log.name}")
-        facts = {
-            "command": command,
-            "commit": commit(),
-            "seconds": round(time.perf_counter() - started),
-            "cpu_seconds": round(usage.ru_utime + usage.ru_stime),
-        }
-        record.write_text(json.dumps(facts) + "\n")
+        run_command(run_dir, module, options, num_threads)
 
 
 def collect(folder: Path, budget: str) -> None:

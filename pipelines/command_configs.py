@@ -196,6 +196,25 @@ class SummaryConfig(StrictConfig):
     """Its heading; None takes the name of the folder."""
 
 
+class ExplainConfig(StrictConfig):
+    """Writes a page and a JSON file about what the codes of a run mean.
+
+    For each layer the codes by use, with the image parts that choose them and what they draw; what
+    each layer adds; what codes tell of the class; nearest images; how codes change when images are
+    shifted, blurred, made noisy. Of validation images; the prior is not needed.
+    """
+
+    main_options: ClassVar[tuple[str, ...]] = ("run_dir", "baseline", "num_images", "output_dir")
+    run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Folder of the run, with tokenizer/ at least."""
+    baseline: Path | None = None
+    """Another run on the same images, to be measured beside it."""
+    num_images: Annotated[int, Field(ge=2)] = 1_000
+    """Validation images, chosen at random; at most as many as there are."""
+    output_dir: Path | None = None
+    """Folder for explanation.html, explanation.json and pictures; None: RUN/explanation."""
+
+
 class CheckDataConfig(StrictConfig):
     """Reads every file of FOLDER as training would and says what becomes of it.
 

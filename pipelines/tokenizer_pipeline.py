@@ -173,7 +173,10 @@ class TokenizerPipeline(SavedPipeline):
 
     def features(self, images: Pictures, image_size: ImageSize = None) -> Features:
         """Code vectors of images, pooled and in place; takes what `preprocess` does."""
-        indices = self.encode(images, image_size)
+        return self.features_of_codes(self.encode(images, image_size))
+
+    def features_of_codes(self, indices: Sequence[Tensor]) -> Features:
+        """Code vectors of images by their codes, as `encode` gives them."""
         maps = [
             torch.stack([v.float()[i] for v, i in zip(vectors, group.unbind(1), strict=True)])
             .sum(0)

@@ -7,6 +7,7 @@ from pipelines.command_configs import (
     CheckDataConfig,
     DemoConfig,
     EvaluateConfig,
+    ExplainConfig,
     GenerateConfig,
     QuickstartConfig,
     ReconstructConfig,
@@ -39,6 +40,7 @@ VERBS = {
     "reconstruct": Verb("encodes images and decodes them again", ReconstructConfig),
     "evaluate": Verb("measures reconstructions and generated images", EvaluateConfig),
     "summary": Verb("writes a page about a run, during training too", SummaryConfig),
+    "explain": Verb("writes a page about what the codes of a run mean", ExplainConfig),
     "check-data": Verb("says what training will do with each file of a folder", CheckDataConfig),
     "demo": Verb("trains, draws and measures on procedural shapes, in a few minutes", DemoConfig),
 }

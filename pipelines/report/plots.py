@@ -11,6 +11,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from pipelines.evaluation.robustness import Robustness
 from pipelines.run.log import read_metrics
 from tokenizer.storage.errors import InputError
 
@@ -101,6 +102,32 @@ def usage_chart(counts: Sequence[Tensor]) -> Figure:
         axes.set_ylabel("share")
         axes.margins(x=0)
     return figure
+
+
+def robustness_chart(results: Sequence[tuple[str, Sequence[Robustness]]]) -> Figure:
+    """Share of codes that each change keeps, mean over layers, bars side by side for each run."""
+    layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.08)
+    figure = Figure((12, 2.8), layout=layout, dpi=DPI)
+    axes = figure.add_subplot()
+    width = 0.8 / len(results)
+    for number, ((name, rows), color) in enumerate(zip(results, COLORS.values(), strict=False)):
+        places = np.arange(len(rows)) + (number + 0.5) * width - 0.4
+        kept = [float(np.mean(row.kept)) for row in rows]
+        bars = axes.bar(places, kept, width, label=_plain(name), color=color, alpha=0.8)
+        axes.bar_label(bars, [f"{share:.0%}" for share in kept], fontsize=7)
+        axes.set_xticks(range(len(rows)), [row.change for row in rows], fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(axis="y", labelsize=7)
+    axes.set_ylim(0, 1.1)
+    axes.set_ylabel("codes kept, mean over layers", fontsize=8)
+    if len(results) > 1:
+        axes.legend(fontsize=8, edgecolor="none", loc="upper right")
+    return figure
+
+
+def _plain(name: str) -> str:
+    """Text that matplotlib takes as it is: no formula, no entry that a legend leaves out."""
+    return " " + "".join(one for one in name if one.isprintable()).replace("$", r"\$")
 
 
 def _panels(count: int) -> tuple[Figure, list[Any]]:

@@ -1,21 +1,15 @@
 """One page about a run: `summary.html` with its images and charts inside, and also beside it."""
 
-import base64
 import functools
-import io
 import logging
 import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-from matplotlib.figure import Figure
-from PIL import Image
 
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
 from pipelines.data.conditions import trained_conditions
@@ -25,8 +19,10 @@ from pipelines.evaluation.metrics import CodeUsage, reconstruction_metrics
 from pipelines.evaluation.protocol import compared_numbers
 from pipelines.evaluation.reconstruction import measure_reconstruction
 from pipelines.generation import ImageGenerationPipeline
-from pipelines.images import image_grid, to_float, to_uint8
+from pipelines.images import image_grid
 from pipelines.processes import new_accelerator
+from pipelines.report.code_pictures import decoded_by_layer
+from pipelines.report.page import TEMPLATES, columns_of, write_chart, write_image
 from pipelines.report.plots import PANELS, curves, usage_chart
 from pipelines.report.tables import (
     SummarizedRun,
@@ -44,41 +40,6 @@ from tokenizer.storage.files import replace_file
 logger = logging.getLogger(__name__)
 
 MOST_CLASSES = 20
-ROW_WIDTH = 860
-"""Pixels on the page for a row of images."""
-CHART_WIDTH_PER_INCH = 82.0
-"""CSS pixels: a full row of panels then fills the page."""
-SMALL = 96
-"""Images up to this side stay sharp-edged where a browser scales them."""
-
-
-class PngImage(NamedTuple):
-    """An image of the page."""
-
-    data: str
-    """Base64."""
-    alt: str
-    width: int | None = None
-    """In CSS pixels; None takes that of the image."""
-    is_small: bool = False
-
-
-def printable(value: object) -> object:
-    """Text in which what UTF-8 or HTML cannot hold has become a replacement character."""
-    if isinstance(value, Markup):  # of a macro, whose values went through here
-        return value
-    return re.sub(
-        "[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", str(value)
-    )
-
-
-TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
-    autoescape=True,
-    finalize=printable,
-    undefined=StrictUndefined,
-)
-"""Whatever text they are given, they escape."""
 
 
 def write_summary(
@@ -165,26 +126,6 @@ def renew_summary(run_dir: Path) -> None:
         logger.info("%s", run_dir / "summary.html")
 
 
-def write_image(path: Path, image: Image.Image, alt: str, size: int) -> PngImage:
-    """Writes a grid of images with side `size`, and gives the same bytes for the page."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return PngImage(_write(path, buffer), alt, is_small=size <= SMALL)
-
-
-def write_chart(path: Path, figure: Figure, alt: str) -> PngImage:
-    """Writes a chart, and gives the same bytes for the page."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return PngImage(_write(path, buffer), alt, round(CHART_WIDTH_PER_INCH * figure.get_figwidth()))
-
-
-def _write(path: Path, buffer: io.BytesIO) -> str:
-    data = buffer.getvalue()
-    replace_file(path, functools.partial(Path.write_bytes, data=data))
-    return base64.b64encode(data).decode()
-
-
 def _headline(run: SummarizedRun, usage: CodeUsage, psnr: float) -> dict[str, str]:
     values = {
         "PSNR": f"{psnr:.2f} dB",
@@ -206,18 +147,15 @@ def _headline(run: SummarizedRun, usage: CodeUsage, psnr: float) -> dict[str, st
 def _reconstructions(run: SummarizedRun, folder: Path) -> dict[str, Any]:
     """Originals above their reconstructions, and these from the first layers alone."""
     size = image_shape(run.validation)[-1]
-    columns = min(_columns(size), len(run.validation))
+    columns = min(columns_of(size), len(run.validation))
     num_bands = min(2, len(run.validation) // columns)
     chosen = np.linspace(0, len(run.validation) - 1, num_bands * columns).astype(np.int64)
     originals = run.validation.images_at(chosen)
-    indices = run.tokenizer.encode(to_float(originals))
-    layers = range(1, len(run.tokenizer.codebook_sizes) + 1)
-    decoded = [to_uint8(run.tokenizer.decode(indices, number)).cpu() for number in layers]
+    decoded, layer_labels = decoded_by_layer(run.tokenizer, originals)
     # (bands, original or reconstruction, columns, C, H, W)
     bands = (num_bands, columns, *originals.shape[1:])
     pairs = torch.stack([originals.view(bands), decoded[-1].view(bands)], 1)
     stack = torch.cat([images[:columns] for images in [*decoded, originals]])
-    layer_labels = [f"layers 1–{number}" if number > 1 else "layer 1" for number in layers]
     return {
         "pairs": write_image(
             folder / "reconstructions.png",
@@ -237,7 +175,7 @@ def _samples(run: SummarizedRun, folder: Path) -> dict[str, Any] | None:
     if run.pipeline is None or run.prior_config is None:
         return None
     size = image_shape(run.train)[-1]
-    columns = _columns(size)
+    columns = columns_of(size)
     num_classes = run.pipeline.prior.config.num_classes
     names = run.train.class_names[: min(num_classes, MOST_CLASSES)]
     num_rows = len(names) or 4
@@ -268,12 +206,6 @@ def _samples(run: SummarizedRun, folder: Path) -> dict[str, Any] | None:
         "temperature": f"{temperature:g}",
         "guidance": f"{guidance:g}",
     }
-
-
-def _columns(size: int) -> int:
-    """Images that fit into a row, at the scale that `image_grid` takes."""
-    cell = (size + 2) * max(1, 64 // size)
-    return min(max(ROW_WIDTH // cell, 4), 12)
 
 
 def _codebooks(usage: CodeUsage, count: int, folder: Path) -> dict[str, Any]:

@@ -18,11 +18,13 @@ from PIL import Image
 
 from pipelines.config import DataConfig
 from pipelines.evaluation.protocol import Protocol
-from pipelines.report.summary import TEMPLATES, renew_summary, write_summary
+from pipelines.report.page import TEMPLATES
+from pipelines.report.summary import renew_summary, write_summary
 from pipelines.summary import main
 from pipelines.train_prior import train_prior
 from pipelines.train_tokenizer import train_tokenizer
 from prior import Prior
+from tests.html_page import Page
 from tests.tiny_runs import prior_run, tokenizer_run
 from tokenizer import Tokenizer
 from tokenizer.storage.errors import InputError
@@ -31,39 +33,6 @@ CLASS_NAMES = ("<script>alert(1)<", "\"q'&amp;{{", "猫\u202e" + "w" * 90)
 DURATIONS = {"both <stages>": 3725.0, "evaluation": 61.4}
 IMAGES = {"reconstructions", "progressive", "samples"}
 CHARTS = {"curves_tokenizer", "curves_prior", "codebook_usage"}
-
-
-class Page(HTMLParser):
-    """Text, attributes and images of a page; every element has to be closed."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.source = path.read_text(encoding="utf-8")
-        self.text: list[str] = []
-        self.labels: list[str] = []
-        self.tags: set[str] = set()
-        self.attributes: list[tuple[str, str | None]] = []
-        self._open: list[str] = []
-        self.feed(self.source)
-        self.close()
-        assert not self._open
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.attributes += attributes
-        if tag not in {"meta", "img"}:
-            self._open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
-        if self._open and self._open[-1] == "bdi":
-            self.labels.append(data)
-
-    def holds(self, text: str) -> bool:
-        return text in "|".join(self.text)
 
 
 def protocol(reference: str, count: int) -> Protocol:
