@@ -1,5 +1,6 @@
 """Image files of noise, for the tests of folders and of decoding."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -38,3 +39,10 @@ def truncate(path: Path) -> None:
 
 def empty(path: Path) -> None:
     path.write_bytes(b"")
+
+
+class Malicious:
+    """Pickled, it makes a folder when it is loaded."""
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return (os.mkdir, ("executed",))

@@ -138,7 +138,7 @@ def run_cell(cell: Cell, budget: Budget, data: DataConfig, folder: Path) -> None
     else:
         test = load_images(test_data(data), "validation")
         values = measure(saved_tokenizer(stage, config), stage, test, accelerator)
-    facts = {
+    metadata = {
         "cell": cell.name,
         "shape": cell.place,
         "family": cell.shape.family,
@@ -155,7 +155,7 @@ def run_cell(cell: Cell, budget: Budget, data: DataConfig, folder: Path) -> None
         "validation": read_metrics(config.output_dir, "validation"),
         "training": read_metrics(config.output_dir, "train"),
     }
-    write_result(config.run_dir / "result.json", facts, started)
+    write_result(config.run_dir / "result.json", metadata, started)
 
 
 def run_extras(
@@ -184,16 +184,16 @@ def saved_tokenizer(stage: CellStage, config: TokenizerRunConfig) -> Tokenizer:
     return stage.model.to(stage.device).eval()
 
 
-def write_result(path: Path, facts: dict[str, Any], started: tuple[float, float]) -> None:
-    """The facts, with how they came about."""
-    facts |= {
+def write_result(path: Path, metadata: dict[str, Any], started: tuple[float, float]) -> None:
+    """The metadata, with how they came about."""
+    metadata |= {
         "command": f"python -m benchmarks.quality {shlex.join(sys.argv[1:])}",
         "commit": commit(),
         "machine": machine(),
         "seconds": round(time.perf_counter() - started[0]),
         "cpu_seconds": round(time.process_time() - started[1]),
     }
-    text = json.dumps(facts) + "\n"
+    text = json.dumps(metadata) + "\n"
     replace_file(path, lambda temporary: temporary.write_text(text))
 
 

@@ -80,8 +80,8 @@ def measure_one(
     """A comparison, the memory of one of its contenders, or what a part measures besides."""
     module = importlib.import_module(f"benchmarks.speed.{part}")
     if not name:
-        facts: dict[str, Any] = module.measurements(budget)
-        return facts
+        metadata: dict[str, Any] = module.measurements(budget)
+        return metadata
     comparison = next(own for own in module.comparisons(budget) if own.name == name)
     if contender:
         return peak_memory(comparison.contenders[contender])
@@ -97,11 +97,11 @@ def run_part(part: str, budget: Budget, folder: Path, threads: int) -> None:
         if path.exists():
             continue
         print(f"{part}: {comparison.name}", flush=True)
-        facts = in_process(budget, threads, part, comparison.name)
+        metadata = in_process(budget, threads, part, comparison.name)
         for name in comparison.contenders:
             memory = in_process(budget, threads, part, comparison.name, name)
-            facts["contenders"][name]["peak_memory"] = memory
-        store(path, facts)
+            metadata["contenders"][name]["peak_memory"] = memory
+        store(path, metadata)
     path = folder / part / "measurements.json"
     if hasattr(module, "measurements") and not path.exists():
         print(f"{part}: measurements", flush=True)
@@ -122,12 +122,12 @@ def in_process(budget: Budget, threads: int, *one: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def store(path: Path, facts: dict[str, Any]) -> None:
-    """The facts, with how they came about."""
-    facts |= origin(f"python -m benchmarks.speed {shlex.join(sys.argv[1:])}")
-    facts["threads"] = torch.get_num_threads()
+def store(path: Path, metadata: dict[str, Any]) -> None:
+    """The metadata, with how they came about."""
+    metadata |= origin(f"python -m benchmarks.speed {shlex.join(sys.argv[1:])}")
+    metadata["threads"] = torch.get_num_threads()
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, lambda temporary: temporary.write_text(json.dumps(facts) + "\n"))
+    replace_file(path, lambda temporary: temporary.write_text(json.dumps(metadata) + "\n"))
 
 
 def gather(folder: Path, path: Path) -> None:
@@ -139,11 +139,11 @@ def gather(folder: Path, path: Path) -> None:
     for part in PARTS:
         own = found.setdefault(part, {"comparisons": {}})
         for file in sorted(folder.glob(f"{part}/*.json")):
-            facts = json.loads(file.read_text())
+            metadata = json.loads(file.read_text())
             if file.stem == "measurements":
-                own["measurements"] = facts
+                own["measurements"] = metadata
             else:
-                own["comparisons"][facts["name"]] = facts
+                own["comparisons"][metadata["name"]] = metadata
     text = json.dumps(found, indent=1) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, lambda temporary: temporary.write_text(text))

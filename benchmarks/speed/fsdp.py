@@ -80,10 +80,10 @@ def train_sharded() -> dict[str, object]:
 
 def main() -> None:
     """Writes the losses of the main process to the file that is named."""
-    facts = train_sharded()
+    metadata = train_sharded()
     is_shared = torch.distributed.is_initialized()
     if not is_shared or torch.distributed.get_rank() == 0:
-        Path(sys.argv[1]).write_text(json.dumps(facts, indent=2) + "\n")
+        Path(sys.argv[1]).write_text(json.dumps(metadata, indent=2) + "\n")
     if is_shared:
         torch.distributed.barrier()  # one that leaves early may abort the other
         torch.distributed.destroy_process_group()

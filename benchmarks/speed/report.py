@@ -45,7 +45,7 @@ def _rows(found: Mapping[str, Any]) -> Iterator[list[str]]:
     for part, own in found.items():
         for comparison in own["comparisons"].values():
             name = f"**{part}**: {comparison['name']}"
-            for number, (contender, facts) in enumerate(comparison["contenders"].items()):
+            for number, (contender, metadata) in enumerate(comparison["contenders"].items()):
                 is_ours = number == 0
                 limit = comparison.get("details", {}).get("images_per_second_at_bandwidth")
                 if is_ours and limit is not None:  # only on a GPU
@@ -53,25 +53,25 @@ def _rows(found: Mapping[str, Any]) -> Iterator[list[str]]:
                 yield [
                     name if is_ours else "",
                     f"**{contender}**" if is_ours else contender,
-                    _number(facts["rate"]),
-                    " to ".join(_number(rate) for rate in facts["rate_quartiles"]),
+                    _number(metadata["rate"]),
+                    " to ".join(_number(rate) for rate in metadata["rate_quartiles"]),
                     comparison["unit"],
-                    "" if is_ours else _number(facts["ours_is_times_as_fast"]),
-                    "" if facts["target"] is None else f"≥ {facts['target']:g}",
-                    _memory(facts.get("peak_memory")),
+                    "" if is_ours else _number(metadata["ours_is_times_as_fast"]),
+                    "" if metadata["target"] is None else f"≥ {metadata['target']:g}",
+                    _memory(metadata.get("peak_memory")),
                 ]
 
 
 def _loop_rows(loop: Mapping[str, Any]) -> Iterator[list[str]]:
     for stage in ("stage one", "stage two"):
-        facts = loop[stage]
-        utilization = facts["utilization"]
+        metadata = loop[stage]
+        utilization = metadata["utilization"]
         yield [
             stage,
-            f"{facts['parameters'] / 1e6:.1f}",
-            _number(facts["images_per_second"]),
-            f"{100 * facts['share_outside_forward_and_backward']:.1f}",
-            ", ".join(f"{100 * share:.1f}" for share in facts["shares_of_stretches"]),
+            f"{metadata['parameters'] / 1e6:.1f}",
+            _number(metadata["images_per_second"]),
+            f"{100 * metadata['share_outside_forward_and_backward']:.1f}",
+            ", ".join(f"{100 * share:.1f}" for share in metadata["shares_of_stretches"]),
             "" if utilization is None else f"{100 * utilization:.0f}",
         ]
 

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from benchmarks.speed.steps import PEAK_BF16, num_codes, prior_facts, tokenizer_facts
+from benchmarks.speed.steps import PEAK_BF16, num_codes, prior_costs, tokenizer_costs
 from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
 from prior.config import PriorNetworkConfig
 from tokenizer.code_maps import code_maps_of
@@ -44,7 +44,7 @@ def _of_preset(name: str, network: PriorNetworkConfig) -> dict[str, Any]:
     copies = 2 if prior_run.horizontal_flip else 1
     latents = sum(own.code_dim * own.height * own.width for own in maps)
     keeps_latents = prior_run.targets == "posterior"
-    facts: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "code_maps": [f"{own.height}x{own.width}x{own.depth}" for own in maps],
         "codes_per_image": codes,
         "bits_per_image": sum(
@@ -56,13 +56,13 @@ def _of_preset(name: str, network: PriorNetworkConfig) -> dict[str, Any]:
         "latent_bytes": 2 * latents * NUM_IMAGES * copies if keeps_latents else 0,
     }
     counted = {
-        "stage one": (tokenizer_facts(run.tokenizer, IMAGE_SIZE), run.training),
-        "stage two": (prior_facts(network, maps, NUM_CLASSES), prior_run.training),
+        "stage one": (tokenizer_costs(run.tokenizer, IMAGE_SIZE), run.training),
+        "stage two": (prior_costs(network, maps, NUM_CLASSES), prior_run.training),
     }
     for stage, (own, training) in counted.items():
         seen = training.total_steps * training.batch_size
         hours_per_image = own["flops_per_image"] / (PEAK * UTILIZATION[stage]) / 3600
-        facts[stage] = {
+        metadata[stage] = {
             **own,
             "images_seen": seen,
             "epochs": seen / NUM_IMAGES,
@@ -71,4 +71,4 @@ def _of_preset(name: str, network: PriorNetworkConfig) -> dict[str, Any]:
             "gpu_hours_per_epoch": hours_per_image * NUM_IMAGES,
             "state_bytes": BYTES_PER_PARAMETER * own["parameters"],
         }
-    return facts
+    return metadata

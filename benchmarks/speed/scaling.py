@@ -163,10 +163,10 @@ def main() -> None:
         sys.exit(f"error: the budget must be one of {', '.join(get_args(Budget))}, got {budget}")
     torch.set_num_threads(1)  # several would wait for each other where others use the machine, too
     found = measurements(budget)  # type: ignore[arg-type]
-    facts = origin(f"python -m benchmarks.speed.scaling {budget}")
+    metadata = origin(f"python -m benchmarks.speed.scaling {budget}")
     results.mkdir(parents=True, exist_ok=True)
     path = results / f"scaling_{budget}.json"
-    path.write_text(json.dumps(facts | found, indent=2) + "\n")
+    path.write_text(json.dumps(metadata | found, indent=2) + "\n")
     for name, curve in found["curves"].items():
         plot_curve(curve, results / f"scaling_{budget}_{name}.png")
     if results == RESULTS and budget != "tiny":  # the page shows what lies there

@@ -150,7 +150,7 @@ def repeated(step: Callable[[], None], count: int) -> Callable[[], None]:
     return call
 
 
-def tokenizer_facts(config: TokenizerConfig, image_size: int, batch: int = 2) -> dict[str, float]:
+def tokenizer_costs(config: TokenizerConfig, image_size: int, batch: int = 2) -> dict[str, float]:
     """Parameters, and FLOPs of a training step per image (matrix products and convolutions)."""
     # A number, not a shape.
     no_seed = patch("tokenizer.quantizers.mixture.draw_seed", return_value=0)
@@ -160,25 +160,25 @@ def tokenizer_facts(config: TokenizerConfig, image_size: int, batch: int = 2) ->
         images = torch.rand(batch, config.channels, image_size, image_size)
         with FlopCounterMode(display=False) as counter:
             torch.autograd.backward(objective(images, model(images)).minimized)
-    return _facts(model, counter, batch)
+    return _costs(model, counter, batch)
 
 
-def prior_facts(
+def prior_costs(
     network: PriorNetworkConfig,
     code_maps: tuple[CodeMapConfig, ...],
     num_classes: int = 0,
     batch: int = 2,
 ) -> dict[str, float]:
-    """Parameters, and FLOPs of a training step per image; see `tokenizer_facts`."""
+    """Parameters, and FLOPs of a training step per image; see `tokenizer_costs`."""
     with FakeTensorMode():
         model = new_prior(network, code_maps, num_classes)
         labels = torch.zeros(batch, dtype=torch.int64) if num_classes else None
         with FlopCounterMode(display=False) as counter:
             model(random_codes(code_maps, batch), labels).loss.backward()
-    return _facts(model, counter, batch)
+    return _costs(model, counter, batch)
 
 
-def _facts(model: nn.Module, counter: FlopCounterMode, batch: int) -> dict[str, float]:
+def _costs(model: nn.Module, counter: FlopCounterMode, batch: int) -> dict[str, float]:
     return {
         "parameters": sum(own.numel() for own in model.parameters()),
         "flops_per_image": counter.get_total_flops() / batch,

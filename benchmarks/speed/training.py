@@ -19,10 +19,10 @@ from benchmarks.speed.measure import Budget, Comparison, device_of, wait_for_gpu
 from benchmarks.speed.steps import (
     num_codes,
     peak_flops,
-    prior_facts,
+    prior_costs,
     prior_step,
     repeated,
-    tokenizer_facts,
+    tokenizer_costs,
     tokenizer_step,
 )
 from pipelines.config import PriorRunConfig, RunConfig, TokenizerRunConfig, TrainingConfig
@@ -121,7 +121,7 @@ def comparisons(budget: Budget) -> Iterator[Comparison]:
         unit="codes",
         amount=size.prior_batch * num_codes(maps) * size.steps,
         rounds=size.rounds,
-        details=_details(size, device, prior_facts(size.prior, maps))
+        details=_details(size, device, prior_costs(size.prior, maps))
         | {"batch": size.prior_batch, "codes_per_image": num_codes(maps)},
     )
 
@@ -165,12 +165,12 @@ def _images(size: Size, device: torch.device, config: TokenizerConfig) -> dict[s
         "unit": "images",
         "amount": size.batch * size.steps,
         "rounds": size.rounds,
-        "details": _details(size, device, tokenizer_facts(config, size.image_size)),
+        "details": _details(size, device, tokenizer_costs(config, size.image_size)),
     }
 
 
-def _details(size: Size, device: torch.device, facts: dict[str, float]) -> dict[str, Any]:
-    return {"device": device.type, "image_size": size.image_size, "batch": size.batch, **facts}
+def _details(size: Size, device: torch.device, metadata: dict[str, float]) -> dict[str, Any]:
+    return {"device": device.type, "image_size": size.image_size, "batch": size.batch, **metadata}
 
 
 # The loop
@@ -256,7 +256,7 @@ def _measured_loop(config: RunConfig) -> dict[str, Any]:
     stage: TokenizerStage | PriorStage
     if isinstance(config, TokenizerRunConfig):
         stage = TokenizerStage(config, accelerator)
-        facts = tokenizer_facts(config.tokenizer, config.data.image_size)
+        metadata = tokenizer_costs(config.tokenizer, config.data.image_size)
         codes = 0
     else:
         assert isinstance(config, PriorRunConfig)
@@ -264,7 +264,7 @@ def _measured_loop(config: RunConfig) -> dict[str, Any]:
         images = trained_images(run, config.tokenizer_dir, accelerator)
         stage = prior_stage(config, *images, accelerator)
         prior = stage.model.config
-        facts = prior_facts(prior.network, prior.code_maps, prior.num_classes)
+        metadata = prior_costs(prior.network, prior.code_maps, prior.num_classes)
         codes = stage.num_codes
     probing: Any = ProbingStage(stage, accelerator)
     train(probing, config, accelerator)
@@ -274,11 +274,11 @@ def _measured_loop(config: RunConfig) -> dict[str, Any]:
     shares = [1 - own / whole for own, whole in zip(alone, probing.loop, strict=True)]
     seconds = float(np.median(probing.loop))
     peak = peak_flops(accelerator.device)
-    rate = batch * facts["flops_per_image"] / seconds
+    rate = batch * metadata["flops_per_image"] / seconds
     return {
         "device": accelerator.device.type,
         "batch": batch,
-        **facts,
+        **metadata,
         "images_per_second": batch / seconds,
         "codes_per_second": codes * batch / seconds,
         "share_outside_forward_and_backward": float(np.median(shares)),

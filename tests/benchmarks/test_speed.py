@@ -70,10 +70,10 @@ def test_all_caches_give_the_same_logits(order: str) -> None:
 
 
 def test_the_table_is_written_from_what_was_gathered(tmp_path: Path) -> None:
-    facts = measure(Comparison("a row", {"ours": lambda: lambda: None}, "calls", 1.0, 1))
+    metadata = measure(Comparison("a row", {"ours": lambda: lambda: None}, "calls", 1.0, 1))
     run = tmp_path / "run" / "sampling"
     run.mkdir(parents=True)
-    (run / "a-row.json").write_text(json.dumps(facts))
+    (run / "a-row.json").write_text(json.dumps(metadata))
     page = tmp_path / "README.md"
     page.write_text("<!-- speed-tiny -->\n<!-- /speed-tiny -->\n")
     gather(tmp_path / "run", tmp_path / "speed_tiny.json")

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.speed import scaling, scaling_page, training
 from benchmarks.speed.launches import sharded_losses
-from benchmarks.speed.steps import prior_facts, tokenizer_facts
+from benchmarks.speed.steps import prior_costs, tokenizer_costs
 from pipelines.presets import TOKENIZER_PRESETS
 from prior.config import PriorNetworkConfig
 from tokenizer.config import CodeMapConfig
@@ -22,15 +22,15 @@ def test_an_exact_power_has_its_exponent() -> None:
 
 def test_flops_per_image_do_not_depend_on_the_batch() -> None:
     config = TOKENIZER_PRESETS["tiny"].tokenizer
-    assert tokenizer_facts(config, 16, 2) == tokenizer_facts(config, 16, 4)
+    assert tokenizer_costs(config, 16, 2) == tokenizer_costs(config, 16, 4)
 
 
 def test_flops_of_a_wide_prior_are_six_per_parameter_and_position() -> None:
     """Forward two and backward four per weight: the usual estimate."""
     network = PriorNetworkConfig(width=512, num_spatial_layers=8, num_depth_layers=1)
     maps = (CodeMapConfig(height=8, width=8, codebook_sizes=(16,), code_dim=8),)
-    facts = prior_facts(network, maps)
-    assert facts["flops_per_image"] == pytest.approx(6 * facts["parameters"] * 64, rel=0.1)
+    metadata = prior_costs(network, maps)
+    assert metadata["flops_per_image"] == pytest.approx(6 * metadata["parameters"] * 64, rel=0.1)
 
 
 def test_both_loops_are_probed() -> None:

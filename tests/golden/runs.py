@@ -23,7 +23,7 @@ from pipelines.train_prior import train_prior
 from pipelines.train_tokenizer import train_tokenizer
 from tokenizer import rsq_vae, sq_vae
 
-Facts = dict[str, Any]
+Numbers = dict[str, Any]
 GOLDEN = Path(__file__).parent / "runs.json"
 
 
@@ -58,7 +58,7 @@ def golden_runs() -> dict[str, tuple[TokenizerRunConfig, PriorRunConfig]]:
     }
 
 
-def measure(folder: Path, tokenizer: TokenizerRunConfig, prior: PriorRunConfig) -> Facts:
+def measure(folder: Path, tokenizer: TokenizerRunConfig, prior: PriorRunConfig) -> Numbers:
     """Trains both stages in `folder`; losses, and hashes of weights, codes and images."""
     data = tokenizer.data.model_copy(update={"cache_dir": folder / "cache"})
     train_tokenizer(tokenizer.model_copy(update={"run_dir": folder / "run", "data": data}))
@@ -80,7 +80,7 @@ def measure(folder: Path, tokenizer: TokenizerRunConfig, prior: PriorRunConfig) 
     }
 
 
-def measure_all() -> Facts:
+def measure_all() -> Numbers:
     """All golden runs, and the kind of machine whose bits they have."""
     torch.set_num_threads(1)
     runs = {}
@@ -90,7 +90,7 @@ def measure_all() -> Facts:
     return {"machine": machine(), "runs": runs}
 
 
-def assert_same_metrics(found: list[Facts], expected: list[Facts], is_exact: bool) -> None:
+def assert_same_metrics(found: list[Numbers], expected: list[Numbers], is_exact: bool) -> None:
     """Lines of metrics.jsonl; later versions may log more, and leave out constants."""
     for line, other in zip(expected, found, strict=True):
         for key, value in line.items():
@@ -115,7 +115,7 @@ def machine() -> list[str]:
     return [torch.__version__, platform.machine(), torch.backends.cpu.get_cpu_capability(), model]
 
 
-def _logged(folder: Path) -> list[Facts]:
+def _logged(folder: Path) -> list[Numbers]:
     """metrics.jsonl without what depends on the clock."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{key: line[key] for key in line if key != "images_per_second"} for line in lines]

@@ -103,10 +103,11 @@ def animated(file_format: str) -> bytes:
     return encoded(frames[0], file_format, save_all=True, append_images=frames[1:])
 
 
+OTHER_FORMAT = "another format than its suffix, read as such"
 ON_WHITE = "transparent pixels, composited on white"
 UPRIGHT = "turned upright by its EXIF orientation"
 TURNED = Image.Exif()
-TURNED[ExifTags.Base.Orientation] = 6
+TURNED[ExifTags.Base.Orientation] = 6  # to be turned clockwise
 
 
 def decode(path: Path, content: bytes | None = None) -> tuple[str, ...]:
@@ -130,16 +131,8 @@ def decode(path: Path, content: bytes | None = None) -> tuple[str, ...]:
         ("a.jpg", encoded(picture(), "JPEG", exif=TURNED), (UPRIGHT,)),
         ("a.tif", encoded(picture(), "TIFF", exif=TURNED), (UPRIGHT,)),
         ("a.tif", encoded(picture().convert("YCbCr"), "TIFF"), ("YCbCr, converted to RGB",)),
-        (
-            "a.png",
-            encoded(picture(), "JPEG"),
-            ("another format than its suffix, read as such (JPEG)",),
-        ),
-        (
-            "a.jif",
-            encoded(picture(), "BMP"),
-            ("another format than its suffix, read as such (BMP)",),
-        ),
+        ("a.png", encoded(picture(), "JPEG"), (f"{OTHER_FORMAT} (JPEG)",)),
+        ("a.jif", encoded(picture(), "BMP"), (f"{OTHER_FORMAT} (BMP)",)),
         ("a.png", encoded(picture().convert("P"), "PNG"), ("palette, looked up",)),
         ("a.png", encoded(picture().convert("1"), "PNG"), ("one bit per pixel, black and white",)),
         ("a.jpg", encoded(picture().convert("CMYK"), "JPEG"), ("CMYK, converted to RGB",)),
@@ -157,9 +150,10 @@ def decode(path: Path, content: bytes | None = None) -> tuple[str, ...]:
             encoded(picture(10, 200), "PNG"),
             ("cropped by more than half (5 % of 200 × 10 pixels kept)",),
         ),
-        ("a.png", animated("PNG"), ("several frames, the first one is taken (of 3)",)),
-        ("a.webp", animated("WEBP"), ("several frames, the first one is taken (of 3)",)),
-        ("a.jpg", animated("MPO"), ("several frames, the first one is taken (of 3)",)),
+        *(
+            (name, animated(file_format), ("several frames, the first one is taken (of 3)",))
+            for name, file_format in (("a.png", "PNG"), ("a.webp", "WEBP"), ("a.jpg", "MPO"))
+        ),
     ],
 )
 def test_what_is_done_beyond_resizing_is_told(
@@ -205,6 +199,7 @@ def test_sixteen_bits_become_the_nearest_byte_of_white(
 
 
 FOUR_BITS = np.arange(64, dtype=np.uint8).reshape(8, 8) % 16
+PACKED = b"".join(b"\0" + bytes(row[::2] * 16 + row[1::2]) for row in FOUR_BITS)
 
 
 @pytest.mark.parametrize(
@@ -213,19 +208,7 @@ FOUR_BITS = np.arange(64, dtype=np.uint8).reshape(8, 8) % 16
         (wide_png(WIDE[..., :1], (int(WIDE[0, 0, 0]),)), WIDE[..., 0] == WIDE[0, 0, 0]),
         (wide_png(np.ones((8, 8, 3)), (0, 0, 0)), np.zeros((8, 8), np.bool_)),  # lower halves
         (wide_png(WIDE[..., :3], (*WIDE[2, 3, :3].tolist(),)), np.arange(64).reshape(8, 8) == 19),
-        (
-            png(
-                8,
-                8,
-                4,
-                zlib.compress(
-                    b"".join(b"\0" + bytes(row[::2] * 16 + row[1::2]) for row in FOUR_BITS)
-                ),
-                0,
-                b"\0\5",
-            ),
-            FOUR_BITS == 5,
-        ),
+        (png(8, 8, 4, zlib.compress(PACKED), 0, b"\0\5"), FOUR_BITS == 5),
     ],
 )
 def test_a_transparent_color_is_that_of_all_its_bits(
@@ -236,16 +219,10 @@ def test_a_transparent_color_is_that_of_all_its_bits(
     assert (decoded(tmp_path, content).pixels[is_transparent] == 255).all()
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        tiff(WIDE[..., :1].astype(np.float32), "<", 1),
-        tiff(WIDE[..., :1].astype(np.uint32), "<", 1),
-    ],
-)
-def test_numbers_without_a_common_white_are_refused(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize("numbers", [np.float32, np.uint32])
+def test_numbers_without_a_common_white_are_refused(tmp_path: Path, numbers: Any) -> None:
     with pytest.raises(UnreadableImageError, match=r"a layout of many bits that is not read$"):
-        decoded(tmp_path, content)
+        decoded(tmp_path, tiff(WIDE[..., :1].astype(numbers), "<", 1))
 
 
 # Color profiles
@@ -434,9 +411,7 @@ def test_hidden_colors_under_full_transparency_do_not_bleed_when_resizing() -> N
 def test_images_stand_upright(tmp_path: Path, suffix: str) -> None:
     upright = np.zeros((8, 8, 3), np.uint8)
     upright[:4] = 255
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise
-    path = save(tmp_path / f"a{suffix}", np.rot90(upright), exif=exif)
+    path = save(tmp_path / f"a{suffix}", np.rot90(upright), exif=TURNED)
     np.testing.assert_allclose(decode_image(path, 8, 3).pixels, upright, atol=4)
 
 
@@ -486,8 +461,7 @@ def test_pixels_beyond_the_last_row_are_not_unpacked(tmp_path: Path) -> None:
         (tiff(WIDE, "<", 2, num_strips=2**18 + 1), "262,145 values in a table are more than"),
         (
             encoded(Image.new("L", (4097, 4097)), "BMP").replace(
-                struct.pack("<IIHHI", 4097, 4097, 1, 8, 0),
-                struct.pack("<IIHHI", 4097, 4097, 1, 8, 1),
+                *(struct.pack("<IIHHI", 4097, 4097, 1, 8, is_packed) for is_packed in (0, 1))
             ),
             "4097 × 4097 pixels, .* bytes of runs are more than",
         ),

@@ -1,6 +1,5 @@
 """Feature extractors."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from pipelines.evaluation.features import (
     load_extractor,
 )
 from pipelines.images import to_pil
+from tests.image_files import Malicious
 from tokenizer.storage.errors import InputError
 
 
@@ -144,11 +144,6 @@ def test_a_download_is_kept_used_again_and_refused_when_damaged(
     download.write_bytes(b"half a file")
     with pytest.raises(InputError, match=r"is damaged: its SHA-256 is .*; delete it"):
         load_extractor(ExtractorConfig())
-
-
-class Malicious:
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return (os.mkdir, ("executed",))
 
 
 def test_an_inception_file_with_code_is_rejected_unexecuted(

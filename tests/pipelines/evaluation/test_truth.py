@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
@@ -46,6 +45,7 @@ from pipelines.images import to_float, to_uint8
 from pipelines.presets import TOKENIZER_PRESETS
 from pipelines.train_prior import train_prior
 from pipelines.train_tokenizer import train_tokenizer
+from tests.image_files import Malicious
 from tests.tiny_runs import prior_run, tokenizer_run
 from tokenizer import Tokenizer
 from tokenizer.config import BackboneConfig
@@ -279,11 +279,6 @@ def test_saved_statistics_stand_for_the_images_that_they_are_of(
     other = load_statistics(save_statistics(tmp_path / f"t{suffix}", np.zeros(5), np.eye(5)))
     with pytest.raises(InputError, match="are of 5 features, but Colors has 6"):
         compare_sets(images, other, *common)
-
-
-class Malicious:
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return (os.mkdir, ("executed",))
 
 
 @pytest.mark.parametrize("name", ["a.npz", "a.pt"])
