@@ -41,10 +41,10 @@ def run_command(run_dir: Path, module: str, options: str, num_threads: int | Non
         _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"{command} failed, see {log.name}")
-    facts = {
+    metadata = {
         "command": command,
         "commit": commit(),
         "seconds": round(time.perf_counter() - started),
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime),
     }
-    record.write_text(json.dumps(facts) + "\n")
+    record.write_text(json.dumps(metadata) + "\n")
