@@ -216,6 +216,12 @@ def preset_costs() -> dict[str, Any]:
     return costs
 
 
+def small_preset(image_size: int) -> str:
+    """Name of the preset for a CPU whose images are as large, or the nearest smaller ones."""
+    size = max((own for own in SMALL_IMAGES if own <= image_size), default=min(SMALL_IMAGES))
+    return f"images{size}-small"
+
+
 def describe_preset(name: str) -> str:
     """Purpose, image size, codes of an image, parameters, and what training both stages takes."""
     run, prior_run = TOKENIZER_PRESETS[name], PRIOR_PRESETS[name]

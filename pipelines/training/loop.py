@@ -176,8 +176,8 @@ class _Run(Generic[LoadedT, BatchT]):
             for network in self.networks
             for parameter in network.module.parameters()
         )
-        description = self.stage.description
-        return Progress(self.config, self.accelerator, self.first_step, description, count)
+        what = (self.stage.description, self.stage.image_size, count)
+        return Progress(self.config, self.accelerator, self.first_step, *what)
 
     @property
     def model(self) -> PretrainedModule[Any]:

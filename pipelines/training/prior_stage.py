@@ -154,6 +154,8 @@ class PriorStage(Stage[LoadedCodes, CodeBatch]):
             code_map.depth * code_map.height * code_map.width for code_map in model.config.code_maps
         )
         self.num_items = codes.num_images
+        coarsest = tokenizer.config.groups[0].downsampling
+        self.image_size = model.config.code_maps[0].height * coarsest
         self.description = (
             f"{codes.num_images:,} images of {self.num_codes:,} codes, "
             f"{validation_codes.num_images:,} for validation"

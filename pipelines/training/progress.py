@@ -11,7 +11,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from pipelines.config import TrainingConfig
-from pipelines.presets import describe_time
+from pipelines.presets import describe_time, small_preset
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ class Progress:
         accelerator: its processes.
         first_step: from which it goes on.
         description: of what it learns from.
+        image_size: of its images; 0 where there are none.
         num_parameters: that are trained.
     """
 
@@ -38,9 +39,11 @@ class Progress:
         accelerator: Accelerator,
         first_step: int,
         description: str,
+        image_size: int,
         num_parameters: int,
     ) -> None:
         self.config = config
+        self._image_size = image_size
         self._is_main = accelerator.is_main_process
         self._device: torch.device = accelerator.device
         self._first_step = first_step
@@ -106,12 +109,13 @@ class Progress:
         left = seconds * num_left
         logger.info("a step takes %.3g s: %s to go", seconds, describe_time(left))
         if left > DAY:
-            smaller = "a preset for processors (their names end in -small) or "
+            smaller = ""
+            if self._device.type == "cpu" and self._image_size:
+                smaller = f"; the preset {small_preset(self._image_size)} is made for a CPU"
             logger.warning(
-                "that is over a day, in which this machine does %s steps; %straining.total-steps "
-                "says how long a run takes",
+                "that is over a day, in which this machine does %s steps (training.total-steps)%s",
                 f"{round(DAY / seconds):,}",
-                smaller if self._device.type == "cpu" else "",
+                smaller,
             )
 
     def tell(self, finished: int, loss: float, images_per_second: float) -> None:

@@ -115,6 +115,7 @@ class TokenizerStage(Stage[LoadedImages, Tensor]):
                     f"{image_shape(dataset)}, got {expected}"
                 )
         self.num_items = len(self.train_images)
+        self.image_size = config.data.image_size
         self.description = describe_images(self.train_images, self.validation_images)
         self.sources = image_hashes(self.train_images, self.validation_images)
         self.device = accelerator.device
