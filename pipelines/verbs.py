@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from pipelines.command_configs import (
+    AppConfig,
     CheckDataConfig,
     DemoConfig,
     EvaluateConfig,
@@ -39,6 +40,7 @@ VERBS = {
     "reconstruct": Verb("encodes images and decodes them again", ReconstructConfig),
     "evaluate": Verb("measures reconstructions and generated images", EvaluateConfig),
     "summary": Verb("writes a page about a run, during training too", SummaryConfig),
+    "app": Verb("shows a page in a browser on which to play with a run", AppConfig),
     "check-data": Verb("says what training will do with each file of a folder", CheckDataConfig),
     "demo": Verb("trains, draws and measures on procedural shapes, in a few minutes", DemoConfig),
 }
