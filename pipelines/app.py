@@ -105,6 +105,8 @@ def serve(config: AppConfig) -> None:
                 )
             announce(f"open {address} (Ctrl-C ends)")
             threading.Event().wait()
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("stopped") from None
         finally:
             page.close(verbose=False)
 

@@ -278,7 +278,7 @@ class Playground:
         pen.rectangle(box, outline=255 if gray else (255, 255, 255), width=2 * thickness)
         pen.rectangle(box, outline=0 if gray else (220, 0, 60), width=thickness)
 
-    def place_at(self, number: int, picture_x: float, picture_y: float) -> Place:
+    def place_at(self, number: int, picture_x: int, picture_y: int) -> Place:
         """The place under a pixel of `map_picture`."""
         layer = self.layers[number]
         cell = _factor(layer.width, MAP_SIDE)

@@ -87,7 +87,7 @@ def codes_tab(playground: Playground) -> None:
                 f"Changes so far: {between.share:.0%} of the pixels, by at most {between.largest} "
                 "levels of 255."
             ]
-        tiles = []
+        tiles: list[tuple[Any, str]] = []
         if where is not None:
             nearest = playground.nearest_codes(codes.current, where)
             lines.insert(

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import gradio as gr
+from PIL import Image
 
 from pipelines.page.parts import GALLERY, ONE_AT_A_TIME, new_picture, told
 from pipelines.playground import CANVAS_SIDE, Playground, enlarged
@@ -17,7 +18,7 @@ def samples_tab(playground: Playground) -> None:
     gr.Markdown("The prior draws codes, layer by layer, and the tokenizer makes pictures of them.")
     inputs = _sampling_inputs(playground, 8, "each in turn")
     button = gr.Button("Draw", variant="primary")
-    pictures = gr.Gallery(columns=8, **GALLERY)
+    pictures = gr.Gallery(columns=8, elem_id="samples", **GALLERY)
 
     @told
     def draw(*values: Any) -> list[Any]:
@@ -42,30 +43,37 @@ def redraw_tab(playground: Playground) -> None:
                 sources=["upload", "clipboard"],
                 transforms=(),
                 layers=False,
-                brush=gr.Brush(48, ["rgb(255, 0, 90)"], color_mode="fixed"),
+                brush=gr.Brush(32, ["rgb(255, 0, 90)"], color_mode="fixed"),
                 canvas_size=(CANVAS_SIDE, CANVAS_SIDE),
                 elem_id="canvas",
                 height=CANVAS_SIDE + 160,
             )
+            hint = gr.Markdown(elem_id="hint")
             new = gr.Button("Take a new one from the prior")
         pictures = gr.Gallery(columns=2, elem_id="redrawn", **GALLERY)
+    blank = Image.new("RGBA", (playground.side, playground.side))
     has_null = playground.generation.prior.conditioner.has_null
     inputs = _sampling_inputs(playground, 4, "any (unguided)" if has_null else "")
     button = gr.Button("Redraw", variant="primary")
 
     @told
-    def prepare(drawing: dict[str, Any]) -> Any:
+    def prepare(drawing: dict[str, Any]) -> tuple[Any, str]:
         """As the networks see it, large enough to paint on."""
-        return enlarged(playground.prepared(drawing["background"]), CANVAS_SIDE)
+        picture = playground.prepared(drawing["background"])
+        return enlarged(picture, CANVAS_SIDE), "This is what the networks see of it: paint over it."
 
     @told
     def redraw(drawing: dict[str, Any] | None, *values: Any) -> list[Any]:
         if drawing is None or drawing["background"] is None:
             raise InputError("a picture must be there first: drop one")
-        painted = drawing["layers"][0]
+        if drawing["background"].size != enlarged(blank, CANVAS_SIDE).size:
+            raise InputError(
+                "the picture must be ready first: wait until it is shown as the networks see it"
+            )
+        painted = drawing["layers"][0] if drawing["layers"] else blank
         return playground.redraw(drawing["background"], painted, *_sampling(*values))
 
-    canvas.upload(prepare, canvas, canvas, **ONE_AT_A_TIME)
+    canvas.upload(prepare, canvas, [canvas, hint], **ONE_AT_A_TIME)
     button.click(redraw, [canvas, *_listed(inputs)], pictures, **ONE_AT_A_TIME)
     new_picture(playground, new, canvas, CANVAS_SIDE)
 
