@@ -24,7 +24,8 @@ $(PAGE)/installed: $(VENV)/installed
 		> "$$($(PAGE)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/outer.pth"
 	grep -v '^pillow==' constraints.txt > $(PAGE)/constraints.txt
 	$(PAGE)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(PAGE)/bin/python -m pip install --quiet --constraint $(PAGE)/constraints.txt --group browser ".[app]"
+	$(PAGE)/bin/python -m pip install --quiet --constraint $(PAGE)/constraints.txt --group browser \
+		--editable ".[app]"
 	touch $@
 
 # Lines and branches of the three packages that the tests reach, in processes of their own too.

@@ -13,6 +13,10 @@ STYLE = """
 .gradio-container img {image-rendering: pixelated}
 #picture img {width: 100%; height: 100%; object-fit: contain}
 .grid-wrap {height: auto !important; min-height: 0 !important; max-height: none !important}
+#offered .grid-container, #codebook .grid-container {
+  grid-template-columns: repeat(auto-fill, minmax(100px, 1fr)) !important;
+}
+#offered .caption-label, #codebook .caption-label {padding: 0 4px}
 """
 NO_PRIOR = (
     "*Drawing new pictures and redrawing parts need a prior, and this run has none: "

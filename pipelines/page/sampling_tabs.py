@@ -116,7 +116,7 @@ def _sampling_inputs(playground: Playground, number: int, no_label: str) -> Samp
             10,
             1,
             step=0.5,
-            label="Guidance: above 1, more typical of the class",
+            label="Guidance (1: off)",
             visible=prior.config.num_classes > 0 and prior.conditioner.has_null,
         )
     with gr.Accordion("Per layer: temperature and top-p", open=False):
