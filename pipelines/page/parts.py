@@ -37,4 +37,4 @@ def new_picture(playground: Playground, button: gr.Button, target: Any, side: in
         pictures = playground.sample(1, None, seed, SamplingConfig())
         return enlarged(pictures[0], side or playground.side), seed + 1
 
-    button.click(draw, counter, [target, counter], **ONE_AT_A_TIME)
+    button.click(draw, counter, [target, counter], show_progress="hidden", **ONE_AT_A_TIME)

@@ -73,7 +73,8 @@ def redraw_tab(playground: Playground) -> None:
         painted = drawing["layers"][0] if drawing["layers"] else blank
         return playground.redraw(drawing["background"], painted, *_sampling(*values))
 
-    canvas.upload(prepare, canvas, [canvas, hint], **ONE_AT_A_TIME)
+    # Hidden: over a canvas whose value is set, "processing" would stay, and keep the brush off.
+    canvas.upload(prepare, canvas, [canvas, hint], show_progress="hidden", **ONE_AT_A_TIME)
     button.click(redraw, [canvas, *_listed(inputs)], pictures, **ONE_AT_A_TIME)
     new_picture(playground, new, canvas, CANVAS_SIDE)
 
