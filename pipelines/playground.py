@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from pipelines.generation import ImageGenerationPipeline
 from pipelines.hub import find_folder
-from pipelines.images import to_pil, to_uint8
+from pipelines.images import enlarged, enlargement, similar_colors, to_pil, to_uint8
 from pipelines.preprocessing import Picture
 from pipelines.sampling_config import SamplingConfig
 from pipelines.tokenizer_pipeline import TokenizerPipeline
@@ -47,17 +47,6 @@ class Place(NamedTuple):
     layer: int
     row: int
     column: int
-
-
-class Difference(NamedTuple):
-    """Between two pictures."""
-
-    picture: Image.Image
-    """Black where nothing differs, white where most does."""
-    share: float
-    """Of pixels that differ."""
-    largest: int
-    """In levels of 255."""
 
 
 class Playground:
@@ -281,7 +270,7 @@ class Playground:
     def place_at(self, number: int, picture_x: int, picture_y: int) -> Place:
         """The place under a pixel of `map_picture`."""
         layer = self.layers[number]
-        cell = _factor(layer.width, MAP_SIDE)
+        cell = enlargement(layer.width, MAP_SIDE)
         row, column = int(picture_y // cell), int(picture_x // cell)
         return Place(number, min(row, layer.height - 1), min(column, layer.width - 1))
 
@@ -302,35 +291,3 @@ def load_playground(source: str, device: torch.device) -> Playground:
 def _is_model(folder: Path) -> bool:
     """A run that is under way has a config.json of its own there, and no weights yet."""
     return (folder / "model.safetensors").is_file()
-
-
-def enlarged(picture: Image.Image, side: int) -> Image.Image:
-    """A picture with each pixel a square, the larger side as near to `side` as this gets."""
-    factor = _factor(max(picture.size), side)
-    size = (picture.width * factor, picture.height * factor)
-    return picture.resize(size, Image.Resampling.NEAREST)
-
-
-def _factor(length: int, side: int) -> int:
-    return max(1, round(side / length))
-
-
-def difference(one: Image.Image, other: Image.Image) -> Difference:
-    """Of two pictures of one size, the most over the channels."""
-    values = np.abs(np.asarray(one).astype(int) - np.asarray(other).astype(int))
-    values = values.reshape(*values.shape[:2], -1).max(2)
-    largest = int(values.max())
-    scaled = (values * 255 // max(largest, 1)).astype(np.uint8)
-    return Difference(Image.fromarray(scaled), float((values > 0).mean()), largest)
-
-
-def similar_colors(vectors: Float[Tensor, "codes dim"]) -> UInt8[np.ndarray, "codes 3"]:
-    """Light colors of vectors, by their three principal components."""
-    centered = (vectors - vectors.mean(0)).double().numpy()
-    _, directions = np.linalg.eigh(centered.T @ centered)
-    components = np.zeros((len(centered), 3))
-    main = centered @ directions[:, ::-1][:, :3]
-    components[:, : main.shape[1]] = main
-    spread = np.abs(components).max(0)
-    shares = components / np.where(spread > 0, spread, 1)  # on [-1, 1]
-    return (170 + 80 * shares).round().astype(np.uint8)

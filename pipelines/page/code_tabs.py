@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
+from pipelines.images import difference, enlarged
 from pipelines.page.parts import GALLERY, ONE_AT_A_TIME, PNG, new_picture, told
 from pipelines.playground import (
     MAP_SIDE,
@@ -12,8 +13,6 @@ from pipelines.playground import (
     Indices,
     Place,
     Playground,
-    difference,
-    enlarged,
 )
 from tokenizer.storage.errors import InputError
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import gradio as gr
 
-from pipelines.playground import Playground, enlarged
+from pipelines.images import enlarged
+from pipelines.playground import Playground
 from pipelines.sampling_config import SamplingConfig
 from tokenizer.storage.errors import InputError
 

@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 import gradio as gr
 from PIL import Image
 
+from pipelines.images import enlarged
 from pipelines.page.parts import GALLERY, ONE_AT_A_TIME, new_picture, told
-from pipelines.playground import CANVAS_SIDE, Playground, enlarged
+from pipelines.playground import CANVAS_SIDE, Playground
 from pipelines.sampling_config import SamplingConfig
 from tokenizer.storage.errors import InputError
 

@@ -8,14 +8,12 @@ import torch
 from PIL import Image
 
 from pipelines import ImageGenerationPipeline, TokenizerPipeline
+from pipelines.images import difference, enlarged, similar_colors
 from pipelines.playground import (
     MOST_CODES,
     Place,
     Playground,
-    difference,
-    enlarged,
     load_playground,
-    similar_colors,
 )
 from pipelines.sampling_config import SamplingConfig
 from tests.image_files import noise
