@@ -81,7 +81,6 @@ def page(browser: Any) -> Iterator[Any]:
     tab.on("pageerror", lambda error: errors.append(str(error)))
     tab.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
     yield tab
-    tab.close()
     assert hosts - {""} == {"127.0.0.1"}  # "": of data: and blob:
     assert errors == []
 
@@ -150,6 +149,7 @@ def test_a_visitor_samples_reconstructs_changes_a_code_and_redraws(
         button(page, "Show").click()
         pictures(page, "codebook").nth(7).wait_for()
         save_screenshot(page, "codebook")
+        page.close()  # or it would miss the server
 
 
 def paint(page: Any) -> None:
@@ -177,3 +177,4 @@ def test_without_a_prior_the_page_says_why_tabs_are_absent(tiny_run: Path, page:
         names = page.get_by_role("tab").all_inner_texts()
         assert names == ["A picture and its codes", "What the codes draw"]
         save_screenshot(page, "without_prior")
+        page.close()  # or it would miss the server
