@@ -3,13 +3,30 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test coverage lint bench bench-quality bench-features bench-speed faults docs
+.PHONY: demo test test-browser coverage lint bench bench-quality bench-features bench-speed faults docs
 
 demo: $(VENV)/installed
 	$(BIN)/python -m pipelines.demo
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
+
+# The page in Chromium. Gradio needs an older Pillow than the other tests run with, so it goes into
+# an environment of its own, which finds all else in the first.
+PAGE = $(VENV)/page
+test-browser: $(PAGE)/installed
+	command -v chromium || apt-get install --yes --no-install-recommends chromium
+	$(PAGE)/bin/python -m pytest -m browser tests/pipelines/test_page.py
+
+$(PAGE)/installed: $(VENV)/installed
+	$(BIN)/python -m venv $(PAGE)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$($(PAGE)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/outer.pth"
+	grep -v '^pillow==' constraints.txt > $(PAGE)/constraints.txt
+	$(PAGE)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(PAGE)/bin/python -m pip install --quiet --constraint $(PAGE)/constraints.txt --group browser \
+		--editable ".[app]"
+	touch $@
 
 # Lines and branches of the three packages that the tests reach, in processes of their own too.
 coverage: $(VENV)/installed

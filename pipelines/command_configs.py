@@ -215,6 +215,22 @@ class ExplainConfig(StrictConfig):
     """Folder for explanation.html, explanation.json and pictures; None: RUN/explanation."""
 
 
+class AppConfig(StrictConfig):
+    """Shows a page in a browser: samples of a run, pictures reconstructed, redrawn, their codes.
+
+    Needs Gradio: pip install "hqvae[app]". Nothing leaves this machine, and other machines do not
+    reach it unless `host` says so. A run without a prior shows what needs none.
+    """
+
+    main_options: ClassVar[tuple[str, ...]] = ("run_dir", "host", "port")
+    run_dir: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Folder of a run or a saved pipeline, or a name of the Hugging Face hub such as user/model."""
+    host: str = "127.0.0.1"
+    """Address to listen at; another one lets others in, without a password."""
+    port: Annotated[int, Field(gt=0, lt=2**16)] | None = None
+    """None: the first free one from 7860 on."""
+
+
 class CheckDataConfig(StrictConfig):
     """Reads every file of FOLDER as training would and says what becomes of it.
 
@@ -228,13 +244,7 @@ class CheckDataConfig(StrictConfig):
     """
 
     main_options: ClassVar[tuple[str, ...]] = (
-        "folder",
-        "image_size",
-        "channels",
-        "white_value",
-        "skip_unreadable",
-        "output",
-        "verify",
+        *("folder", "image_size", "channels", "white_value", "skip_unreadable", "output", "verify"),
     )
     folder: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")] = None
     """Folder of images, as data.root."""

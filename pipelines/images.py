@@ -1,7 +1,7 @@
 """Pixels: bytes, numbers on [-1, 1], Pillow images, grids."""
 
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -91,3 +91,47 @@ def comparison(
 ) -> Image.Image:
     """Pairs side by side, four to a row: an original, then its reconstruction."""
     return image_grid(torch.stack([originals, reconstructions], 1).flatten(0, 1), 8)
+
+
+class Difference(NamedTuple):
+    """Between two pictures."""
+
+    picture: Image.Image
+    """Black where nothing differs, white where most does."""
+    share: float
+    """Of pixels that differ."""
+    largest: int
+    """In levels of 255."""
+
+
+def enlarged(picture: Image.Image, side: int) -> Image.Image:
+    """A picture with each pixel a square, the larger side as near to `side` as this gets."""
+    factor = enlargement(max(picture.size), side)
+    size = (picture.width * factor, picture.height * factor)
+    return picture.resize(size, Image.Resampling.NEAREST)
+
+
+def enlargement(length: int, side: int) -> int:
+    """How many times, in whole numbers, a length comes nearest to a side; 1 at least."""
+    return max(1, round(side / length))
+
+
+def difference(one: Image.Image, other: Image.Image) -> Difference:
+    """Of two pictures of one size, the most over the channels."""
+    values = np.abs(np.asarray(one).astype(int) - np.asarray(other).astype(int))
+    values = values.reshape(*values.shape[:2], -1).max(2)
+    largest = int(values.max())
+    scaled = (values * 255 // max(largest, 1)).astype(np.uint8)
+    return Difference(Image.fromarray(scaled), float((values > 0).mean()), largest)
+
+
+def similar_colors(vectors: Float[Tensor, "codes dim"]) -> UInt8[np.ndarray, "codes 3"]:
+    """Light colors of vectors, by their three principal components."""
+    centered = (vectors - vectors.mean(0)).double().numpy()
+    _, directions = np.linalg.eigh(centered.T @ centered)
+    components = np.zeros((len(centered), 3))
+    main = centered @ directions[:, ::-1][:, :3]
+    components[:, : main.shape[1]] = main
+    spread = np.abs(components).max(0)
+    shares = components / np.where(spread > 0, spread, 1)  # on [-1, 1]
+    return (170 + 80 * shares).round().astype(np.uint8)

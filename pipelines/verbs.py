@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from pipelines.command_configs import (
+    AppConfig,
     CheckDataConfig,
     DemoConfig,
     EvaluateConfig,
@@ -41,6 +42,7 @@ VERBS = {
     "evaluate": Verb("measures reconstructions and generated images", EvaluateConfig),
     "summary": Verb("writes a page about a run, during training too", SummaryConfig),
     "explain": Verb("writes a page about what the codes of a run mean", ExplainConfig),
+    "app": Verb("shows a page in a browser on which to play with a run", AppConfig),
     "check-data": Verb("says what training will do with each file of a folder", CheckDataConfig),
     "demo": Verb("trains, draws and measures on procedural shapes, in a few minutes", DemoConfig),
 }

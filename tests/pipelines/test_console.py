@@ -89,7 +89,7 @@ def test_a_verb_is_the_module_and_named_as_it_was_called(
         (["generat"], "unknown verb 'generat': did you mean 'generate'?"),
         (["check_data"], "unknown verb 'check_data': did you mean 'check-data'?"),
         (["xyz", "--help"], f"unknown verb 'xyz': give one of {', '.join(VERBS)}"),
-        (["generate", "none", "--output-dir", "out"], "none/tokenizer holds no Tokenizer"),
+        (["generate", "none", "--output-dir", "out"], "none holds no Tokenizer"),
     ],
 )
 def test_what_is_wrong_gives_one_line_and_exit_status_2(
