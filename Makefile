@@ -8,8 +8,9 @@ BIN = $(VENV)/bin
 demo: $(VENV)/installed
 	$(BIN)/python -m pipelines.demo
 
+# A file at a time on each core.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 # The page in Chromium. Gradio needs an older Pillow than the other tests run with, so it goes into
 # an environment of its own, which finds all else in the first.
