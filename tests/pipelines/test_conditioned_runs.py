@@ -302,7 +302,7 @@ def test_evaluation_takes_the_conditions_of_the_reference_images(
 def test_the_page_of_a_run_shows_samples_under_conditions(
     run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.report.summary.ROW_WIDTH", 0)
+    monkeypatch.setattr("pipelines.report.page.ROW_WIDTH", 0)
     write_summary(run_dir / "text", tmp_path / "summary.html")  # stored tokens need no encoder
     assert (tmp_path / "samples.png").exists()
 
