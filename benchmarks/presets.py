@@ -1,55 +1,40 @@
 """What each preset takes: `python -m benchmarks.presets` writes `pipelines/preset_costs.json`.
 
-A few training steps of each stage on this machine's CPU, with as many images as take some seconds,
-counted up to a whole batch; the floating-point operations by torch's counter.
+Parameters, and the floating-point operations of a training step by torch's counter, on one image and
+counted up to a whole batch.
 """
 
 import json
-import time
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import origin
 from pipelines.presets import COSTS_FILE, PRIOR_PRESETS, TOKENIZER_PRESETS
-from pipelines.training.step_time import prior_task, seconds_per_step, tokenizer_task
+from pipelines.training.step_time import prior_task, tokenizer_task
 from tokenizer.storage.files import replace_file
-
-MOST_VALUES = 4 * 128**2
-"""Pixels of the images that are measured at a time."""
-
-
-PATIENCE = 5.0
-"""Seconds after which one step is enough."""
 
 
 def costs_of(name: str, stage: str) -> dict[str, float]:
-    """Parameters of a model, operations and seconds of a step."""
+    """Parameters of a model, and floating-point operations of a step."""
     run, prior_run = TOKENIZER_PRESETS[name], PRIOR_PRESETS[name]
-    batch_size = (run if stage == "tokenizer" else prior_run).training.batch_size
-    num_images = max(1, min(batch_size, MOST_VALUES // run.data.image_size**2))
     device = torch.device("cpu")
     torch.manual_seed(0)
     if stage == "tokenizer":
-        model, loss = tokenizer_task(run, num_images, device)
+        model, loss = tokenizer_task(run, 1, device)
     else:
-        model, loss = prior_task(prior_run, run, num_images, device)
-    started = time.perf_counter()
+        model, loss = prior_task(prior_run, run, 1, device)
     with FlopCounterMode(display=False) as counter:
         torch.autograd.backward(loss())
-    seconds = time.perf_counter() - started
-    if seconds < PATIENCE:
-        seconds = seconds_per_step(model, loss, patience=PATIENCE)
-    num_parts = batch_size / num_images
+    batch_size = (run if stage == "tokenizer" else prior_run).training.batch_size
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "operations_per_step": counter.get_total_flops() * num_parts,
-        "seconds_per_step": round(seconds * num_parts, 4),
+        "operations_per_step": counter.get_total_flops() * batch_size,
     }
 
 
 def main() -> None:
-    """Measures all presets and writes the file."""
+    """Counts for all presets and writes the file."""
     # The weights of a backbone are a download.
     names = [name for name, run in TOKENIZER_PRESETS.items() if run.tokenizer.backbone is None]
     costs: dict[str, dict[str, dict[str, float]]] = {}

@@ -202,16 +202,19 @@ PRIOR_PRESETS = {name: _prior(name, run.tokenizer) for name, run in TOKENIZER_PR
 
 COSTS_FILE = Path(__file__).with_name("preset_costs.json")
 """Written by `python -m benchmarks.presets`."""
+CORE_SPEED, GPU_SPEED = 35e9, 60e12
+"""Floating-point operations a second: of one core with AVX-512 in float32, as training of
+shapes32-sqvae2 reached there (30 to 40), and what a large GPU may reach in bf16."""
 COSTS_NOTE = (
-    "Parameters and time are of tokenizer + prior. Time on two CPU cores is measured over a few "
-    "steps; that on one GPU is estimated (~) at 60 TFLOP/s."
+    "Parameters and time are of tokenizer + prior. Times are estimates (~), at 35 GFLOP/s for one CPU "
+    "core and 60 TFLOP/s for a GPU; each run says after a few steps what it takes."
 )
 PURPOSES = {"shapes32": "procedural shapes", "cifar10": "CIFAR-10", "tiny": "for tests"}
 
 
 @functools.cache
 def preset_costs() -> dict[str, Any]:
-    """By preset and stage, parameters, floating-point operations and seconds of a step."""
+    """By preset and stage, parameters and floating-point operations of a step."""
     costs: dict[str, Any] = json.loads(COSTS_FILE.read_text())["presets"]
     return costs
 
@@ -235,11 +238,10 @@ def describe_preset(name: str) -> str:
     stages = [costs["tokenizer"], costs["prior"]]
     steps = [run.training.total_steps, prior_run.training.total_steps]
     parameters = " + ".join(_short(stage["parameters"]) for stage in stages)
-    seconds = sum(n * s["seconds_per_step"] for n, s in zip(steps, stages, strict=True))
-    on_gpu = sum(n * s["operations_per_step"] for n, s in zip(steps, stages, strict=True)) / 6e13
+    operations = sum(n * s["operations_per_step"] for n, s in zip(steps, stages, strict=True))
     return (
-        f"{text}, {parameters} parameters, two cores {describe_time(seconds)}, "
-        f"GPU ~{describe_time(on_gpu)}"
+        f"{text}, {parameters} parameters, core ~{describe_time(operations / CORE_SPEED)}, "
+        f"GPU ~{describe_time(operations / GPU_SPEED)}"
     )
 
 
