@@ -1,7 +1,7 @@
 """What each preset takes: `python -m benchmarks.presets` writes `pipelines/preset_costs.json`.
 
-Parameters, and the floating-point operations of a training step by torch's counter, on one image and
-counted up to a whole batch.
+Parameters, and the floating-point operations of a training step by torch's counter, on one image
+and counted up to a whole batch.
 """
 
 import json
@@ -42,9 +42,10 @@ def main() -> None:
     for name in names:
         run, prior_run = TOKENIZER_PRESETS[name], PRIOR_PRESETS[name]
         # What a stage costs depends on its network and the shapes of its codes alone.
-        shapes = run.tokenizer.model_dump_json(exclude={"quantizer", "networks"})
+        size = str(run.data.image_size)
+        shapes = size + run.tokenizer.model_dump_json(exclude={"quantizer", "networks"})
         keys = {
-            "tokenizer": run.tokenizer.model_dump_json() + run.training.model_dump_json(),
+            "tokenizer": size + run.tokenizer.model_dump_json() + run.training.model_dump_json(),
             "prior": shapes + prior_run.model_dump_json(exclude={"run_dir", "targets"}),
         }
         costs[name] = {}

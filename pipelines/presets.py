@@ -206,8 +206,8 @@ CORE_SPEED, GPU_SPEED = 35e9, 60e12
 """Floating-point operations a second: of one core with AVX-512 in float32, as training of
 shapes32-sqvae2 reached there (30 to 40), and what a large GPU may reach in bf16."""
 COSTS_NOTE = (
-    "Parameters and time are of tokenizer + prior. Times are estimates (~), at 35 GFLOP/s for one CPU "
-    "core and 60 TFLOP/s for a GPU; each run says after a few steps what it takes."
+    "Parameters and time are of tokenizer + prior. Times are estimates (~), at 35 GFLOP/s for one "
+    "CPU core and 60 TFLOP/s for a GPU; each run says after a few steps what it takes."
 )
 PURPOSES = {"shapes32": "procedural shapes", "cifar10": "CIFAR-10", "tiny": "for tests"}
 
@@ -246,7 +246,7 @@ def describe_preset(name: str) -> str:
 
 
 def _short(number: int) -> str:
-    return f"{number / 1e6:.3g} M" if number < 1e9 else f"{number / 1e9:.3g} G"
+    return f"{number / 1e6:.3g} M" if number >= 1e5 else f"{number / 1e3:.3g} k"
 
 
 def describe_time(seconds: float) -> str:
