@@ -69,7 +69,7 @@ def serve(config: AppConfig) -> None:
         InputError: Gradio is not installed, the run has no tokenizer, or the port is taken.
     """
     if importlib.util.find_spec("gradio") is None:
-        raise InputError('the page needs Gradio: pip install "hqvae[app]"')
+        raise InputError('the page needs Gradio: pip install -e ".[app]" in the clone')
     playground = load_playground(config.run_dir, new_accelerator().device)
     with TemporaryDirectory(prefix="hqvae-app-") as folder:  # of the pictures that are shown
         os.environ.update(NOTHING_LEAVES, GRADIO_TEMP_DIR=folder)

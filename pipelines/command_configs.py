@@ -218,8 +218,8 @@ class ExplainConfig(StrictConfig):
 class AppConfig(StrictConfig):
     """Shows a page in a browser: samples of a run, pictures reconstructed, redrawn, their codes.
 
-    Needs Gradio: pip install "hqvae[app]". Nothing leaves this machine, and other machines do not
-    reach it unless `host` says so. A run without a prior shows what needs none.
+    Needs Gradio: pip install -e ".[app]" in the clone. Nothing leaves this machine, and other
+    machines do not reach it unless `host` says so. A run without a prior shows what needs none.
     """
 
     main_options: ClassVar[tuple[str, ...]] = ("run_dir", "host", "port")

@@ -261,7 +261,9 @@ class CompletionPipeline(PriorPipeline):
             options.get("num_candidates", NUM_CANDIDATES),
         )
         batches = []
-        with tqdm(total=num_images, unit="image", disable=not options.get("progress", True)) as bar:
+        with tqdm(
+            total=num_images, unit="image", disable=None if options.get("progress", True) else True
+        ) as bar:
             for batch in drawn:
                 batches.append(batch)
                 bar.update(len(batch))

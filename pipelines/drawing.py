@@ -24,6 +24,7 @@ from pipelines.sampling_config import SamplingConfig
 from pipelines.text_encoders import TextEncoder
 from pipelines.tokenizer_pipeline import TokenizerPipeline
 from prior import Conditioner, Prior, Sampler, Tokens, sample_generators
+from prior.config import EmbeddingConditionConfig
 from prior.sampling import NUM_CANDIDATES
 from tokenizer import Tokenizer
 from tokenizer.fields import check_whole
@@ -247,4 +248,15 @@ class PriorPipeline(TokenizerPipeline):
         config = self.prior.config
         classes = f"{config.num_classes}" if config.num_classes else "none"
         names = f": {listed(config.class_names)}" if config.class_names else ""
-        return {**super()._sizes(), "classes": classes + names}
+        sizes = {**super()._sizes(), "classes": classes + names}
+        condition = config.condition
+        if isinstance(condition, EmbeddingConditionConfig):
+            tokens = f"up to {condition.num_tokens} tokens" if condition.num_tokens else "a vector"
+            source = " of a text" if condition.text_encoder else ""
+            sizes["condition"] = f"{tokens} of {condition.dim} channels{source}"
+        elif condition is not None:
+            sizes["condition"] = "; ".join(
+                f"{attribute.name}: {', '.join(attribute.values)}"
+                for attribute in condition.attributes
+            )
+        return sizes

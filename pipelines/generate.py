@@ -24,7 +24,7 @@ from pipelines.data.given_conditions import GivenConditions, read_given
 from pipelines.generation import ImageGenerationPipeline
 from pipelines.images import image_grid, save_png, to_pil
 from pipelines.options import parse_options
-from pipelines.processes import new_accelerator, own_share
+from pipelines.processes import bar_disabled, new_accelerator, own_share
 from pipelines.run.folder import first_difference
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.files import replace_file
@@ -92,7 +92,7 @@ def generate(config: GenerateConfig) -> None:
         replace_file(path, functools.partial(Path.write_text, data=text))
     accelerator.wait_for_everyone()
     names = iter(missing)
-    with tqdm(total=len(missing), unit="image", disable=not accelerator.is_main_process) as bar:
+    with tqdm(total=len(missing), unit="image", disable=bar_disabled(accelerator)) as bar:
         for batch in drawn:
             for image in batch:
                 save_png(to_pil(image), _image_path(config, next(names)))

@@ -76,6 +76,8 @@ def seed_of(seed: Any, generator: torch.Generator | None) -> int:
     if generator is None:
         check_whole("seed", seed)
         return int(seed)
+    if not isinstance(generator, torch.Generator):
+        raise InputError(f"generator must be a torch.Generator, got {generator!r}")
     if seed != 0:
         raise InputError(f"seed must be left out beside generator, got {seed!r}")
     device = generator.device

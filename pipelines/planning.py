@@ -58,7 +58,7 @@ def load_plan(run_dir: Path, config: QuickstartConfig) -> Plan | None:
         raise InputError(
             f"run_dir must be another one: {run_dir} is a run over {plan.tokenizer.data.root}"
         )
-    logger.info("going on as planned in %s", folder)
+    logger.info("going on as planned in %s, in the minutes that were given then", folder)
     update = {"run_dir": run_dir}  # which may have been moved
     return Plan(plan.tokenizer.model_copy(update=update), plan.prior.model_copy(update=update))
 
@@ -90,6 +90,8 @@ def make_plan(config: QuickstartConfig, run_dir: Path, accelerator: Accelerator)
     assert root is not None
     listing = list_folder(root, "folder", skip_unreadable=True)
     paths = [root / name for name in listing.names]
+    if len(paths) < 2 and folders["validation_root"] is None:
+        raise InputError(f"folder must hold 2 images at least, got {len(paths)} in {root}")
     side, channels = look_at(paths)
     has_classes = len(listing.class_names) > 1
     classes = f"in {len(listing.class_names)} classes" if has_classes else "without classes"

@@ -29,6 +29,11 @@ def new_accelerator(**options: Any) -> Accelerator:
     return accelerator
 
 
+def bar_disabled(accelerator: Accelerator) -> bool | None:
+    """Whether tqdm draws no bar: None leaves it to whether there is a terminal."""
+    return None if accelerator.is_main_process else True
+
+
 def is_lost_partner(error: BaseException) -> bool:
     """Whether an error says that another process of the run has ended, or is silent."""
     # gloo raises a bare RuntimeError, led by the path of its source.

@@ -72,7 +72,7 @@ class HuggingFaceEncoder(nn.Module):
             import transformers
         except ImportError as error:
             raise InputError(
-                "text_encoder: transformers is not installed: pip install 'hqvae[text]'"
+                "text_encoder: transformers is not installed: pip install -e '.[text]' in the clone"
             ) from error
         self.source = str(Path(source).absolute()) if Path(source).is_dir() else source
         try:

@@ -167,6 +167,8 @@ class TokenizerPipeline(SavedPipeline):
         """
         if output is None and not (isinstance(images, Tensor) and images.is_floating_point()):
             output = "pil"
+        if output is not None:
+            check_output(output)
         indices = self.encode(images, image_size)
         images = self.tokenizer.decode(indices, num_layers)
         return images if output is None else to_output(to_uint8(images).cpu(), output)

@@ -5,6 +5,8 @@ if __name__ == "__main__":
 
     startup.prepare("train-tokenizer")
 
+import logging
+
 from pipelines.command import TRAINING_MEMORY, announce, run_command
 from pipelines.config import TokenizerRunConfig
 from pipelines.data.dataset import ImageDataset
@@ -16,6 +18,8 @@ from pipelines.training.loop import make_accelerator, train
 from pipelines.training.losses import TokenizerLoss
 from pipelines.training.tokenizer_stage import TokenizerStage
 from tokenizer.quantizers import BuildQuantizer
+
+logger = logging.getLogger(__name__)
 
 
 def train_tokenizer(
@@ -41,6 +45,11 @@ def train_tokenizer(
         tokenizer = config.tokenizer.with_custom_quantizer(quantizer)
         config = config.model_copy(update={"tokenizer": tokenizer})
     config = check_output_dir(config)
+    if config.extend_to is not None and (config.run_dir / "prior" / "model").is_dir():
+        logger.warning(
+            "the prior in %s knows the codes of before: it will not fit the tokenizer any more",
+            config.run_dir / "prior",
+        )
     accelerator = make_accelerator(config)
     stage = TokenizerStage(config, accelerator, images, quantizer=quantizer, loss=loss)
     train(stage, config, accelerator)

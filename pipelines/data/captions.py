@@ -91,7 +91,9 @@ def _store(
     lengths: list[int] = []
     dim = 0
     with (folder / "tokens.npy").open("wb") as file:
-        for start in tqdm(range(0, len(texts), _TEXTS_AT_A_TIME), "captions", leave=False):
+        for start in tqdm(
+            range(0, len(texts), _TEXTS_AT_A_TIME), "captions", leave=False, disable=None
+        ):
             for tokens in tokens_of(encoder, texts[start : start + _TEXTS_AT_A_TIME], max_tokens):
                 if not lengths:
                     dim = tokens.shape[1]

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from pipelines.data.cache import delete_and_start_again, open_array, open_entry, write_entry
 from pipelines.data.dataset import ImageDataset, image_shape
 from pipelines.images import to_float
+from pipelines.processes import bar_disabled
 from tokenizer import Tokenizer
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.files import flush_to_disk, naming
@@ -136,7 +137,7 @@ def _encode(
     starts = range(
         accelerator.process_index * batch_size, num_entries, accelerator.num_processes * batch_size
     )
-    for start in tqdm(starts, "codes", disable=not accelerator.is_main_process, leave=False):
+    for start in tqdm(starts, "codes", disable=bar_disabled(accelerator), leave=False):
         entries = np.arange(start, min(start + batch_size, num_entries))
         images = to_float(dataset.images_at(entries % len(dataset)))
         is_mirrored = torch.from_numpy(entries >= len(dataset)).view(-1, 1, 1, 1)

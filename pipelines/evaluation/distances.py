@@ -24,7 +24,7 @@ from pipelines.evaluation.metrics import (
 )
 from pipelines.evaluation.protocol import Protocol, Results
 from pipelines.evaluation.reference import Reference, SavedStatistics, floor_of
-from pipelines.processes import gather_shares, own_share
+from pipelines.processes import bar_disabled, gather_shares, own_share
 from tokenizer.storage.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def extract_features(
     own_items = own_share(accelerator, count)
     outputs = []
     starts = range(0, len(own_items), batch_size)
-    for start in tqdm(starts, title, disable=not accelerator.is_main_process, leave=False):
+    for start in tqdm(starts, title, disable=bar_disabled(accelerator), leave=False):
         images = images_of(own_items[start : start + batch_size])
         outputs.append(extractor(images.to(accelerator.device)))
     if not outputs:  # more processes than images

@@ -33,6 +33,7 @@ from pipelines.report.tables import (
 )
 from pipelines.run.folder import load_run
 from pipelines.run.log import read_metrics
+from prior import Prior
 from tokenizer import Tokenizer
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.files import replace_file
@@ -68,13 +69,15 @@ def write_summary(
     tokenizer_config = load_run(TokenizerRunConfig, run_dir / "tokenizer" / "config.json")
     prior_config, pipeline = None, None
     accelerator = new_accelerator()
+    tokenizer = Tokenizer.from_pretrained(run_dir / "tokenizer" / "model").to(accelerator.device)
     if (run_dir / "prior" / "model" / "config.json").is_file():
         prior_config = load_run(PriorRunConfig, run_dir / "prior" / "config.json")
-        pipeline = ImageGenerationPipeline.from_pretrained(run_dir).to(accelerator.device)
-        tokenizer = pipeline.tokenizer
-    else:
-        tokenizer = Tokenizer.from_pretrained(run_dir / "tokenizer" / "model")
-        tokenizer.to(accelerator.device)
+        prior = Prior.from_pretrained(run_dir / "prior" / "model")
+        if tokenizer.has_hash(prior.config.tokenizer_hash):
+            pipeline = ImageGenerationPipeline(tokenizer, prior).to(accelerator.device)
+        else:
+            logger.warning("the prior is left out: it was trained over codes of another tokenizer")
+            prior_config = None
     run = SummarizedRun(
         run_dir,
         tokenizer_config,

@@ -58,6 +58,7 @@ class Progress:
         )
         self._above_bar = logging_redirect_tqdm() if self._has_bar else contextlib.nullcontext()
         self._seconds: list[float] = []
+        self._last_line = 0.0
         self._is_timed = first_step >= config.total_steps
         self._started = time.perf_counter()
         if self._is_main and not self._is_timed:
@@ -121,7 +122,10 @@ class Progress:
     def tell(self, finished: int, loss: float, images_per_second: float) -> None:
         """How far the run is."""
         self._bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
-        if self._is_main and not self._has_bar:
+        now = time.perf_counter()
+        is_due = now - self._last_line > 1.0 or finished == self.config.total_steps
+        if self._is_main and not self._has_bar and is_due:
+            self._last_line = now
             left = (self.config.total_steps - finished) * self.config.batch_size
             logger.info(
                 "step %s of %s: loss %.4g, %.4g images/s, %s to go",

@@ -14,7 +14,7 @@ from tokenizer.storage.errors import InputError
 
 def test_without_gradio_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r'^the page needs Gradio: pip install "hqvae\[app\]"$'):
+    with pytest.raises(InputError, match=r'^the page needs Gradio: pip install -e "\.\[app\]"'):
         serve(AppConfig(run_dir="runs/mine"))
 
 

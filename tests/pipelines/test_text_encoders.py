@@ -153,7 +153,7 @@ def test_what_is_no_encoder_is_refused_in_one_line(
             HuggingFaceEncoder(source)
         assert "\n" not in str(caught.value)
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(InputError, match=r"pip install 'hqvae\[text\]'"):
+    with pytest.raises(InputError, match=r"pip install -e '\.\[text\]'"):
         HuggingFaceEncoder(str(folders["t5"]))
 
 

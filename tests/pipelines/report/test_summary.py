@@ -207,6 +207,15 @@ def test_a_run_has_a_page_before_its_prior_and_while_that_is_trained(
     metrics.write_bytes(metrics.read_bytes()[:-20])
     renew_summary(run_dir)
     assert Page(run_dir / "summary.html").holds("Drawn from the prior")
-    (run_dir / "tokenizer" / "model" / "config.json").unlink()
+    folder = run_dir / "tokenizer" / "model"
+    tokenizer = Tokenizer.from_pretrained(folder)  # and train it further, as --extend-to does
+    tokenizer.decoder.load_state_dict({k: 2 * v for k, v in tokenizer.decoder.state_dict().items()})
+    tokenizer.save_pretrained(folder)
+    renew_summary(run_dir)
+    assert (
+        "the prior is left out: it was trained over codes of another tokenizer" in caplog.messages
+    )
+    assert Page(run_dir / "summary.html").holds("no prior over its codes yet")
+    (folder / "config.json").unlink()
     renew_summary(run_dir)
     assert caplog.messages[-1].startswith("summary.html is not renewed: ")
