@@ -7,7 +7,7 @@ import tyro
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic import model_validator as validates
 
-from pipelines.config import DataConfig
+from pipelines.data_config import DataConfig, MovedDataConfig
 from pipelines.sampling_config import SamplingConfig
 from tokenizer.storage.configs import StrictConfig
 
@@ -60,7 +60,7 @@ class EvaluationConfig(StrictConfig):
     """Images at a time."""
 
 
-class EvaluateConfig(EvaluationConfig):
+class EvaluateConfig(EvaluationConfig, MovedDataConfig):
     """Measures the reconstructions and the generations of a run, or compares two folders of images.
 
     Prints a table and writes RUN/evaluation/*.json, each number with its protocol.
@@ -89,10 +89,6 @@ class EvaluateConfig(EvaluationConfig):
     """What is measured."""
     extractor: ExtractorConfig = ExtractorConfig()
     """Network for the distances; Inception gives FID."""
-    data_root: Path | None = None
-    """Where the run's `data.root` has been moved; the images must be the same."""
-    data_validation_root: Path | None = None
-    """Where the run's `data.validation_root` has been moved."""
     output_dir: Path | None = None
     """Folder for the JSON files; None: RUN/evaluation. With `folders` none are written then."""
 
@@ -181,13 +177,14 @@ class ReconstructConfig(StrictConfig):
     """Side in pixels; None takes that of the training images."""
 
 
-class SummaryConfig(StrictConfig):
+class SummaryConfig(MovedDataConfig):
     """Writes a page about a run, finished or under way: images, curves, codes, measurements.
 
     It needs no other file and no network; its images lie beside it, too. Training and evaluation in
     one process write it as well.
     """
 
+    main_options: ClassVar[tuple[str, ...]] = ("run_dir", "output", "title")
     run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run, with tokenizer/ at least."""
     output: Path | None = None
@@ -196,7 +193,7 @@ class SummaryConfig(StrictConfig):
     """Its heading; None takes the name of the folder."""
 
 
-class ExplainConfig(StrictConfig):
+class ExplainConfig(MovedDataConfig):
     """Writes a page and a JSON file about what the codes of a run mean.
 
     For each layer the codes by use, with the image parts that choose them and what they draw; what

@@ -54,7 +54,7 @@ class ConditionReader:
             InputError: it does not fit the prior.
         """
         if isinstance(self._condition, AttributeConditionConfig):
-            if isinstance(condition, Mapping):
+            if isinstance(condition, Mapping | str):  # a text is refused below
                 condition = [condition] * count
             if isinstance(condition, Sequence):
                 _check_count(len(condition), count)

@@ -1,6 +1,5 @@
 """The console command `hqvae`: `hqvae VERB ...` runs `python -m pipelines.VERB ...`."""
 
-import difflib
 import importlib
 import sys
 
@@ -10,6 +9,7 @@ from pipelines import startup
 def main() -> None:
     """Runs a verb with the rest of the command line; lists the verbs if there is none."""
     startup.prepare()
+    from pipelines.options import did_you_mean, fail
     from pipelines.verbs import VERBS, check_command_line
 
     verb, *arguments = sys.argv[1:] or [""]
@@ -19,10 +19,8 @@ def main() -> None:
         print(f"usage: hqvae VERB ...\n\n{lines}\n\nMore about one of them: hqvae VERB --help")
         raise SystemExit(0 if verb else 2)
     if verb not in VERBS:
-        close = difflib.get_close_matches(verb.replace("_", "-"), VERBS, 1)
-        hint = f"did you mean {close[0]!r}?" if close else f"give one of {', '.join(VERBS)}"
-        print(f"error: unknown verb {verb!r}: {hint}", file=sys.stderr)
-        raise SystemExit(2)
+        hint = did_you_mean(verb.replace("_", "-"), VERBS) or f"give one of {', '.join(VERBS)}"
+        fail(f"unknown verb {verb!r}: {hint}")
     sys.argv = [f"hqvae {verb}", *arguments]
     check_command_line(verb)
     importlib.import_module(f"pipelines.{verb.replace('-', '_')}").main()

@@ -62,3 +62,12 @@ class DataConfig(StrictConfig):
     """Folder for the decoded images."""
     seed: Seed = 0
     """Seed of `shapes`, and of the split of a folder."""
+
+
+class MovedDataConfig(StrictConfig):
+    """For commands that open the images of a run."""
+
+    data_root: Path | None = None
+    """Where the run's `data.root` has been moved; the images must be the same."""
+    data_validation_root: Path | None = None
+    """Where the run's `data.validation_root` has been moved."""

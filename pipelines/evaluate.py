@@ -176,7 +176,7 @@ def _run() -> None:
         protocol = next(iter(results["folders"].values()))["protocol"]
         announce("protocol " + json.dumps(protocol, indent=2))
     elif config.run_dir is not None and config.output_dir is None:
-        renew_summary(config.run_dir)
+        renew_summary(config.run_dir, config.data_root, config.data_validation_root)
 
 
 def main() -> None:

@@ -22,6 +22,8 @@ def _run() -> None:
         folder,
         baseline_dir=config.baseline,
         num_images=config.num_images,
+        data_root=config.data_root,
+        data_validation_root=config.data_validation_root,
         command="python -m pipelines.explain " + shlex.join(sys.argv[1:]),
     )
     announce(f"open {folder / 'explanation.html'}")

@@ -55,11 +55,11 @@ def parse_run(
         base = load_run(config_class, Path(name))
     else:
         known = f"give one of {', '.join(presets)}, or a .json file"
-        raise InputError(f"unknown preset {name!r}: {_meant(name, presets) or known}")
+        raise InputError(f"unknown preset {name!r}: {did_you_mean(name, presets) or known}")
     return parse_options(config_class, f"{command} {name}", overrides, base)
 
 
-def _meant(word: str, names: Iterable[str]) -> str:
+def did_you_mean(word: str, names: Iterable[str]) -> str:
     """A question that names the nearest of the names; empty if none is near."""
     close = difflib.get_close_matches(word, list(names), 1)
     return f"did you mean {close[0]!r}?" if close else ""
@@ -140,7 +140,7 @@ def _complaint(
     message = " ".join(" ".join(parts[1] if len(parts) > 1 else parts[0]).split())
     unknown = re.match(r"Unrecognized options: (--[^\s,=]+)", message)
     names = [f"--{name}" for name, *_ in _options(default or config_class)]
-    meant = _meant(unknown[1], names) if unknown else ""
+    meant = did_you_mean(unknown[1], names) if unknown else ""
     return f"{message}; {meant}" if meant else message
 
 

@@ -1,7 +1,5 @@
 """Plans a run over a folder of images: what fits the minutes on this machine."""
 
-import functools
-import json
 import logging
 from pathlib import Path
 from typing import NamedTuple
@@ -16,11 +14,9 @@ from pipelines.config import DataConfig, PriorRunConfig, TokenizerRunConfig, Tra
 from pipelines.data.decoding import UnreadableImageError, decode_image
 from pipelines.data.folder_listing import list_folder, split_folders
 from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS, describe_time
-from pipelines.run.folder import load_run
+from pipelines.run.folder import load_run, save_run
 from pipelines.training.step_time import prior_task, seconds_per_step, tokenizer_task
-from tokenizer.storage.configs import FORMAT
 from tokenizer.storage.errors import InputError
-from tokenizer.storage.files import replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +63,7 @@ def save_plan(plan: Plan, folder: Path) -> None:
     """As configurations that the commands take in place of a preset, the prior's last."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, run in plan._asdict().items():
-        text = json.dumps({"format": FORMAT, **run.model_dump(mode="json")}, indent=2) + "\n"
-        replace_file(folder / f"{name}.json", functools.partial(Path.write_text, data=text))
+        save_run(run, folder / f"{name}.json")
 
 
 def _folders(folder: Path) -> dict[str, Path | None]:
@@ -153,7 +148,9 @@ def look_at(paths: list[Path]) -> tuple[int, int]:
             continue
         is_gray = is_gray and bool((pixels == pixels[..., :1]).all())
     if not sides:
-        raise InputError(f"folder: none of {NUM_LOOKED_AT} files in {paths[0].parent} can be read")
+        raise InputError(
+            f"folder: none of the files that were looked at in {paths[0].parent} can be read"
+        )
     return int(np.median(sides)), 1 if is_gray else 3
 
 

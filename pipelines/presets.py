@@ -203,8 +203,8 @@ PRIOR_PRESETS = {name: _prior(name, run.tokenizer) for name, run in TOKENIZER_PR
 COSTS_FILE = Path(__file__).with_name("preset_costs.json")
 """Written by `python -m benchmarks.presets`."""
 CORE_SPEED, GPU_SPEED = 35e9, 60e12
-"""Floating-point operations a second: of one core with AVX-512 in float32, as training of
-shapes32-sqvae2 reached there (30 to 40), and what a large GPU may reach in bf16."""
+"""Floating-point operations a second, assumed: of one core with AVX-512 in float32, and of a large
+GPU in bf16."""
 COSTS_NOTE = (
     "Parameters and time are of tokenizer + prior. Times are estimates (~), at 35 GFLOP/s for one "
     "CPU core and 60 TFLOP/s for a GPU; each run says after a few steps what it takes."

@@ -8,7 +8,7 @@ if __name__ == "__main__":
 import logging
 from pathlib import Path
 
-from pipelines.command import run_command
+from pipelines.command import announce, run_command
 from pipelines.command_configs import EvaluationConfig, QuickstartConfig
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
 from pipelines.data.sources import load_images
@@ -60,6 +60,8 @@ def train_and_measure(
 ) -> Path:
     """Both stages, evaluation and summary of one run; gives the path of the summary.
 
+    Several processes leave the summary to a command of one.
+
     The network of the distances is a classifier of the classes, trained here; without classes only
     errors are measured.
 
@@ -96,9 +98,12 @@ def train_and_measure(
     summary = run_dir / "summary.html"
     if accelerator.is_main_process:
         write_results(run_dir / "evaluation", command, results)
-        write_summary(run_dir, summary)
         print(table(results))
-        print(f"open {summary}")
+    if accelerator.num_processes == 1:
+        write_summary(run_dir, summary)
+        announce(f"open {summary}")
+    else:  # its measurements would be shared by processes that do not know of it
+        announce(f"hqvae summary {run_dir} writes {summary}")
     return summary
 
 

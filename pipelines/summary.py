@@ -14,7 +14,13 @@ from pipelines.report.summary import write_summary
 def _run() -> None:
     config = parse_options(SummaryConfig, "pipelines.summary")
     path = config.output or config.run_dir / "summary.html"
-    write_summary(config.run_dir, path, title=config.title)
+    write_summary(
+        config.run_dir,
+        path,
+        title=config.title,
+        data_root=config.data_root,
+        data_validation_root=config.data_validation_root,
+    )
     announce(f"open {path}")
 
 

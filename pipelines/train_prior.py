@@ -139,7 +139,7 @@ def _run() -> None:
     train_prior(config)
     steps = config.extend_to or config.training.total_steps
     announce(f"step {steps} is done; {config.output_dir / 'model'}")
-    renew_summary(config.run_dir)
+    renew_summary(config.run_dir, config.data_root, config.data_validation_root)
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """Tabs about codes: a picture's, which may be changed, and all of a layer."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -71,36 +72,7 @@ def codes_tab(playground: Playground) -> None:
         put = gr.Button("Put it there")
         reset = gr.Button("Take back all changes")
 
-    def view(codes: Edited | None, layer: int, where: Place | None) -> tuple[Any, ...]:
-        """Values of `shown`."""
-        if codes is None:
-            return codes, None, None, None, None, "", []
-        before, after = (playground.decode(own) for own in codes)
-        large = enlarged(after, MAP_SIDE)
-        if where is not None:
-            playground.frame(large, where)
-        between = difference(before, after)
-        lines = ["Nothing is changed yet."]
-        if between.largest:
-            lines = [
-                f"Changes so far: {between.share:.0%} of the pixels, by at most {between.largest} "
-                "levels of 255."
-            ]
-        tiles: list[tuple[Any, str]] = []
-        if where is not None:
-            nearest = playground.nearest_codes(codes.current, where)
-            lines.insert(
-                0,
-                f"**Layer {where.layer + 1}, row {where.row + 1}, column {where.column + 1}: "
-                f"code {nearest[0]}.** Below: what each code draws there, nearest codes first.",
-            )
-            drawn = playground.tiles(codes.current, where, nearest)
-            tiles = [(tile, str(own)) for tile, own in zip(drawn, nearest, strict=True)]
-            tiles[0] = (tiles[0][0], f"{nearest[0]} (now)")
-        code_picture = playground.map_picture(codes.current, layer, where)
-        difference_picture = enlarged(between.picture, MAP_SIDE)
-        return codes, where, code_picture, large, difference_picture, "  \n".join(lines), tiles
-
+    view = functools.partial(_view, playground)
     shown = [edited, place, code_map, current, changed, text, offered]
 
     @told
@@ -146,6 +118,39 @@ def codes_tab(playground: Playground) -> None:
     put.click(put_number, [edited, number, place, code], shown, **ONE_AT_A_TIME)
     reset.click(take_back, [edited, number, place], shown, **ONE_AT_A_TIME)
     new_picture(playground, new, picture)
+
+
+def _view(
+    playground: Playground, codes: Edited | None, layer: int, where: Place | None
+) -> tuple[Any, ...]:
+    """Codes, place, their map, the picture, what has changed, a text, and the codes on offer."""
+    if codes is None:
+        return codes, None, None, None, None, "", []
+    before, after = (playground.decode(own) for own in codes)
+    large = enlarged(after, MAP_SIDE)
+    if where is not None:
+        playground.frame(large, where)
+    between = difference(before, after)
+    lines = ["Nothing is changed yet."]
+    if between.largest:
+        lines = [
+            f"Changes so far: {between.share:.0%} of the pixels, by at most {between.largest} "
+            "levels of 255."
+        ]
+    tiles: list[tuple[Any, str]] = []
+    if where is not None:
+        nearest = playground.nearest_codes(codes.current, where)
+        lines.insert(
+            0,
+            f"**Layer {where.layer + 1}, row {where.row + 1}, column {where.column + 1}: "
+            f"code {nearest[0]}.** Below: what each code draws there, nearest codes first.",
+        )
+        drawn = playground.tiles(codes.current, where, nearest)
+        tiles = [(tile, str(own)) for tile, own in zip(drawn, nearest, strict=True)]
+        tiles[0] = (tiles[0][0], f"{nearest[0]} (now)")
+    code_picture = playground.map_picture(codes.current, layer, where)
+    difference_picture = enlarged(between.picture, MAP_SIDE)
+    return codes, where, code_picture, large, difference_picture, "  \n".join(lines), tiles
 
 
 def codebook_tab(playground: Playground) -> None:

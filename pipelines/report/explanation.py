@@ -70,6 +70,8 @@ def write_explanation(
     baseline_dir: Path | None = None,
     num_images: int = 1_000,
     command: str = "",
+    data_root: Path | None = None,
+    data_validation_root: Path | None = None,
 ) -> None:
     """Writes `explanation.html`, `explanation.json` and PNG files into `folder`.
 
@@ -81,6 +83,8 @@ def write_explanation(
         baseline_dir: another run on the same images, to be measured beside it.
         num_images: chosen at random; at most as many as there are.
         command: that the JSON file names.
+        data_root: where the run's `data.root` has been moved.
+        data_validation_root: where the run's `data.validation_root` has been moved.
 
     Raises:
         InputError: a part of a run or the data is missing or wrong, or the baseline was trained on
@@ -88,6 +92,7 @@ def write_explanation(
     """
     accelerator = new_accelerator()
     config = load_run(TokenizerRunConfig, run_dir / "tokenizer" / "config.json")
+    config = config.moved_data(data_root, data_validation_root)
     tokenizers = {
         path: Tokenizer.from_pretrained(model_folder(path / "tokenizer"))
         for path in (run_dir, baseline_dir)

@@ -50,6 +50,8 @@ def write_summary(
     title: str | None = None,
     durations: Mapping[str, float] | None = None,
     images: tuple[ImageDataset, ImageDataset] | None = None,
+    data_root: Path | None = None,
+    data_validation_root: Path | None = None,
 ) -> None:
     """Writes the page to `path`, and its images as PNG files into the same folder.
 
@@ -62,11 +64,15 @@ def write_summary(
         title: heading; None takes the name of `run_dir`.
         durations: seconds, by the name of what took them.
         images: for training and validation, where the tokenizer was given its images, too.
+        data_root: where the run's `data.root` has been moved.
+        data_validation_root: where the run's `data.validation_root` has been moved.
 
     Raises:
         InputError: a part of the run or the data is missing or wrong.
     """
-    tokenizer_config = load_run(TokenizerRunConfig, run_dir / "tokenizer" / "config.json")
+    tokenizer_config = load_run(
+        TokenizerRunConfig, run_dir / "tokenizer" / "config.json"
+    ).moved_data(data_root, data_validation_root)
     prior_config, pipeline = None, None
     accelerator = new_accelerator()
     tokenizer = Tokenizer.from_pretrained(run_dir / "tokenizer" / "model").to(accelerator.device)
@@ -112,7 +118,9 @@ def write_summary(
     replace_file(path, functools.partial(Path.write_bytes, data=page.encode()))
 
 
-def renew_summary(run_dir: Path) -> None:
+def renew_summary(
+    run_dir: Path, data_root: Path | None = None, data_validation_root: Path | None = None
+) -> None:
     """Writes `summary.html` into the folder of a run, after a command that changed the run.
 
     What stands in the way is warned about: the command has done its work. Of several processes, on
@@ -122,7 +130,12 @@ def renew_summary(run_dir: Path) -> None:
         logger.info("hqvae summary %s writes its page", run_dir)
         return
     try:
-        write_summary(run_dir, run_dir / "summary.html")
+        write_summary(
+            run_dir,
+            run_dir / "summary.html",
+            data_root=data_root,
+            data_validation_root=data_validation_root,
+        )
     except (InputError, OSError) as error:
         logger.warning("summary.html is not renewed: %s", error)
     else:

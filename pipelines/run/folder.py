@@ -26,9 +26,13 @@ def write_run_config(config: RunConfig) -> None:
     for pattern in (".*tmp*", "model/.*tmp*"):  # of `replace_file` and of safetensors
         for abandoned in config.output_dir.glob(pattern):
             abandoned.unlink()
-    fields = {"format": FORMAT, **config.model_dump(mode="json")}
-    text = json.dumps(fields, indent=2) + "\n"
-    replace_file(config.output_dir / "config.json", lambda path: path.write_text(text))
+    save_run(config, config.output_dir / "config.json")
+
+
+def save_run(config: RunConfig, path: Path) -> None:
+    """Writes a run configuration, which `load_run` reads, atomically."""
+    text = json.dumps({"format": FORMAT, **config.model_dump(mode="json")}, indent=2) + "\n"
+    replace_file(path, lambda temporary: temporary.write_text(text))
 
 
 @contextlib.contextmanager

@@ -46,7 +46,6 @@ class Progress:
         self._image_size = image_size
         self._is_main = accelerator.is_main_process
         self._device: torch.device = accelerator.device
-        self._first_step = first_step
         # A bar is drawn over itself, which a file or a pipe would keep line by line.
         self._has_bar = self._is_main and sys.stdout.isatty() and sys.stderr.isatty()
         self._bar = tqdm(
@@ -60,7 +59,6 @@ class Progress:
         self._seconds: list[float] = []
         self._last_line = 0.0
         self._is_timed = first_step >= config.total_steps
-        self._started = time.perf_counter()
         if self._is_main and not self._is_timed:
             number = accelerator.num_processes
             processes = f"{number} processes" if number > 1 else "one process"

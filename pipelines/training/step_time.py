@@ -13,6 +13,10 @@ from tokenizer import Tokenizer
 
 ComputeLoss = Callable[[], Tensor]
 
+NUM_STEPS = 4
+PATIENCE = 5.0
+"""Seconds after which no further step is timed."""
+
 
 def tokenizer_task(
     run: TokenizerRunConfig, num_images: int, device: torch.device
@@ -36,8 +40,8 @@ def prior_task(
     indices = [
         torch.stack(
             [
-                torch.randint(size, (num_images, group.height, group.width), device=device)
-                for size in group.codebook_sizes
+                torch.randint(num_codes, (num_images, group.height, group.width), device=device)
+                for num_codes in group.codebook_sizes
             ],
             1,
         )
@@ -51,15 +55,13 @@ def prior_task(
     return model, loss
 
 
-def seconds_per_step(
-    model: nn.Module, loss: ComputeLoss, num_steps: int = 4, patience: float = 5.0
-) -> float:
-    """The fastest of some steps of AdamW; of fewer where they take more seconds than `patience`."""
+def seconds_per_step(model: nn.Module, loss: ComputeLoss) -> float:
+    """The fastest of some steps of AdamW; of fewer where they take long."""
     device = next(model.parameters()).device
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, fused=True)
     seconds: list[float] = []
-    while len(seconds) < num_steps and sum(seconds) < patience:
+    while len(seconds) < NUM_STEPS and sum(seconds) < PATIENCE:
         start = time.perf_counter()
         optimizer.zero_grad()
         torch.autograd.backward(loss())

@@ -136,6 +136,7 @@ def test_what_does_not_suit_the_prior_is_refused_in_one_line(run_dir: Path) -> N
         ("tokens", torch.zeros(3, 4, 2), r"shape \(3, 4, 3\), got \(3, 4, 2\)"),
         ("attributes", {"colour": "red"}, "no attribute is called 'colour', there are color, size"),
         ("attributes", {"color": "pink"}, "color cannot be 'pink', there are blue, green, red"),
+        ("attributes", "red", "dictionary of attributes, or one for each image, got str"),
         ("attributes", ["red"] * 3, "dictionary of attributes, or one for each image, got str"),
         ("attributes", {"color": object()}, "a value must be a text or a number"),
     ]

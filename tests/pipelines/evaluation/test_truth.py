@@ -43,6 +43,8 @@ from pipelines.evaluation.reference import floor_of, load_statistics
 from pipelines.generation import ImageGenerationPipeline
 from pipelines.images import to_float, to_uint8
 from pipelines.presets import TOKENIZER_PRESETS
+from pipelines.report.explanation import write_explanation
+from pipelines.report.summary import write_summary
 from pipelines.train_prior import train_prior
 from pipelines.train_tokenizer import train_tokenizer
 from tests.image_files import Malicious
@@ -419,7 +421,13 @@ def test_a_run_knows_its_images_from_anywhere_and_where_they_were_moved(
             lambda: train_tokenizer(run.moved_data(Path(root).absolute(), None)),  # noqa: B023
             lambda: evaluate(config.model_copy(update=folders)),  # noqa: B023
             lambda: train_prior(prior.model_copy(update=folders)),  # noqa: B023
+            lambda: write_summary(Path("run"), Path("page/summary.html"), **folders),  # noqa: B023
+            lambda: write_explanation(Path("run"), Path("page"), **folders),  # noqa: B023
         ):
             with pytest.raises(InputError, match="other training") if refused else nullcontext():
                 command()
+    assert {path.name for path in Path("page").glob("*.html")} == {
+        "summary.html",
+        "explanation.html",
+    }
     assert "data_root" not in json.loads(Path("run/prior/config.json").read_text())
