@@ -32,6 +32,11 @@ class PriorNetworkConfig(StrictConfig):
     positions: Literal["learned", "rotary", "rotary_only"] = "learned"
     """One learned vector per step (learned), and 2-D rotary embeddings over row and column beside
     it (rotary). rotary_only, of earlier priors, tells distances but not where a step lies."""
+    value_residual: bool = False
+    """Later layers mix the first one's values into their own (arXiv 2410.17897), by a share that
+    each token and head learns."""
+    adaptive_norm: bool = False
+    """The condition's vector also scales the channels behind every norm (AdaLN, as VAR has it)."""
     dropout: ProperShare = 0.1
     """Dropout of attention and feed-forward layers."""
     label_dropout: ProperShare = 0.1

@@ -32,7 +32,10 @@ def transformer(network: PriorNetworkConfig, depth: int) -> nn.Module:
             ff_dropout=network.dropout,
             ff_glu=True,
             ff_swish=True,
-            use_rmsnorm=True,
+            use_rmsnorm=not network.adaptive_norm,
+            use_adaptive_rmsnorm=network.adaptive_norm,
+            dim_condition=network.width,
+            add_value_residual=network.value_residual,
         ),
     )
     return module

@@ -49,6 +49,7 @@ ATTENTION_WEIGHTS = {
     "1.k_rmsnorm.gamma",
     "1.to_out.weight",
 }
+VALUE_WEIGHTS = {f"1.to_value_residual_mix.0.{name}" for name in ("weight", "bias")}
 GATED_WEIGHTS = {
     "0.0.g",
     *(f"1.ff.{name}" for name in ("0.proj.weight", "0.proj.bias", "2.weight", "2.bias")),
@@ -95,6 +96,7 @@ class _Layer(NamedTuple):
     """Weights and cache of an attention and a feed-forward layer."""
 
     to_heads: Linear
+    """Queries, keys, values and, behind them, how much of the values are the layer's own."""
     gains: Tensor  # (2, heads, dim) of queries and keys, with the scale of attention
     from_heads: Linear
     to_gates: Linear
@@ -131,6 +133,13 @@ class StaticTransformer:
         decoder: Any = module.attn_layers
         pairs = list(zip(decoder.layers[::2], decoder.layers[1::2], strict=True))
         self._layers = [_layer(*pair, rows, length) for pair in pairs]
+        self._has_value_residual = decoder.add_value_residual
+        norms = [*(layer[0][0] for layer in decoder.layers), decoder.final_norm]
+        self._gains: Tensor | None = None
+        if decoder.norm_need_condition:
+            weight = torch.cat([norm.to_gamma.weight for norm in norms])
+            self._to_gains = Linear(weight, None, rows)
+            self._gains = weight.new_ones(len(norms), rows, 1, weight.shape[1])
         self._rotation = None
         if angles is not None:
             # Pairs of channels turn together: a complex product with e^(i angle).
@@ -139,6 +148,12 @@ class StaticTransformer:
         self.gain = _gain(decoder.final_norm)
         """Scales the results, channel by channel."""
 
+    def condition(self, vectors: Float[Tensor, "rows width"]) -> None:
+        """Takes what the norms are scaled by, if they are, in the same memory."""
+        if self._gains is not None:
+            gains = self._to_gains(vectors).add_(1).unflatten(1, (len(self._gains), -1))
+            self._gains.copy_(gains.transpose(0, 1).unsqueeze(2))
+
     def __call__(
         self, inputs: Float[Tensor, "rows new width"], first: int
     ) -> Float[Tensor, "rows new width"]:
@@ -146,12 +161,15 @@ class StaticTransformer:
 
         Returns the outputs before the gain of the last norm, which is left to the caller.
         """
-        hidden = inputs
-        for layer in self._layers:
-            hidden = layer.from_heads(self._attend(layer, hidden, first), hidden)
-            values, gates = layer.to_gates(_normalized(hidden)).chunk(2, dim=-1)
-            hidden = layer.from_gates(nn.functional.silu(gates).mul_(values), hidden)
-        return _normalized(hidden)
+        hidden, first_values = inputs, None
+        for number, layer in enumerate(self._layers):
+            heads = layer.to_heads(self._normed(hidden, 2 * number))
+            mixed, values = self._attend(layer, heads, first, first_values)
+            first_values = first_values if first_values is not None else values
+            hidden = layer.from_heads(mixed, hidden)
+            gated, gates = layer.to_gates(self._normed(hidden, 2 * number + 1)).chunk(2, dim=-1)
+            hidden = layer.from_gates(nn.functional.silu(gates).mul_(gated), hidden)
+        return self._normed(hidden, -1)
 
     def reorder(self, rows: Int[Tensor, " kept"], length: int) -> None:
         """Puts these rows of the cache, of `length` inputs, in place of the first ones."""
@@ -159,19 +177,31 @@ class StaticTransformer:
             for cache in (layer.keys, layer.values):
                 cache[: len(rows), :, :length] = cache[rows, :, :length]
 
-    def _attend(self, layer: _Layer, hidden: Tensor, first: int) -> Tensor:
-        rows, new, width = hidden.shape
-        last = first + new
+    def _normed(self, vectors: Tensor, number: int) -> Tensor:
+        """Unit vectors, scaled where a condition says how."""
+        normalized = _normalized(vectors)
+        return normalized if self._gains is None else normalized.mul_(self._gains[number])
+
+    def _attend(
+        self, layer: _Layer, heads: Tensor, first: int, first_values: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """What the heads gather, and the values of these inputs, (rows, new, heads, dim)."""
         num_heads, dim = layer.gains.shape[1:]
-        heads = layer.to_heads(_normalized(hidden)).view(rows, new, 3, num_heads, dim)
-        layer.values[:, :, first:last] = heads[:, :, 2].transpose(1, 2)
+        rows, new, width = *heads.shape[:2], num_heads * dim
+        last = first + new
+        shares = heads[:, :, 3 * width :]
+        heads = heads[:, :, : 3 * width].view(rows, new, 3, num_heads, dim)
+        values = heads[:, :, 2]
+        if self._has_value_residual and first_values is not None:
+            values = torch.lerp(first_values, values, shares.sigmoid().unsqueeze(-1))
+        layer.values[:, :, first:last] = values.transpose(1, 2)
         turned = self._turned(_normalized(heads[:, :, :2]).mul_(layer.gains), first)
         layer.keys[:, :, first:last] = turned[:, :, 1].transpose(1, 2)
         if last == 1:  # a single key has all the weight
-            return heads[:, :, 2].flatten(2)
+            return values.flatten(2), values
         queries = turned[:, :, 0].transpose(1, 2)
         mixed = _mixed(queries, layer.keys[:, :, :last], layer.values[:, :, :last])
-        return mixed.transpose(1, 2).reshape(rows, new, width)
+        return mixed.transpose(1, 2).reshape(rows, new, width), values
 
     def _turned(self, heads: Tensor, first: int) -> Tensor:
         """Rotates (B, new, 2, heads, dim) by the angles of their places."""
@@ -224,6 +254,10 @@ def _differences(module: nn.Module) -> Iterator[str]:
         name = f"layer {number}"
         weights = {weight for weight, _ in layer.named_parameters()}
         expected = ATTENTION_WEIGHTS if kind == "a" else GATED_WEIGHTS
+        if decoder.norm_need_condition:
+            expected = expected - {"0.0.g"} | {"0.0.to_gamma.weight"}
+        if decoder.add_value_residual and kind == "a" and number:
+            expected = expected | VALUE_WEIGHTS
         optional = {"1.to_out.weight"}  # x-transformers spares it for a single head
         if (weights ^ expected) - optional:
             yield f"{name} has the weights {sorted(weights)}, not {sorted(expected)}"
@@ -250,6 +284,11 @@ def _layer(attention: Any, feed_forward: Any, rows: int, length: int) -> _Layer:
     """Reads a pair of x-transformers' layers: (norms, module, residual) each."""
     inner, gated = attention[1], feed_forward[1].ff
     weight = torch.cat([getattr(inner, f"to_{name}").weight for name in NAMES])
+    bias = None
+    if isinstance(inner.to_value_residual_mix, nn.Sequential):
+        mix = inner.to_value_residual_mix[0]
+        bias = torch.cat([weight.new_zeros(len(weight)), mix.bias])
+        weight = torch.cat([weight, mix.weight])
     gains = torch.stack([1 + norm.gamma.squeeze(1) for norm in (inner.q_rmsnorm, inner.k_rmsnorm)])
     _, num_heads, dim = gains.shape
     cache = [weight.new_zeros(rows, num_heads, length, dim) for _ in range(2)]
@@ -257,7 +296,7 @@ def _layer(attention: Any, feed_forward: Any, rows: int, length: int) -> _Layer:
     is_linear = isinstance(inner.to_out, nn.Linear)  # x-transformers spares it for a single head
     from_heads = inner.to_out.weight if is_linear else torch.eye(dim).to(weight)
     return _Layer(
-        to_heads=Linear(weight * _gain(attention[0][0]), None, rows),
+        to_heads=Linear(weight * _gain(attention[0][0]), bias, rows),
         gains=gains * gains.new_tensor([1.0, math.sqrt(dim)]).view(2, 1, 1),
         from_heads=Linear(from_heads, None, rows),
         to_gates=Linear(to_gates.weight * _gain(feed_forward[0][0]), to_gates.bias, rows),
@@ -268,7 +307,9 @@ def _layer(attention: Any, feed_forward: Any, rows: int, length: int) -> _Layer:
 
 
 def _gain(norm: Any) -> Tensor:
-    """What an RMSNorm multiplies unit vectors by."""
+    """What an RMSNorm multiplies unit vectors by, whatever the condition."""
+    if hasattr(norm, "to_gamma"):
+        return norm.to_gamma.weight.new_full((norm.to_gamma.weight.shape[0],), norm.scale)
     gain: Tensor = (norm.g + float(norm.unit_offset)) * norm.scale
     return gain
 

@@ -187,11 +187,17 @@ class Prior(PretrainedModule[PriorConfig]):
         if condition.tokens is not None:
             sequence = torch.cat([condition.tokens, sequence], dim=1)
         rotary = {} if self.rotary is None else {"rotary_pos_emb": (self.rotary, 1.0)}
-        hidden = self.spatial_transformer(sequence, **rotary)[:, self.conditioner.num_tokens :]
+        vector = condition.vector if self.config.network.adaptive_norm else None
+        given = {} if vector is None else {"condition": vector}
+        hidden = self.spatial_transformer(sequence, **rotary, **given)
+        hidden = hidden[:, self.conditioner.num_tokens :]
         values = torch.cat([hidden.unsqueeze(2), embeddings], dim=2)
         sequences = self.depth_inputs(values, 0, num_steps, 0, num_slots).flatten(0, 1)
-        parts = torch.split(sequences, MAX_SEQUENCES)
-        hidden = torch.cat([self.depth_transformer(part) for part in parts])
+        parts = [{"x": part} for part in torch.split(sequences, MAX_SEQUENCES)]
+        if vector is not None:
+            vectors = torch.split(vector.repeat_interleave(num_steps, 0), MAX_SEQUENCES)
+            parts = [{**x, "condition": v} for x, v in zip(parts, vectors, strict=True)]
+        hidden = torch.cat([self.depth_transformer(**part) for part in parts])
         hidden = hidden.view(batch, num_steps * num_slots, -1)
         return [
             [
