@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -115,7 +116,7 @@ def test_what_is_not_given_is_as_tuned_and_what_is_given_wins(
         assert torch.equal(drawn(pipeline, **{name: value}), expected)
         assert not torch.equal(expected, drawn(pipeline))
     # Without a condition there is nothing to guide by.
-    (image,) = pipeline.inpaint(pipeline(1, progress=False)[0], [[1] * 16] * 16, progress=False)
+    (image,) = pipeline.inpaint(pipeline(1, progress=False)[0], np.ones((16, 16)), progress=False)
     assert image.size == (16, 16)
     pipeline.save_pretrained(tmp_path / "saved")
     again = ImageGenerationPipeline.from_pretrained(tmp_path / "saved")

@@ -1,6 +1,7 @@
 """The static cache beside the plain forward of x-transformers."""
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -46,12 +47,20 @@ def test_cached_logits_equal_the_full_forward(
 
 
 @pytest.mark.skipif(not torch._C._has_mkldnn, reason="promised with oneDNN")
-@pytest.mark.parametrize(("num_threads", "condition"), [(1, "class"), (1, "custom"), (2, "custom")])
+@pytest.mark.parametrize(
+    ("num_threads", "condition", "dtype"),
+    [
+        (1, "class", torch.float32),
+        (1, "custom", torch.float32),
+        (2, "custom", torch.float32),
+        (1, "custom", torch.bfloat16),
+    ],
+)
 @LAYOUTS
 def test_on_a_cpu_logits_do_not_depend_on_the_batch_bit_for_bit(
-    order: str, positions: str, num_threads: int, condition: str
+    order: str, positions: str, num_threads: int, condition: str, dtype: torch.dtype
 ) -> None:
-    prior = trained_prior(order, positions, condition=condition)
+    prior = copy.deepcopy(trained_prior(order, positions, condition=condition)).to(dtype)
     indices, labels = random_indices(prior, 13), [number % 4 for number in range(13)]
     parts = prior.condition(inputs_of(prior, labels), 13)
     previous = torch.get_num_threads()
@@ -66,6 +75,20 @@ def test_on_a_cpu_logits_do_not_depend_on_the_batch_bit_for_bit(
             assert_close(alone, [logits[rows] for logits in together])
     finally:
         torch.set_num_threads(previous)
+
+
+@LAYOUTS
+def test_half_the_bytes_draw_nearly_the_same_codes(order: str, positions: str) -> None:
+    prior = trained_prior(order, positions)
+    half = copy.deepcopy(prior).bfloat16()
+    labels, generators = torch.arange(60) % NULL, functools.partial(sample_generators, 0)
+    whole_codes, half_codes = (sample(own, labels, generators(range(60))) for own in (prior, half))
+    same = [one == other for one, other in zip(whole_codes, half_codes, strict=True)]
+    assert torch.cat([group.flatten() for group in same]).double().mean() > 0.9
+    whole, halved = (every_logit(own, whole_codes, labels) for own in (prior, half))
+    assert_close([logits.bfloat16() for logits in halved], [own.bfloat16() for own in whole], 0.25)
+    found = cached_logits(decoder_of(half, labels, 60), whole_codes)
+    assert_close(found, [logits.bfloat16() for logits in halved], 0.25)
 
 
 @pytest.mark.parametrize(
