@@ -1,60 +1,17 @@
 """One token after another through a trained transformer, with a cache of fixed size."""
 
 import math
-from collections.abc import Iterator
-from importlib import metadata
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tokenizer.storage.errors import InputError
+from prior.structure import NAMES, check_structure
 
 # Gains of norms, 1 / norm, softmax and rotation are those of x-transformers' `Decoder` as
 # `prior.layers.transformer` builds it; the tests compare the two.
 SMALLEST_NORM = 1e-12
-NAMES = ("q", "k", "v")
-
-DECODER = {
-    "causal": True,
-    "pre_norm": True,
-    "sandwich_norm": False,
-    "residual_attn": False,
-    "softclamp_output": False,
-    "unet_skips": False,
-    "reinject_input": False,
-    "num_residual_streams": 1,
-}
-ATTENTION = {
-    "causal": True,
-    "qk_norm": False,
-    "attn_on_attn": False,
-    "head_scale": False,
-    "laser": False,
-    "num_mem_kv": 0,
-    "max_attend_past": None,
-    "sparse_topk": None,
-    "value_rmsnorm": None,
-    "attend.softclamp_logits": False,
-    "attend.l2_distance": False,
-    "attend.selective": False,
-    "attend.add_zero_kv": False,
-}
-RESIDUAL = {"residual_scale": None, "scale_residual_constant": 1.0}
-ATTENTION_WEIGHTS = {
-    "0.0.g",
-    *(f"1.to_{name}.weight" for name in NAMES),
-    "1.q_rmsnorm.gamma",
-    "1.k_rmsnorm.gamma",
-    "1.to_out.weight",
-}
-VALUE_WEIGHTS = {f"1.to_value_residual_mix.0.{name}" for name in ("weight", "bias")}
-GATED_WEIGHTS = {
-    "0.0.g",
-    *(f"1.ff.{name}" for name in ("0.proj.weight", "0.proj.bias", "2.weight", "2.bias")),
-}
-"""What of x-transformers' layers is read here, and what is relied upon."""
 
 
 class Linear:
@@ -131,7 +88,7 @@ class StaticTransformer:
         length: int,
         angles: Float[Tensor, "1 length angles"] | None = None,
     ) -> None:
-        _check_structure(module)
+        check_structure(module)
         decoder: Any = module.attn_layers
         pairs = list(zip(decoder.layers[::2], decoder.layers[1::2], strict=True))
         self._layers = [_layer(*pair, rows, length) for pair in pairs]
@@ -231,55 +188,6 @@ def _mixed(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         weights.masked_fill_(~mask, -math.inf)
     mixed = torch.bmm(weights.softmax(-1), values.flatten(0, 1))
     return mixed.view(queries.shape)
-
-
-def _check_structure(module: nn.Module) -> None:
-    """Compares the module with what this file reads and leaves out.
-
-    Raises:
-        InputError: they differ.
-    """
-    difference = next(_differences(module), None)
-    if difference is not None:
-        raise InputError(
-            f"x-transformers {metadata.version('x-transformers')} has another structure than those "
-            f"that pyproject.toml allows: {difference}"
-        )
-
-
-def _differences(module: nn.Module) -> Iterator[str]:
-    decoder: Any = module.attn_layers
-    layers = list(decoder.layers)
-    kinds = ("a", "f") * (len(layers) // 2)
-    yield from _unexpected("Decoder", decoder, DECODER | {"layer_types": kinds})
-    for number, (kind, layer) in enumerate(zip(kinds, layers, strict=True)):
-        name = f"layer {number}"
-        weights = {weight for weight, _ in layer.named_parameters()}
-        expected = ATTENTION_WEIGHTS if kind == "a" else GATED_WEIGHTS
-        if decoder.norm_need_condition:
-            expected = expected - {"0.0.g"} | {"0.0.to_gamma.weight"}
-        if decoder.add_value_residual and kind == "a" and number:
-            expected = expected | VALUE_WEIGHTS
-        optional = {"1.to_out.weight"}  # x-transformers spares it for a single head
-        if (weights ^ expected) - optional:
-            yield f"{name} has the weights {sorted(weights)}, not {sorted(expected)}"
-        yield from _unexpected(name, layer[2], RESIDUAL)
-        if kind == "a":
-            heads = {"kv_heads": layer[1].heads, "rotate_num_heads": layer[1].heads}
-            yield from _unexpected(name, layer[1], ATTENTION | heads)
-        else:
-            yield from _unexpected(name, layer[1].ff[0], {"mult_bias": 1.0})
-            if not isinstance(layer[1].ff[0].act, nn.SiLU):
-                yield f"{name} has the activation {layer[1].ff[0].act}, not SiLU()"
-
-
-def _unexpected(name: str, module: Any, expected: dict[str, Any]) -> Iterator[str]:
-    for path, value in expected.items():
-        found = module
-        for part in path.split("."):
-            found = getattr(found, part, "nothing")
-        if found != value:
-            yield f"{path} of {name} is {found!r}, not {value!r}"
 
 
 def _layer(attention: Any, feed_forward: Any, rows: int, length: int) -> _Layer:

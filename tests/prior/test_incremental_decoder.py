@@ -25,6 +25,8 @@ from tests.prior.small_priors import (
 )
 from tokenizer.storage.errors import InputError
 
+SHORT_RUNS = ("value_residual", "adaptive_norm")
+
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 @CONDITIONS
@@ -44,6 +46,30 @@ def test_cached_logits_equal_the_full_forward(
         if number % 5 in (2, 4) or number > 18:  # they need not be asked for
             assert_close([decoder.next_logits()], [logits], tolerance)
         decoder.append(codes[:, step, slot])
+
+
+@CONDITIONS
+@pytest.mark.parametrize(
+    "network",
+    [{"value_residual": True}, {"adaptive_norm": True}, dict.fromkeys(SHORT_RUNS, True)],
+    ids=" and ".join,
+)
+def test_cached_logits_equal_the_full_forward_with_what_helps_short_runs(
+    network: dict[str, bool], condition: str
+) -> None:
+    prior = trained_prior("coarse_to_fine", "rotary", condition=condition, **network)
+    indices, labels = random_indices(prior, 13), [number % 4 for number in range(13)]
+    expected = every_logit(prior, indices, inputs_of(prior, labels))
+    decoder = decoder_of(prior, inputs_of(prior, labels[::-1]), 13)
+    parts = prior.condition(inputs_of(prior, labels), 13)
+    decoder.restart(parts)  # the condition is taken anew
+    together = cached_logits(decoder, indices)
+    assert_close(together, expected, 1e-5)
+    for rows in (slice(0, 1), slice(5, 8)):
+        some = type(parts)(*(None if part is None else part[rows] for part in parts))
+        alone = IncrementalDecoder(prior, some, rows.stop - rows.start)
+        found = cached_logits(alone, [group[rows] for group in indices])
+        assert_close(found, [logits[rows] for logits in together])
 
 
 @pytest.mark.skipif(not torch._C._has_mkldnn, reason="promised with oneDNN")
