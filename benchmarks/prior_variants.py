@@ -5,10 +5,11 @@
 Trains a tokenizer, then for each variant a prior over its codes: the same steps, images and seed.
 What is finished is not run again. Writes benchmarks/results/prior_variants_cpu.json: validation
 nats, processor seconds of training, and the demo's measurements of samples, whose judge is a
-classifier trained on the images.
+classifier trained on the images; and the table in benchmarks/README.md.
 """
 
 import argparse
+import functools
 import json
 import shutil
 import time
@@ -18,27 +19,35 @@ from typing import Any
 import torch
 
 from benchmarks.machine import origin
+from benchmarks.readme import markdown_table, replace_section
 from pipelines.command_configs import EvaluationConfig
-from pipelines.config import PriorRunConfig, TokenizerRunConfig
+from pipelines.config import PriorRunConfig, TokenizerRunConfig, TrainingConfig
 from pipelines.data.sources import load_images
 from pipelines.evaluation.classifier import train_classifier
 from pipelines.evaluation.features import FeatureExtractor
 from pipelines.evaluation.measurements import evaluate_generation
 from pipelines.generation import ImageGenerationPipeline
-from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
+from pipelines.presets import SHAPES_NETWORKS
 from pipelines.processes import new_accelerator
 from pipelines.sampling_config import SamplingConfig
 from pipelines.train_prior import train_prior
 from pipelines.train_tokenizer import train_tokenizer
+from prior import PriorNetworkConfig
 from tokenizer.builders import sq_vae_2
 from tokenizer.storage.files import replace_file
 
 RESULTS = Path(__file__).parent / "results" / "prior_variants_cpu.json"
-PRESET = "shapes32-sqvae2"
 TOKENIZER_STEPS, PRIOR_STEPS = 1_900, 500
 NUM_IMAGES = 500
 CLASSIFIER_STEPS = 250
 SAMPLING = {"temperature": 0.6, "guidance_scale": 2.0}
+NETWORK = {
+    "width": 64,
+    "num_spatial_layers": 4,
+    "num_depth_layers": 1,
+    "num_heads": 2,
+    "dropout": 0.0,
+}
 
 # Fields of the network, then of the run.
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -57,37 +66,37 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 def tokenizer_run(folder: Path) -> TokenizerRunConfig:
     """The one whose codes are modelled."""
-    run = TOKENIZER_PRESETS[PRESET]
-    update = {"total_steps": TOKENIZER_STEPS, "batch_size": 16}
-    return run.model_copy(
-        update={
-            "run_dir": folder,
-            "tokenizer": sq_vae_2((8, 4), 256, 32, networks=run.tokenizer.networks),
-            "training": run.training.model_copy(update=update),
-        }
+    training = TrainingConfig(
+        total_steps=TOKENIZER_STEPS,
+        batch_size=16,
+        learning_rate=3e-3,
+        validation_interval=500,
+        checkpoint_interval=500,
+    )
+    return TokenizerRunConfig(
+        run_dir=folder,
+        tokenizer=sq_vae_2((8, 4), 256, 32, networks=SHAPES_NETWORKS),
+        training=training,
     )
 
 
 def prior_run(variant: str, seed: int, folder: Path) -> PriorRunConfig:
     """A prior of a variant."""
-    run = PRIOR_PRESETS[PRESET]
     network, fields = VARIANTS[variant]
-    training = {
-        "total_steps": PRIOR_STEPS,
-        "batch_size": 16,
-        "seed": seed,
-        "ema_decay": 0.99,
-        "validation_interval": PRIOR_STEPS,
-        "checkpoint_interval": PRIOR_STEPS,
-    }
-    return PriorRunConfig.model_validate(
-        run.model_dump()
-        | {"run_dir": folder, "targets": "posterior"}
-        | fields
-        | {
-            "prior": run.prior.model_dump() | {"num_depth_layers": 1} | network,
-            "training": run.training.model_dump() | training,
-        }
+    return PriorRunConfig(
+        run_dir=folder,
+        prior=PriorNetworkConfig(**(NETWORK | network)),
+        training=TrainingConfig(
+            total_steps=PRIOR_STEPS,
+            batch_size=16,
+            learning_rate=3e-3,
+            weight_decay=0.05,
+            ema_decay=0.99,
+            seed=seed,
+            validation_interval=PRIOR_STEPS,
+            checkpoint_interval=PRIOR_STEPS,
+        ),
+        **({"targets": "posterior"} | fields),
     )
 
 
@@ -121,6 +130,26 @@ def measure(variant: str, seed: int, folder: Path, judge: FeatureExtractor) -> d
     }
 
 
+def table() -> str:
+    """Means over seeds, in the order in which variants were first run."""
+    runs = json.loads(RESULTS.read_text())["runs"]
+    rows = []
+    for variant in dict.fromkeys(run["variant"] for run in runs):
+        own = [run for run in runs if run["variant"] == variant]
+        columns = (
+            ("nats_per_image", "{:.1f}"),
+            ("processor_seconds", "{:.0f}"),
+            ("FD-OwnClassifier", "{:.1f}"),
+            ("class agreement-OwnClassifier", "{:.2f}"),
+            ("precision-OwnClassifier", "{:.2f}"),
+            ("recall-OwnClassifier", "{:.2f}"),
+        )
+        numbers = [text.format(sum(run[name] for run in own) / len(own)) for name, text in columns]
+        rows.append([variant, str(len(own)), *numbers])
+    header = ["prior", "seeds", "nats", "CPU s", "FD", "agreement", "precision", "recall"]
+    return markdown_table(header, rows)
+
+
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(
@@ -148,7 +177,8 @@ def main() -> None:
                 "sampling": SAMPLING,
             }
             text = json.dumps(found, indent=1) + "\n"
-            replace_file(RESULTS, lambda path, text=text: path.write_text(text))
+            replace_file(RESULTS, functools.partial(Path.write_text, data=text))
+    replace_section("prior-variants", table(), Path(__file__).with_name("README.md"))
 
 
 if __name__ == "__main__":
