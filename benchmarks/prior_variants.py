@@ -117,7 +117,7 @@ def measure(variant: str, seed: int, folder: Path, judge: FeatureExtractor) -> d
         images[0],
         images[1],
         judge,
-        EvaluationConfig(num_images=NUM_IMAGES, sampling=SamplingConfig(**SAMPLING)),
+        EvaluationConfig(num_images=NUM_IMAGES, sampling=SamplingConfig.checked(**SAMPLING)),
         new_accelerator(),
     )
     values = {name: entry["value"] for name, entry in results.items()}

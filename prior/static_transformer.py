@@ -110,8 +110,9 @@ class StaticTransformer:
     def condition(self, vectors: Float[Tensor, "rows width"]) -> None:
         """Takes what the norms are scaled by, if they are, in the same memory."""
         if self._gains is not None:
-            gains = self._to_gains(vectors).add_(1).unflatten(1, (len(self._gains), -1))
-            self._gains.copy_(gains.transpose(0, 1).unsqueeze(2))
+            rows = len(vectors)
+            gains = self._to_gains(vectors).add_(1).view(rows, len(self._gains), 1, -1)
+            self._gains.copy_(gains.transpose(0, 1))
 
     def __call__(
         self, inputs: Float[Tensor, "rows new width"], first: int
@@ -196,7 +197,7 @@ def _layer(attention: Any, feed_forward: Any, rows: int, length: int) -> _Layer:
     weight = torch.cat([getattr(inner, f"to_{name}").weight for name in NAMES])
     bias = None
     if isinstance(inner.to_value_residual_mix, nn.Sequential):
-        mix = inner.to_value_residual_mix[0]
+        mix: Any = inner.to_value_residual_mix[0]
         bias = torch.cat([weight.new_zeros(len(weight)), mix.bias])
         weight = torch.cat([weight, mix.weight])
     gains = torch.stack([1 + norm.gamma.squeeze(1) for norm in (inner.q_rmsnorm, inner.k_rmsnorm)])
@@ -218,9 +219,11 @@ def _layer(attention: Any, feed_forward: Any, rows: int, length: int) -> _Layer:
 
 def _gain(norm: Any) -> Tensor:
     """What an RMSNorm multiplies unit vectors by, whatever the condition."""
+    gain: Tensor
     if hasattr(norm, "to_gamma"):
-        return norm.to_gamma.weight.new_full((norm.to_gamma.weight.shape[0],), norm.scale)
-    gain: Tensor = (norm.g + float(norm.unit_offset)) * norm.scale
+        gain = norm.to_gamma.weight.new_full((len(norm.to_gamma.weight),), norm.scale)
+        return gain
+    gain = (norm.g + float(norm.unit_offset)) * norm.scale
     return gain
 
 

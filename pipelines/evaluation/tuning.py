@@ -81,7 +81,7 @@ def tune(
 
     def distance(setting: tuple[float, ...]) -> float:
         if setting not in distances:
-            sampling = SamplingConfig(**dict(zip(GRID, setting, strict=True)))
+            sampling = SamplingConfig.checked(**dict(zip(GRID, setting, strict=True)))
             draw = drawing(pipeline, sampling, given, config.seed)
             fake = comparison.features(draw, count, "generated")
             distances[setting] = frechet_distance(fake.features, real.features)
