@@ -278,6 +278,13 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
         return torch.cat([quantizer.variances() for quantizer in self.quantizers])
 
     @property
+    def last_decoder_weight(self) -> torch.nn.Parameter:
+        """Weight of the decoder's last convolution."""
+        weight = self.decoder.layers[-1].weight
+        assert isinstance(weight, torch.nn.Parameter)
+        return weight
+
+    @property
     def _weight(self) -> Tensor:
         """One of the weights, for its type and device."""
         return next(self.parameters())
