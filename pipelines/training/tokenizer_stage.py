@@ -94,15 +94,13 @@ class TokenizerStage(Stage[LoadedImages, Tensor]):
             )
         seed_everything(config.training.seed)
         self.config = config
-        self.model = Tokenizer(_with_preprocessing(config), quantizer)
+        self.is_initialized = False
+        self.model = self.build(config, quantizer)
         self.objective = loss or Bound(config.recipe, self.model.has_posterior)
         try:
             self.model.code_maps(config.data.image_size, config.data.image_size)
         except InputError as error:
             raise InputError(f"data.image_size: {error}") from error
-        if config.backbone_weights is not None:
-            _load_backbone_weights(self.model, config.backbone_weights)
-        self.is_initialized = load_initial_weights(self.model, config)
         rate_factors = config.recipe.rate_factors(self.model.learned_roles())
         network = Network.from_config(self.model, config.training, rate_factors)
         self.networks = {"tokenizer": network}
@@ -127,6 +125,14 @@ class TokenizerStage(Stage[LoadedImages, Tensor]):
         self._batch_error: Tensor | None = None
         self.health = LayerHealth(config.recipe)
         self.batch_size = batch_size_without_gradient(config.training, accelerator)
+
+    def build(self, config: TokenizerRunConfig, quantizer: BuildQuantizer | None) -> Tokenizer:
+        """What to train; sets `is_initialized` where no start from the data is to follow."""
+        model = Tokenizer(_with_preprocessing(config), quantizer)
+        if config.backbone_weights is not None:
+            _load_backbone_weights(model, config.backbone_weights)
+        self.is_initialized = load_initial_weights(model, config)
+        return model
 
     def initialize(self) -> None:
         """Starts codebooks and variances from the data: the same images on all processes."""
