@@ -9,9 +9,11 @@ from safetensors.torch import load_file
 
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
 from pipelines.data.sources import trained_images
+from pipelines.decoder_run import DecoderRunConfig
 from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
 from pipelines.run.folder import load_run
 from pipelines.train_prior import prior_stage
+from pipelines.training.decoder_stage import DecoderStage
 from pipelines.training.loop import make_accelerator, train
 from pipelines.training.losses import Loss
 from pipelines.training.prior_stage import PriorStage
@@ -42,6 +44,9 @@ def prior_run(run_dir: Path, **training: Any) -> PriorRunConfig:
 
 def make_stage(config: RunConfigs) -> TokenizerStage | PriorStage:
     accelerator = make_accelerator(config)
+    if isinstance(config, DecoderRunConfig):
+        images = trained_images(config, config.tokenizer_dir, accelerator)
+        return DecoderStage(config, accelerator, images)
     if isinstance(config, TokenizerRunConfig):
         return TokenizerStage(config, accelerator)
     run = load_run(TokenizerRunConfig, config.tokenizer_dir / "config.json")

@@ -34,6 +34,8 @@ class NetworkConfig(StrictConfig):
     """Residual blocks per resolution and direction."""
     attention_downsampling: Annotated[tuple[Downsampling, ...], Field(max_length=16)] = ()
     """Resolutions, as downsampling factors, with self-attention after the blocks."""
+    head_width: Annotated[int, Field(ge=0, le=2**10)] = 0
+    """Channels of convolutions at full resolution behind the decoder's patches; 0 = none."""
 
 
 class BackboneConfig(StrictConfig):

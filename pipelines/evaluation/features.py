@@ -18,7 +18,8 @@ from torch.nn import functional as F  # noqa: N812
 from pipelines.command_configs import ExtractorConfig
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.files import file_sha256, replace_file
-from tokenizer.storage.pretrained import load_weights, weights_hash
+from tokenizer.storage.hashes import weights_hash
+from tokenizer.storage.pretrained import load_weights
 from tokenizer.storage.untrusted import load_safetensors
 
 logger = logging.getLogger(__name__)

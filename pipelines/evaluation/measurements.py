@@ -75,7 +75,11 @@ def evaluate_reconstruction(
         num_reference_images=len(items),
         num_images=len(items),
         seed=config.seed,
-        settings={"codes": "hard", **_training_networks(tokenizer)},
+        settings={
+            "codes": "hard",
+            **decoder_setting(tokenizer),
+            **_training_networks(tokenizer),
+        },
     )
     num_bound = min(NUM_BOUND_IMAGES, len(images))
     of_bound = protocol.model_copy(
@@ -174,6 +178,7 @@ def evaluate_generation(
         sampling=config.sampling.model_dump(mode="json"),
         settings={
             "labels": which,
+            **decoder_setting(pipeline.tokenizer),
             "tokenizer_hash": pipeline.tokenizer.content_hash(),
             **_training_networks(pipeline.tokenizer),
             "prior_hash": pipeline.prior.content_hash(),
@@ -184,6 +189,11 @@ def evaluate_generation(
         assert isinstance(labels, Tensor)
         results |= _class_agreement(comparison, fake.logits, labels, validation, protocol)
     return results
+
+
+def decoder_setting(tokenizer: Tokenizer) -> dict[str, str]:
+    """What a protocol says of a fine-tuned decoder; nothing of another."""
+    return {"decoder": "fine-tuned on hard codes"} if tokenizer.former_identities() else {}
 
 
 def _class_agreement(

@@ -96,16 +96,14 @@ class TokenizerStage(Stage[LoadedImages, Tensor]):
             )
         seed_everything(config.training.seed)
         self.config = config
+        self.is_initialized = False
         self.perceptual = _perceptual(config, accelerator.device)
-        self.model = Tokenizer(_saved_config(config, self.perceptual), quantizer)
+        self.model = self.build(config, quantizer)
         self.objective = loss or Bound(config.recipe, self.model.has_posterior, self.perceptual)
         try:
             self.model.code_maps(config.data.image_size, config.data.image_size)
         except InputError as error:
             raise InputError(f"data.image_size: {error}") from error
-        if config.backbone_weights is not None:
-            _load_backbone_weights(self.model, config.backbone_weights)
-        self.is_initialized = load_initial_weights(self.model, config)
         rate_factors = config.recipe.rate_factors(self.model.learned_roles())
         network = Network.from_config(self.model, config.training, rate_factors)
         self.networks = {"tokenizer": network}
@@ -133,6 +131,27 @@ class TokenizerStage(Stage[LoadedImages, Tensor]):
         self._batch_energy: Tensor | None = None
         self.health = LayerHealth(config.recipe)
         self.batch_size = batch_size_without_gradient(config.training, accelerator)
+
+    def build(self, config: TokenizerRunConfig, quantizer: BuildQuantizer | None) -> Tokenizer:
+        """What to train; sets `is_initialized` where no start from the data is to follow."""
+        model = Tokenizer(self.saved_config(config.tokenizer), quantizer)
+        if config.backbone_weights is not None:
+            _load_backbone_weights(model, config.backbone_weights)
+        self.is_initialized = load_initial_weights(model, config)
+        return model
+
+    def saved_config(self, config: TokenizerConfig) -> TokenizerConfig:
+        """A tokenizer's config with what its users have to know of its training."""
+        data = self.config.data
+        size, white_value = data.image_size, data.white_value
+        networks = config.loss_networks
+        if self.perceptual is not None:
+            networks = tuple(dict.fromkeys((*networks, self.perceptual.identity)))
+        update = {
+            "preprocessing": PreprocessingConfig(image_size=size, white_value=white_value),
+            "loss_networks": networks,
+        }
+        return config.model_copy(update=update)
 
     def initialize(self) -> None:
         """Starts codebooks and variances from the data: the same images on all processes."""
@@ -270,19 +289,6 @@ def _adversary(
         accelerator.device,
         mean_over(accelerator),
     )
-
-
-def _saved_config(
-    config: TokenizerRunConfig, perceptual: PerceptualDistance | None
-) -> TokenizerConfig:
-    """The tokenizer's config with what its users have to know of its training."""
-    data = config.data
-    preprocessing = PreprocessingConfig(image_size=data.image_size, white_value=data.white_value)
-    networks = config.tokenizer.loss_networks
-    if perceptual is not None:
-        networks = (*networks, perceptual.identity)
-    update = {"preprocessing": preprocessing, "loss_networks": tuple(dict.fromkeys(networks))}
-    return config.tokenizer.model_copy(update=update)
 
 
 def _load_backbone_weights(model: Tokenizer, source: Path | str) -> None:

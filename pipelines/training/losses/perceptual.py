@@ -15,7 +15,8 @@ from torch.nn import functional
 from pipelines.loss_config import PerceptualConfig
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.files import file_sha256
-from tokenizer.storage.pretrained import load_weights, weights_hash
+from tokenizer.storage.hashes import weights_hash
+from tokenizer.storage.pretrained import load_weights
 from tokenizer.storage.untrusted import load_safetensors
 
 Maps = list[Float[Tensor, "batch _ _ _"]]

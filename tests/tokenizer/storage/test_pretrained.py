@@ -21,7 +21,8 @@ from tokenizer.builders import deterministic
 from tokenizer.config import BackboneConfig, NearestQuantizerConfig
 from tokenizer.storage.configs import StrictConfig
 from tokenizer.storage.files import replace_file
-from tokenizer.storage.pretrained import PretrainedModule, load_weights, weights_hash
+from tokenizer.storage.hashes import weights_hash
+from tokenizer.storage.pretrained import PretrainedModule, load_weights
 from tokenizer.storage.untrusted import load_safetensors
 
 BACKBONE = HYBRID.model_copy(update={"backbone": BackboneConfig(name="mobilenetv2_035")})
