@@ -68,6 +68,7 @@ class Budget(NamedTuple):
     total_steps: int
     tuning_steps: int
     batch_size: int
+    tuning_batch_size: int
     learning_rate: float
     precision: Literal["fp32", "bf16"]
     perceptual_weight: float
@@ -86,6 +87,7 @@ CPU = Budget(
     total_steps=4_000,
     tuning_steps=1_500,
     batch_size=32,
+    tuning_batch_size=32,
     learning_rate=3e-3,
     precision="fp32",
     perceptual_weight=0.3,
@@ -100,8 +102,9 @@ GPU = CPU._replace(
     networks=NetworkConfig(patch_size=4, width=128, max_width=256),
     code_dim=64,
     codebook_size=1024,
-    total_steps=6_000,
-    tuning_steps=2_000,
+    total_steps=5_000,
+    tuning_steps=1_500,
+    tuning_batch_size=16,
     learning_rate=2e-3,
     precision="bf16",
     adversarial=AdversarialConfig(weight=0.5, lead_steps=300, learning_rate=5e-4),
@@ -115,6 +118,7 @@ TINY = CPU._replace(
     total_steps=6,
     tuning_steps=4,
     batch_size=4,
+    tuning_batch_size=4,
     adversarial=AdversarialConfig(weight=0.5, width=4, num_downsamplings=2, lead_steps=1),
     num_images=8,
     images=("cifar10",),

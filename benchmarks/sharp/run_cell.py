@@ -52,7 +52,7 @@ def run_cell(cell: Cell, budget: Budget, data: DataConfig, weights: Weights, fol
         **cell._asdict(),
         "judges": cell.judges,
         "steps": budget.tuning_steps if cell.is_tuned else budget.total_steps * cell.length,
-        "batch_size": budget.batch_size,
+        "batch_size": budget.tuning_batch_size if cell.is_tuned else budget.batch_size,
         "loss_networks": tokenizer.config.loss_networks,
         "cpu_seconds": seconds,
         "images_per_second": float(np.median(images_per_second)),
@@ -82,6 +82,7 @@ def _train(cell: Cell, budget: Budget, data: DataConfig, weights: Weights, folde
         "training": tuning.training.model_copy(
             update={
                 "total_steps": steps,
+                "batch_size": budget.tuning_batch_size,
                 "warmup_steps": min(100, steps // 10),
                 "validation_interval": max(steps // 2, 1),
                 "checkpoint_interval": max(steps // 4, 1),
