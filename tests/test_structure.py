@@ -128,6 +128,7 @@ def test_a_command_of_the_readme_is_understood(words: list[str], tmp_path: Path)
     elif isinstance(takes, type):
         parse_options(takes, name, arguments)
     else:
+        (tmp_path / "tokenizer").mkdir()
         save_run(TOKENIZER_PRESETS["tiny"], tmp_path / "tokenizer" / "config.json")
         parse_decoder_run(name, [str(tmp_path), *arguments[1:]])
 

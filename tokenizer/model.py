@@ -281,7 +281,7 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
     @property
     def last_decoder_weight(self) -> nn.Parameter:
         """Of the layer that makes the pixels: where losses of an image are weighed."""
-        return self.decoder.last_layer.weight
+        return self.decoder.last_layer.get_parameter("weight")
 
     @property
     def _weight(self) -> Tensor:

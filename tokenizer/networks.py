@@ -167,8 +167,8 @@ class ImageDecoder(UpwardPath):
         width = widths.config.head_width
         if width > 0:
             last = nn.Conv2d(width, channels, 3, padding=1)
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+            for parameter in last.parameters():
+                nn.init.zeros_(parameter)
             first = nn.Conv2d(channels, width, 3, padding=1)
             self.head = nn.Sequential(first, nn.GELU(), last)
 

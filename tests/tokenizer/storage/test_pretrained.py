@@ -104,6 +104,32 @@ def test_parts_that_no_config_describes_are_passed_on(tmp_path: Path) -> None:
         Small.from_pretrained(tmp_path)
 
 
+# Modules in the place of others
+
+
+def test_a_module_is_known_as_those_before_it_as_long_as_it_keeps_its_weights(
+    tmp_path: Path,
+) -> None:
+    first, second = Small(SmallConfig(width=2)), Small(SmallConfig(width=2))
+    second.load_state_dict(first.state_dict())
+    first._former = first.content_hash(), ("a" * 64,)
+    second.take_place_of(first)
+    second.save_pretrained(tmp_path)
+    loaded = Small.from_pretrained(tmp_path)
+    assert loaded.former_identities() == (first.content_hash(), "a" * 64)
+    half = Small.from_pretrained(tmp_path, torch.bfloat16)
+    assert {first.content_hash(), "a" * 64} < {*half.identities()}
+    assert not half.has_hash("a" * 64)  # its weights are others
+    with torch.no_grad():
+        loaded.weight[0, 0] += 1
+    assert loaded.former_identities() == ()
+    assert {*loaded.identities()} == {loaded.content_hash()}
+    loaded.save_pretrained(tmp_path)
+    assert Small.from_pretrained(tmp_path).former_identities() == ()
+    with pytest.raises(AssertionError):
+        loaded.take_place_of(first)
+
+
 # Earlier formats
 
 
