@@ -9,6 +9,7 @@ from pipelines.images import enlarged
 from pipelines.page.parts import GALLERY, ONE_AT_A_TIME, new_picture, told
 from pipelines.playground import CANVAS_SIDE, Playground
 from pipelines.sampling_config import SamplingConfig
+from pipelines.tuned_sampling import filled
 from tokenizer.storage.errors import InputError
 
 LARGEST_SEED = 2**31 - 1
@@ -103,6 +104,7 @@ def _sampling_inputs(playground: Playground, number: int, no_label: str) -> Samp
     """
     assert playground.generation is not None
     prior = playground.generation.prior
+    first = filled(SamplingConfig(), playground.generation.tuned, is_conditional=True)
     names = prior.config.class_names or [str(i) for i in range(prior.config.num_classes)]
     choices = [(name, i) for i, name in enumerate(names)]
     if no_label or not choices:
@@ -116,7 +118,7 @@ def _sampling_inputs(playground: Playground, number: int, no_label: str) -> Samp
         guidance = gr.Slider(
             1,
             10,
-            1,
+            first.guidance_scale,
             step=0.5,
             label="Guidance (1: off)",
             visible=prior.config.num_classes > 0 and prior.conditioner.has_null,
@@ -130,8 +132,10 @@ def _sampling_inputs(playground: Playground, number: int, no_label: str) -> Samp
         for layer in range(len(playground.layers)):
             with gr.Row():
                 name = playground.describe_layer(layer)
-                temperatures.append(gr.Slider(0.1, 2, 1, step=0.05, label=f"Temperature, {name}"))
-                top_ps.append(gr.Slider(0.05, 1, 1, step=0.05, label=f"Top-p, {name}"))
+                title = f"Temperature, {name}"
+                temperatures.append(gr.Slider(0.1, 2, first.temperature, step=0.05, label=title))
+                top_p = first.top_p or 1
+                top_ps.append(gr.Slider(0.05, 1, top_p, step=0.05, label=f"Top-p, {name}"))
     return SamplingInputs(count, label, seed, guidance, temperatures + top_ps)
 
 
