@@ -31,7 +31,7 @@ class PerceptualConfig(StrictConfig):
     image_size: MapSide | None = None
     """Side to which images and reconstructions are resized before (bilinear); None: as they are."""
     max_shift: Annotated[int, Field(ge=0, le=64)] = 8
-    """Both are cropped by so many pixels, at a random place in each step: the network's strides would
+    """Both are cropped by so many pixels, each step at another place: the network's strides would
     leave a grid in the gradient, always at the same place."""
     pad_type: Literal["", "same"] = ""
     """timm only: padding of the convolutions; "same" for weights converted from TensorFlow."""
