@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from pipelines.config import DataConfig, TokenizerRecipe, TokenizerRunConfig, TrainingConfig
 from pipelines.loss_config import AdversarialConfig, PerceptualConfig
@@ -10,6 +10,7 @@ from tokenizer.builders import deterministic, hq_vae
 from tokenizer.config import NetworkConfig
 
 Images = Literal["cifar10", "flowers64", "flowers128"]
+Losses = Literal["squared", "perceptual", "adversarial", "both"]
 Judge = Literal["MobileNetV2", "SqueezeNet"]
 SIZES: dict[Images, int] = {"cifar10": 32, "flowers64": 64, "flowers128": 128}
 
@@ -27,7 +28,7 @@ class Cell(NamedTuple):
     images: Images
     is_stochastic: bool
     """Ours, or the fair deterministic baseline."""
-    losses: Literal["squared", "perceptual", "adversarial", "both"]
+    losses: Losses
     is_tuned: bool = False
     """Whether the decoder alone is trained, after squared error."""
     teacher: Judge = "SqueezeNet"
@@ -133,12 +134,12 @@ def cells_of(images: Images) -> Iterator[Cell]:
     """The rows of one set of images; squared error first, since tuning needs it."""
     for is_stochastic in (True, False):
         yield Cell(images, is_stochastic, "squared")
-    for losses in ("perceptual", "squared", "adversarial", "both"):
+    for losses in get_args(Losses):
         for is_stochastic in (True, False):
             yield Cell(images, is_stochastic, losses, is_tuned=True)
     yield Cell(images, True, "perceptual", True, "MobileNetV2")
     yield Cell(images, True, "squared", length=2)
-    for losses in ("perceptual", "adversarial", "both"):
+    for losses in get_args(Losses)[1:]:
         for is_stochastic in (True, False):
             yield Cell(images, is_stochastic, losses)
 
