@@ -66,6 +66,7 @@ class EvaluateConfig(EvaluationConfig, MovedDataConfig):
     Prints a table and writes RUN/evaluation/*.json, each number with its protocol.
     """
 
+    inputs: ClassVar[tuple[str, ...]] = ("run_dir", "folders", "reference", *MovedDataConfig.inputs)
     main_options: ClassVar[tuple[str, ...]] = (
         "run_dir",
         "folders",
@@ -110,12 +111,11 @@ class EvaluateConfig(EvaluationConfig, MovedDataConfig):
 class GenerateConfig(StrictConfig):
     """Generates images as OUTPUT_DIR/000000.png and so on, and contact_sheet.png of the first.
 
-    labels.json says the class of each image, metadata.jsonl another condition.
-
-    Image i depends on the seed, i and its label alone: not on batch size or processes. The same
+    labels.json says the class of each image, metadata.jsonl another condition. Image i depends on the seed, i and its label alone: not on batch size or processes. The same
     command goes on where it was stopped.
     """
 
+    inputs: ClassVar[tuple[str, ...]] = ("run_dir", "text_encoder")
     main_options: ClassVar[tuple[str, ...]] = (
         "run_dir",
         "output_dir",
@@ -158,6 +158,7 @@ class ReconstructConfig(StrictConfig):
     the first pairs.
     """
 
+    inputs: ClassVar[tuple[str, ...]] = ("run_dir", "images")
     main_options: ClassVar[tuple[str, ...]] = (
         "run_dir",
         "images",
@@ -184,6 +185,7 @@ class SummaryConfig(MovedDataConfig):
     one process write it as well.
     """
 
+    inputs: ClassVar[tuple[str, ...]] = ("run_dir", *MovedDataConfig.inputs)
     main_options: ClassVar[tuple[str, ...]] = ("run_dir", "output", "title")
     run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run, with tokenizer/ at least."""
@@ -201,6 +203,7 @@ class ExplainConfig(MovedDataConfig):
     shifted, blurred, made noisy. Of validation images; the prior is not needed.
     """
 
+    inputs: ClassVar[tuple[str, ...]] = ("run_dir", "baseline", *MovedDataConfig.inputs)
     main_options: ClassVar[tuple[str, ...]] = ("run_dir", "baseline", "num_images", "output_dir")
     run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run, with tokenizer/ at least."""
@@ -219,6 +222,7 @@ class AppConfig(StrictConfig):
     machines do not reach it unless `host` says so. A run without a prior shows what needs none.
     """
 
+    inputs: ClassVar[tuple[str, ...]] = ("run_dir",)
     main_options: ClassVar[tuple[str, ...]] = ("run_dir", "host", "port")
     run_dir: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of a run or a saved pipeline, or a name of the Hugging Face hub such as user/model."""
@@ -240,6 +244,7 @@ class CheckDataConfig(StrictConfig):
     RUN/prior/codes.
     """
 
+    inputs: ClassVar[tuple[str, ...]] = ("folder",)
     main_options: ClassVar[tuple[str, ...]] = (
         *("folder", "image_size", "channels", "white_value", "skip_unreadable", "output", "verify"),
     )
@@ -272,6 +277,7 @@ class QuickstartConfig(StrictConfig):
     Stopped, it goes on from where it was when it is started again.
     """
 
+    inputs: ClassVar[tuple[str, ...]] = ("folder",)
     main_options: ClassVar[tuple[str, ...]] = ("folder", "minutes", "run_dir")
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """Folder of images."""

@@ -1,6 +1,9 @@
 """The commands: what each is for, and how its command line is read before anything is imported."""
 
+import functools
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 from pipelines.command_configs import (
@@ -14,11 +17,13 @@ from pipelines.command_configs import (
     ReconstructConfig,
     SummaryConfig,
 )
-from pipelines.config import RunConfig
+from pipelines.config import RunConfig, TokenizerRunConfig
 from pipelines.options import fail, parse_options, parse_run
 from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
+from pipelines.run.folder import check_trained_tokenizer
 from tokenizer.storage.configs import StrictConfig
 from tokenizer.storage.errors import InputError
+from tokenizer.storage.json_files import shortened
 
 
 class Verb(NamedTuple):
@@ -54,8 +59,36 @@ def check_command_line(verb: str) -> None:
     takes = VERBS[verb].takes
     try:
         if isinstance(takes, Mapping):
-            parse_run(takes, command)
+            check_inputs(parse_run(takes, command))
         else:
-            parse_options(takes, command)
+            check_inputs(parse_options(takes, command))
     except InputError as error:
         fail(str(error))
+
+
+def check_inputs(config: StrictConfig) -> None:
+    """Checks that the runs, folders and files that a command reads are there; no more than that.
+
+    Raises:
+        InputError: one is not, whose field is named.
+    """
+    for name in config.inputs:
+        value = functools.reduce(getattr, name.split("."), config)
+        for path in value if isinstance(value, tuple) else (value,):
+            if isinstance(config, AppConfig) and path.count("/") != 1:
+                path = Path(path)  # with one stroke, it may be a name of the hub
+            if not isinstance(path, Path) or _is_downloaded(config, name):
+                continue
+            if name == "run_dir" and not isinstance(config, AppConfig):
+                check_trained_tokenizer(path)
+            elif not os.path.exists(path):
+                raise InputError(f"{name}: {shortened(str(path))} does not exist")
+
+
+def _is_downloaded(config: StrictConfig, name: str) -> bool:
+    """Whether the data set comes from elsewhere."""
+    return (
+        isinstance(config, TokenizerRunConfig)
+        and name.startswith("data.")
+        and config.data.dataset != "folder"
+    )
