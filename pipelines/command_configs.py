@@ -111,8 +111,9 @@ class EvaluateConfig(EvaluationConfig, MovedDataConfig):
 class GenerateConfig(StrictConfig):
     """Generates images as OUTPUT_DIR/000000.png and so on, and contact_sheet.png of the first.
 
-    labels.json says the class of each image, metadata.jsonl another condition. Image i depends on the seed, i and its label alone: not on batch size or processes. The same
-    command goes on where it was stopped.
+    labels.json says the class of each image, metadata.jsonl another condition. Image i depends on
+    the seed, i and its label alone: not on batch size or processes. The same command goes on where
+    it was stopped.
     """
 
     inputs: ClassVar[tuple[str, ...]] = ("run_dir", "text_encoder")
@@ -222,10 +223,12 @@ class AppConfig(StrictConfig):
     machines do not reach it unless `host` says so. A run without a prior shows what needs none.
     """
 
-    inputs: ClassVar[tuple[str, ...]] = ("run_dir",)
+    inputs: ClassVar[tuple[str, ...]] = ("run_dir", "text_encoder")
     main_options: ClassVar[tuple[str, ...]] = ("run_dir", "host", "port")
     run_dir: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of a run or a saved pipeline, or a name of the Hugging Face hub such as user/model."""
+    text_encoder: Path | None = None
+    """Folder to which the encoder of texts has been moved."""
     host: str = "127.0.0.1"
     """Address to listen at; another one lets others in, without a password."""
     port: Annotated[int, Field(gt=0, lt=2**16)] | None = None
@@ -237,11 +240,8 @@ class CheckDataConfig(StrictConfig):
 
     Files are used, converted (used, after more than resizing), skipped, or refused: training
     stops at the first of these. Prints a summary, writes all files that are not simply used to
-    OUTPUT, and ends with exit status 2 where training would stop.
-
-    --verify, with FOLDER or alone, compares all that CACHE_DIR holds with its hashes, and ends with
-    exit status 2 where something is damaged. A run's codes are verified by --cache-dir
-    RUN/prior/codes.
+    OUTPUT, and ends with exit status 2 where training would stop. --verify, with FOLDER or alone,
+    compares all that CACHE_DIR holds with its hashes, and ends so where something is damaged.
     """
 
     inputs: ClassVar[tuple[str, ...]] = ("folder",)
@@ -265,7 +265,7 @@ class CheckDataConfig(StrictConfig):
     verify: bool = False
     """Read all of the cache, of which training compares sizes and modification times only."""
     cache_dir: Path = DataConfig.model_fields["cache_dir"].default
-    """`verify`: as data.cache_dir, or the codes of a run."""
+    """`verify`: as data.cache_dir, or RUN/prior/codes."""
 
 
 class QuickstartConfig(StrictConfig):

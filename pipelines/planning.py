@@ -93,7 +93,7 @@ def _folders(folder: Path) -> dict[str, Path | None]:
 
 
 def make_plan(config: QuickstartConfig, run_dir: Path, accelerator: Accelerator) -> Plan:
-    """The largest images and networks of which enough steps, timed on this machine, fit the minutes.
+    """The largest images and networks whose steps, timed on this machine, fit the minutes.
 
     Raises:
         InputError: the folder cannot be used.

@@ -75,9 +75,7 @@ def check_inputs(config: StrictConfig) -> None:
     for name in config.inputs:
         value = functools.reduce(getattr, name.split("."), config)
         for path in value if isinstance(value, tuple) else (value,):
-            if isinstance(config, AppConfig) and path.count("/") != 1:
-                path = Path(path)  # with one stroke, it may be a name of the hub
-            if not isinstance(path, Path) or _is_downloaded(config, name):
+            if path is None or _may_be_elsewhere(config, name, path):
                 continue
             if name == "run_dir" and not isinstance(config, AppConfig):
                 check_trained_tokenizer(path)
@@ -85,10 +83,10 @@ def check_inputs(config: StrictConfig) -> None:
                 raise InputError(f"{name}: {shortened(str(path))} does not exist")
 
 
-def _is_downloaded(config: StrictConfig, name: str) -> bool:
-    """Whether the data set comes from elsewhere."""
-    return (
-        isinstance(config, TokenizerRunConfig)
-        and name.startswith("data.")
-        and config.data.dataset != "folder"
-    )
+def _may_be_elsewhere(config: StrictConfig, name: str, path: Path | str) -> bool:
+    """Whether it may be a run of the hub, a data set that is downloaded, or no path at all."""
+    if isinstance(config, AppConfig):
+        return name == "run_dir" and str(path).count("/") == 1
+    if isinstance(config, TokenizerRunConfig):
+        return name.startswith("data.") and config.data.dataset != "folder"
+    return not isinstance(path, Path)  # a word, such as "train" for what a run is compared with
