@@ -224,7 +224,7 @@ class AppConfig(StrictConfig):
     """
 
     inputs: ClassVar[tuple[str, ...]] = ("run_dir", "text_encoder")
-    main_options: ClassVar[tuple[str, ...]] = ("run_dir", "host", "port")
+    main_options: ClassVar[tuple[str, ...]] = ("run_dir", "text_encoder", "host", "port")
     run_dir: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of a run or a saved pipeline, or a name of the Hugging Face hub such as user/model."""
     text_encoder: Path | None = None

@@ -1,6 +1,7 @@
 """Plans a run over a folder of images: what fits the minutes on this machine."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -208,8 +209,8 @@ def _in_steps(training: TrainingConfig, count: int) -> dict[str, TrainingConfig]
     update = {
         "total_steps": count,
         "warmup_steps": min(training.warmup_steps, count // 10),
-        "validation_interval": max(count // 4, 1),
-        "checkpoint_interval": max(count // 8, 1),
+        "validation_interval": math.ceil(count / 4),
+        "checkpoint_interval": math.ceil(count / 8),
         "log_interval": max(count // 100, 1),
     }
     return {"training": training.model_copy(update=update)}
