@@ -141,8 +141,8 @@ def _complaint(
             parts[-1].append(line)
     message = " ".join(" ".join(parts[1] if len(parts) > 1 else parts[0]).split())
     unread = re.match(r"Error parsing --([^\s:]+):", message)
-    for name, field, _ in _options(default or config_class) if unread else ():
-        if name == unread[1]:
+    for name, field, _ in _options(default or config_class):
+        if unread is not None and name == unread[1]:
             values = " ".join(_values(given).get(name.replace("-", "_"), []))
             wanted = _describe_type(field.annotation)
             return f"{name.replace('-', '_')} must be {wanted}, got {shortened(repr(values))}"

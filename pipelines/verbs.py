@@ -4,7 +4,7 @@ import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipelines.command_configs import (
     AppConfig,
@@ -73,7 +73,7 @@ def check_inputs(config: StrictConfig) -> None:
         InputError: one is not, whose field is named.
     """
     for name in config.inputs:
-        value = functools.reduce(getattr, name.split("."), config)
+        value: Any = functools.reduce(getattr, name.split("."), config)
         for path in value if isinstance(value, tuple) else (value,):
             if path is None or _may_be_elsewhere(config, name, path):
                 continue
