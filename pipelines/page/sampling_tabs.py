@@ -54,7 +54,7 @@ def redraw_tab(playground: Playground) -> None:
             hint = gr.Markdown(elem_id="hint")
             new = gr.Button("Take a new one from the prior")
         pictures = gr.Gallery(columns=2, elem_id="redrawn", **GALLERY)
-    kept = gr.State()  # what the canvas shows, as a browser gives no alpha back
+    kept = gr.State()  # what the canvas shows, which would give other alpha back
     blank = Image.new("RGBA", (playground.side, playground.side))
     has_null = playground.generation.prior.conditioner.has_null
     inputs = _sampling_inputs(playground, 4, "any (unguided)" if has_null else "")
