@@ -196,6 +196,8 @@ def test_attributes_are_chosen_and_what_is_redrawn_keeps_its_alpha(
         save_screenshot(page, "attributes")
 
         page.get_by_role("tab", name="Redraw a part").click()
+        page.locator("#canvas canvas").first.wait_for()
+        page.wait_for_timeout(3000)  # before it is ready it would drop the picture
         page.locator("#canvas input[type=file]").first.set_input_files(tmp_path / "picture.png")
         page.get_by_text("This is what the networks see of it").wait_for()
         paint(page)
