@@ -1,10 +1,15 @@
 """The commands: what each is for, and how its command line is read before anything is imported."""
 
+<<<<<<< HEAD
 import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+=======
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+>>>>>>> main
 
 from pipelines.command_configs import (
     AppConfig,
@@ -17,7 +22,12 @@ from pipelines.command_configs import (
     ReconstructConfig,
     SummaryConfig,
 )
+<<<<<<< HEAD
 from pipelines.config import RunConfig, TokenizerRunConfig
+=======
+from pipelines.config import RunConfig
+from pipelines.decoder_run import parse_decoder_run
+>>>>>>> main
 from pipelines.options import fail, parse_options, parse_run
 from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
 from pipelines.run.folder import check_trained_tokenizer
@@ -30,8 +40,8 @@ class Verb(NamedTuple):
     """A command."""
 
     summary: str
-    takes: type[StrictConfig] | Mapping[str, RunConfig]
-    """The class of its config, or the presets, one of which it takes first."""
+    takes: type[StrictConfig] | Mapping[str, RunConfig] | Callable[[str], RunConfig]
+    """The class of its config, the presets, one of which it takes first, or what reads them."""
 
 
 VERBS = {
@@ -39,6 +49,9 @@ VERBS = {
         "trains, draws and measures on a folder of images, in given minutes", QuickstartConfig
     ),
     "train-tokenizer": Verb("trains a tokenizer on images (stage one)", TOKENIZER_PRESETS),
+    "finetune-decoder": Verb(
+        "trains the decoder of a run further, while its codes stay", parse_decoder_run
+    ),
     "train-prior": Verb(
         "trains a prior over the codes of that tokenizer (stage two)", PRIOR_PRESETS
     ),
@@ -59,9 +72,17 @@ def check_command_line(verb: str) -> None:
     takes = VERBS[verb].takes
     try:
         if isinstance(takes, Mapping):
+<<<<<<< HEAD
             check_inputs(parse_run(takes, command))
         else:
             check_inputs(parse_options(takes, command))
+=======
+            parse_run(takes, command)
+        elif isinstance(takes, type):
+            parse_options(takes, command)
+        else:
+            takes(command)
+>>>>>>> main
     except InputError as error:
         fail(str(error))
 

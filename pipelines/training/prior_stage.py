@@ -101,7 +101,7 @@ def make_prior(
             class_names=tuple(images.class_names) if has_classes else (),
             condition=conditions and conditions.config,
             has_custom_conditioner=conditioner is not None,
-            tokenizer_hash=tokenizer.content_hash(),
+            tokenizer_hash=tokenizer.identity_hash(),
         ),
         conditioner,
     )
