@@ -1,15 +1,10 @@
 """The commands: what each is for, and how its command line is read before anything is imported."""
 
-<<<<<<< HEAD
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-=======
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
->>>>>>> main
 
 from pipelines.command_configs import (
     AppConfig,
@@ -22,12 +17,8 @@ from pipelines.command_configs import (
     ReconstructConfig,
     SummaryConfig,
 )
-<<<<<<< HEAD
 from pipelines.config import RunConfig, TokenizerRunConfig
-=======
-from pipelines.config import RunConfig
 from pipelines.decoder_run import parse_decoder_run
->>>>>>> main
 from pipelines.options import fail, parse_options, parse_run
 from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
 from pipelines.run.folder import check_trained_tokenizer
@@ -72,17 +63,11 @@ def check_command_line(verb: str) -> None:
     takes = VERBS[verb].takes
     try:
         if isinstance(takes, Mapping):
-<<<<<<< HEAD
             check_inputs(parse_run(takes, command))
-        else:
-            check_inputs(parse_options(takes, command))
-=======
-            parse_run(takes, command)
         elif isinstance(takes, type):
-            parse_options(takes, command)
+            check_inputs(parse_options(takes, command))
         else:
-            takes(command)
->>>>>>> main
+            check_inputs(takes(command))
     except InputError as error:
         fail(str(error))
 
