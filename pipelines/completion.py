@@ -38,10 +38,10 @@ ImageBytes = UInt8[Tensor, "batch channels height width"]
 class SamplingOptions(TypedDict, total=False):
     """How the codes of completions are drawn; see `ImageGenerationPipeline.__call__`."""
 
-    temperature: float | Sequence[float]
+    temperature: float | Sequence[float] | None
     top_k: int | Sequence[int | None] | None
     top_p: float | Sequence[float | None] | None
-    guidance_scale: float
+    guidance_scale: float | None
     condition: ConditionInputs | None
     generator: torch.Generator | None
     num_candidates: int

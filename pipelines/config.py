@@ -279,6 +279,10 @@ class PriorRunConfig(RunConfig):
     """Learn the codes of the mirrored training images, too."""
     targets: Literal["indices", "posterior"] = "indices"
     """Learn the hard indices, or the tokenizer's posterior given the same context."""
+    target_temperature: Temperature = 1.0
+    """Of the posterior: below 1 it is sharpened."""
+    drawn_inputs: bool = False
+    """The prior sees codes drawn anew from the posterior at each step, not the nearest ones."""
     sampling_temperature: Temperature = 1.0
     """Temperature of the previews."""
     guidance_scale: GuidanceScale = 1.0

@@ -22,6 +22,7 @@ from pipelines.decoder_run import parse_decoder_run
 from pipelines.options import fail, parse_options, parse_run
 from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
 from pipelines.run.folder import check_trained_tokenizer
+from pipelines.tuning_config import TuneSamplingConfig
 from tokenizer.storage.configs import StrictConfig
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.json_files import shortened
@@ -49,6 +50,9 @@ VERBS = {
     "generate": Verb("draws images from a trained run", GenerateConfig),
     "reconstruct": Verb("encodes images and decodes them again", ReconstructConfig),
     "evaluate": Verb("measures reconstructions and generated images", EvaluateConfig),
+    "tune-sampling": Verb(
+        "chooses temperature, guidance and top-p by the training images", TuneSamplingConfig
+    ),
     "summary": Verb("writes a page about a run, during training too", SummaryConfig),
     "explain": Verb("writes a page about what the codes of a run mean", ExplainConfig),
     "app": Verb("shows a page in a browser on which to play with a run", AppConfig),
