@@ -188,7 +188,11 @@ class PriorStage(Stage[LoadedCodes, CodeBatch]):
             log_posteriors = self.tokenizer.log_posteriors(batch.latents, batch.indices)
             temperature = self.config.target_temperature
             soft_targets = [
-                [(layer / temperature).softmax(-1) for layer in group] for group in log_posteriors
+                [  # at 1 the bits are those of earlier versions
+                    layer.exp() if temperature == 1 else (layer / temperature).softmax(-1)
+                    for layer in group
+                ]
+                for group in log_posteriors
             ]
             if self.config.drawn_inputs:
                 drawn = [
