@@ -99,13 +99,12 @@ def test_a_discriminator_may_teach_the_decoder(run_dir: Path, images: torch.Tens
     assert not torch.equal(tuned.reconstruct(images), original.reconstruct(images))
 
 
-def test_the_discriminator_of_a_run_starts_anew_and_early_enough(
-    run_dir: Path, cache_dir: Path
-) -> None:
+def test_the_discriminator_of_a_run_starts_anew_and_early_enough(run_dir: Path) -> None:
     run = load_run(TokenizerRunConfig, run_dir / "tokenizer" / "config.json")
     adversarial = AdversarialConfig(weight=0.5, start_step=50, lead_steps=40)
     long = run.model_copy(
         update={
+            "run_dir": run_dir,
             "training": run.training.model_copy(update={"total_steps": 100}),
             "recipe": run.recipe.model_copy(update={"adversarial": adversarial}),
         }
