@@ -10,7 +10,7 @@ from pydantic import Field
 from pydantic import model_validator as validates
 
 from pipelines.condition_config import ConditionKind, ConditionSourceConfig
-from pipelines.data_config import Count, DataFolder, Seed
+from pipelines.data_config import Count, DataFolder, MovedDataConfig, Seed
 from pipelines.data_config import DataConfig as DataConfig
 from pipelines.data_config import FolderRules as FolderRules
 from pipelines.loss_config import AdversarialConfig, PerceptualConfig
@@ -182,6 +182,7 @@ class RunConfig(StrictConfig):
 class TokenizerRunConfig(RunConfig):
     """Stage one: trains a tokenizer on images, in RUN_DIR/tokenizer."""
 
+    inputs: ClassVar[tuple[str, ...]] = ("data.root", "data.validation_root", "initialize_from")
     main_options: ClassVar[tuple[str, ...]] = (
         "run_dir",
         "data.root",
@@ -257,6 +258,7 @@ class TokenizerRunConfig(RunConfig):
 class PriorRunConfig(RunConfig):
     """Stage two: trains a prior over the codes of RUN_DIR/tokenizer, in RUN_DIR/prior."""
 
+    inputs: ClassVar[tuple[str, ...]] = ("run_dir", "initialize_from", *MovedDataConfig.inputs)
     main_options: ClassVar[tuple[str, ...]] = (
         "run_dir",
         "is_class_conditional",

@@ -331,7 +331,7 @@ def test_log_prob_rejects_wrong_indices_and_training_mode() -> None:
     prior = make_prior(condition="none")
     indices = random_indices(prior, 2)
     indices[1][0, 0, 0, 0] = 6
-    with pytest.raises(InputError, match=r"indices\[1\], layer 0, must lie in \[0, 6\), got 6"):
+    with pytest.raises(InputError, match=r"indices\[1\]\[:, 0\] must lie in \[0, 6\), got 6"):
         prior.log_prob(indices)
     with pytest.raises(InputError, match="evaluation mode"):
         prior.train().log_prob(random_indices(prior, 2))
