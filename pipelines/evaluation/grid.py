@@ -27,4 +27,4 @@ def _along_rows(images: Tensor, period: int) -> float:
     power = torch.fft.fft(steps).abs().square().flatten(0, -2).mean(0)
     peaks = torch.arange(side // period, side // 2 + 1, side // period)
     around = torch.stack([power[(peaks + offset) % side] for offset in (-2, -1, 1, 2)])
-    return (power[peaks].sum() / around.mean(0).sum()).item()
+    return float(power[peaks].sum() / around.mean(0).sum())
