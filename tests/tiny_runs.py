@@ -54,16 +54,26 @@ def make_stage(config: RunConfigs) -> TokenizerStage | PriorStage:
     return prior_stage(config, *images, accelerator)
 
 
-class InterferingStage:
+class WrappedStage:
+    """What a subclass does not define is the stage's.
+
+    Taken over at once: from Python 3.12 on, a check of a protocol calls no `__getattr__`.
+    """
+
+    def __init__(self, stage: Any) -> None:
+        self._stage = stage
+        for name in dir(stage):
+            if not name.startswith("_") and not hasattr(type(self), name):
+                setattr(self, name, getattr(stage, name))
+
+
+class InterferingStage(WrappedStage):
     """A stage with something happening at the loss of one step."""
 
     def __init__(self, stage: Any, step: int, change: Callable[[Loss], Loss]) -> None:
-        self._stage = stage
+        super().__init__(stage)
         self._step = step
         self._change = change
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stage, name)
 
     def loss(self, name: str, modules: Any, batch: Any, step: int) -> Loss:
         loss = self._stage.loss(name, modules, batch, step)

@@ -167,6 +167,11 @@ class TokenizerConfig(StrictConfig):
     """Image channels."""
     preprocessing: PreprocessingConfig | None = None
     """Of the training images; training fills it. None in what earlier versions saved."""
+    loss_networks: Annotated[
+        tuple[Annotated[str, Field(max_length=300)], ...], Field(max_length=16)
+    ] = ()
+    """NAME SHA256 of the networks whose features the training compared; training fills it. They
+    must not judge the tokenizer."""
 
     @validates(mode="after")
     def _check(self) -> "TokenizerConfig":

@@ -55,7 +55,8 @@ class DecoderStage(TokenizerStage):
         folder = config.tokenizer_dir / "model"
         original = Tokenizer.from_pretrained(folder, quantizer=quantizer)
         networks = {"networks": config.tokenizer.networks}
-        model = Tokenizer(original.config.model_copy(update=networks), quantizer)
+        saved_config = self.saved_config(original.config.model_copy(update=networks))
+        model = Tokenizer(saved_config, quantizer)
         weights = {**model.state_dict(), **original.state_dict()}  # a new head keeps its own
         load_weights(model, weights, str(folder))
         model.requires_grad_(False)
@@ -65,4 +66,6 @@ class DecoderStage(TokenizerStage):
         return model.eval()
 
     def after_step(self, accelerator: Accelerator) -> None:
-        """The codebooks stay."""
+        """The codebooks stay; the averages of the discriminator's outputs move."""
+        if self.adversary is not None:
+            self.adversary.after_step()
