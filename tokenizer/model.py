@@ -22,6 +22,9 @@ from tokenizer.objective import (
 )
 from tokenizer.quantizers import BuildQuantizer, Quantizer, build_quantizer
 from tokenizer.quantizers.base import Collective, Mode
+from tokenizer.search import CodeCosts, check_costs, search_codes
+from tokenizer.search_config import NO_SEARCH, SearchConfig
+from tokenizer.sensitivity import Decoding
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.pretrained import PretrainedModule
 from tokenizer.topdown import TopDownOutput, TopDownPath
@@ -145,16 +148,31 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
     # Images to indices and back
 
     @torch.no_grad()
-    def encode(self, images: Images) -> Indices:
+    def encode(
+        self,
+        images: Images,
+        search: SearchConfig = NO_SEARCH,
+        costs: CodeCosts | None = None,
+    ) -> Indices:
         """Hard code indices, one int64 (B, depth, h, w) per group, coarse to fine.
 
         Args:
             images: on [-1, 1], of any floating-point type, on any device; waits for it.
+            search: for better codes than the nearest ones; see `tokenizer/search.py`.
+            costs: of the codes, where `search.rate_weight` counts them.
 
         Raises:
-            InputError: they do not fit the config, or are not finite or far outside [-1, 1].
+            InputError: they do not fit the config, or are not finite or far outside [-1, 1]; or
+                the search is to count costs and there are none.
         """
-        return self.encode_with_latents(images).indices
+        indices = self.encode_with_latents(images).indices
+        check_costs(search, costs)
+        if not search.is_on:
+            return indices
+        decoding = Decoding(
+            self.top_down, self._to_images, [group.downsampling for group in self.config.groups]
+        )
+        return search_codes(decoding, images.to(self._weight.device), indices, search, costs)
 
     @torch.no_grad()
     def encode_with_latents(self, images: Images) -> Encoding:
@@ -181,10 +199,11 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
         return self._to_images(self.top_down.decode(indices, num_layers))
 
     @torch.no_grad()
-    def reconstruct(self, images: Images) -> Images:
+    def reconstruct(
+        self, images: Images, search: SearchConfig = NO_SEARCH, costs: CodeCosts | None = None
+    ) -> Images:
         """Images after hard quantization; takes what `encode` takes."""
-        images = given_images(images, self.config, self._weight)
-        return self._to_images(self._quantize(images, "nearest").state)
+        return self.decode(self.encode(images, search, costs))
 
     @torch.no_grad()
     def log_posteriors(
