@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -13,12 +13,11 @@ from tokenizer.code_maps import check_images, code_maps_of, given_images, given_
 from tokenizer.config import CodeMapConfig, TokenizerConfig, without_recipe
 from tokenizer.networks import BottomUpPath, UpwardPath, Widths
 from tokenizer.objective import (
-    MIN_VARIANCE,
     BoundCodes,
     EvidenceLowerBound,
     TokenizerOutput,
+    bound_of,
     check_bound,
-    discretized_code_length,
 )
 from tokenizer.quantizers import BuildQuantizer, Quantizer, build_quantizer
 from tokenizer.quantizers.base import Collective, Mode
@@ -27,18 +26,10 @@ from tokenizer.search_config import NO_SEARCH, SearchConfig
 from tokenizer.sensitivity import Decoding
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.pretrained import PretrainedModule
-from tokenizer.topdown import TopDownOutput, TopDownPath
+from tokenizer.topdown import Encoding, TopDownOutput, TopDownPath
 
 Images = Float[Tensor, "batch channels height width"]
 Indices = list[Int[Tensor, "batch _ _ _"]]
-
-
-class Encoding(NamedTuple):
-    """Hard codes and what they were taken from, coarse to fine."""
-
-    indices: Indices
-    latents: list[Float[Tensor, "batch _ _ _"]]
-    """Ẑ of each group, given the hard codes of the groups before."""
 
 
 class Tokenizer(PretrainedModule[TokenizerConfig]):
@@ -165,13 +156,9 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
             InputError: they do not fit the config, or are not finite or far outside [-1, 1]; or
                 the search is to count costs and there are none.
         """
-        indices = self.encode_with_latents(images).indices
         check_costs(search, costs)
-        if not search.is_on:
-            return indices
-        decoding = Decoding(
-            self.top_down, self._to_images, [group.downsampling for group in self.config.groups]
-        )
+        indices = self.encode_with_latents(images).indices
+        decoding = Decoding(self.top_down, self._to_images, self.config.groups)
         return search_codes(decoding, images.to(self._weight.device), indices, search, costs)
 
     @torch.no_grad()
@@ -247,18 +234,12 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
         images = given_images(images, self.config, self._weight)
         mode: Mode = "sample" if codes == "posterior" else "nearest"
         output = self._quantize(images, mode, generator=generator)
-        reconstructions = self._to_images(output.state)
-        squared_errors = (images - reconstructions).square().flatten(1).sum(1)
-        num_values = images[0].numel()
-        if decoder_variance is None:
-            mean = squared_errors.double().mean().item() / num_values
-            decoder_variance = max(mean, MIN_VARIANCE)
-        nats = discretized_code_length(images, reconstructions, decoder_variance)
+        nats = torch.zeros(len(images), dtype=torch.float64, device=images.device)
         for group, config in zip(output.groups, self.config.groups, strict=True):
             num_positions = group.indices[0, 0].numel()
             uniform = num_positions * sum(math.log(size) for size in config.codebook_sizes)
             nats = nats + uniform - group.posterior_entropy.double().sum(1)
-        return EvidenceLowerBound(nats, nats / (num_values * math.log(2)), squared_errors)
+        return bound_of(images, self._to_images(output.state), nats, decoder_variance)
 
     # Shapes and parameters
 

@@ -19,7 +19,7 @@ come next, answer to it.
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int
@@ -39,6 +39,7 @@ LEAST_GAIN = 1e-6
 """Share of the objective: less would be rounding."""
 
 
+@runtime_checkable
 class CodeCosts(Protocol):
     """Anything that knows how likely codes are."""
 
@@ -81,20 +82,25 @@ def search_codes(
         config: what is tried.
         costs: of the codes; None counts errors alone.
     """
-    sensitivities = measure_sensitivities(decoding)
-    at_once = PIXELS_AT_ONCE.get(images.device.type, PIXELS_AT_ONCE["cpu"])
-    step = max(1, at_once // (config.candidates * images[0, 0].numel()))
-    parts = [
-        _Search(
-            decoding,
-            sensitivities,
-            config,
-            costs,
-            images[start : start + step],
-            [group[start : start + step] for group in indices],
-        ).run()
-        for start in range(0, len(images), step)
-    ]
+    if not config.is_on:
+        return list(indices)
+    # Gradients are needed, whatever mode the caller is in.
+    with torch.inference_mode(False), torch.no_grad():
+        images, *indices = (tensor.clone() for tensor in (images, *indices))
+        sensitivities = measure_sensitivities(decoding)
+        at_once = PIXELS_AT_ONCE.get(images.device.type, PIXELS_AT_ONCE["cpu"])
+        step = max(1, at_once // (config.candidates * images[0, 0].numel()))
+        parts = [
+            _Search(
+                decoding,
+                sensitivities,
+                config,
+                costs,
+                images[start : start + step],
+                [group[start : start + step] for group in indices],
+            ).run()
+            for start in range(0, len(images), step)
+        ]
     return [torch.cat(group) for group in zip(*parts, strict=True)]
 
 
@@ -241,7 +247,8 @@ class _Search:
         drawn = self.decoding.images(
             [quantized, *later], None if upsampled is None else upsampled[rows]
         )
-        cells = squared_error_cells(images - drawn, self.decoding.downsamplings[number]).double()
+        downsampling = self.decoding.configs[number].downsampling
+        cells = squared_error_cells(images - drawn, downsampling).double()
         cells = cells * (self.precision[rows] / 2).view(-1, 1, 1)
         if self.costs is None:
             return cells

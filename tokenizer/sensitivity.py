@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from tokenizer.config import GroupConfig
 from tokenizer.topdown import TopDownPath
 
 SHARE_WITHIN_REACH = 0.99
@@ -24,8 +25,8 @@ class Decoding(NamedTuple):
     top_down: TopDownPath
     to_images: Callable[[Tensor], Tensor]
     """From the state y after the last group."""
-    downsamplings: Sequence[int]
-    """Of each group, coarse to fine."""
+    configs: Sequence[GroupConfig]
+    """Of the groups, coarse to fine."""
 
     def images(
         self, quantized: Sequence[Tensor], upsampled: Tensor | None
@@ -60,10 +61,12 @@ def measure_sensitivities(decoding: Decoding) -> list[Sensitivity]:
     """
     generator = torch.Generator().manual_seed(0)
     quantized = []
-    for group, factor in zip(decoding.top_down, decoding.downsamplings, strict=True):
-        side = COARSEST_SIDE * decoding.downsamplings[0] // factor
-        sizes = [len(group.quantizer.codebook(n)) for n in range(group.quantizer.num_layers)]
-        layers = [torch.randint(k, (NUM_MAPS, side, side), generator=generator) for k in sizes]
+    for group, config in zip(decoding.top_down, decoding.configs, strict=True):
+        side = COARSEST_SIDE * decoding.configs[0].downsampling // config.downsampling
+        layers = [
+            torch.randint(size, (NUM_MAPS, side, side), generator=generator)
+            for size in config.codebook_sizes
+        ]
         device = group.quantizer.codebook(0).device
         quantized.append(group.quantized(torch.stack(layers, 1).to(device)).detach())
     with torch.no_grad():
@@ -75,7 +78,7 @@ def measure_sensitivities(decoding: Decoding) -> list[Sensitivity]:
         last = quantized[number:]
         sensitivities.append(
             Sensitivity(
-                _reach(decoding, last, upsampled, decoding.downsamplings[number]),
+                _reach(decoding, last, upsampled, decoding.configs[number].downsampling),
                 _factor(decoding, last, upsampled, generator),
             )
         )

@@ -82,6 +82,14 @@ class TopDownOutput(NamedTuple):
     groups: list[QuantizerOutput]
 
 
+class Encoding(NamedTuple):
+    """Hard codes and what they were taken from, coarse to fine."""
+
+    indices: list[Int[Tensor, "batch _ _ _"]]
+    latents: list[Float[Tensor, "batch _ _ _"]]
+    """Ẑ of each group, given the hard codes of the groups before."""
+
+
 class TopDownPath(nn.Module):
     """All resolution groups, coarse to fine; the state y depends on the codes alone."""
 
