@@ -10,7 +10,7 @@ from pydantic import Field
 from pydantic import model_validator as validates
 
 from pipelines.condition_config import ConditionKind, ConditionSourceConfig
-from pipelines.data_config import Count, DataFolder, Seed
+from pipelines.data_config import CodesConfig, Count, DataFolder, Seed
 from pipelines.data_config import DataConfig as DataConfig
 from pipelines.data_config import FolderRules as FolderRules
 from prior.config import MAX_GUIDANCE, PriorNetworkConfig, upgrade_network
@@ -257,6 +257,8 @@ class PriorRunConfig(RunConfig):
     """Learn the codes of the mirrored training images, too."""
     targets: Literal["indices", "posterior"] = "indices"
     """Learn the hard indices, or the tokenizer's posterior given the same context."""
+    codes: CodesConfig = CodesConfig()
+    """Which hard indices."""
     sampling_temperature: Temperature = 1.0
     """Temperature of the previews."""
     guidance_scale: GuidanceScale = 1.0
@@ -273,6 +275,15 @@ class PriorRunConfig(RunConfig):
         if not isinstance(fields.get("prior"), dict):
             return fields
         return {**fields, "prior": upgrade_network(fields["prior"], version)}
+
+    @validates(mode="after")
+    def _check(self) -> "PriorRunConfig":
+        if self.targets == "posterior" and self.codes.search.is_on:
+            raise ValueError(
+                "codes.search must be off (candidates 1) for targets 'posterior', which knows "
+                f"nothing of it, got candidates {self.codes.search.candidates}"
+            )
+        return self
 
     @property
     def condition_kind(self) -> ConditionKind:

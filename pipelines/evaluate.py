@@ -37,6 +37,7 @@ from pipelines.processes import new_accelerator
 from pipelines.report.summary import renew_summary
 from pipelines.run.folder import load_run
 from tokenizer import Tokenizer
+from tokenizer.search import check_costs
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.files import replace_file
 
@@ -82,6 +83,7 @@ def _measure_run(
         pipeline = ImageGenerationPipeline.from_pretrained(run_dir).to(accelerator.device)
         pipeline.sampler(config.sampling)  # refuses settings that do not fit
         tokenizer = pipeline.tokenizer
+    check_costs(config.search, None)
     extractor = _load_extractor(config)
     check_extractor(extractor, tokenizer)
     tokenizer.to(accelerator.device)

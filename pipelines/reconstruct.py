@@ -21,6 +21,7 @@ from pipelines.options import parse_options
 from pipelines.processes import new_accelerator
 from pipelines.run.folder import load_run
 from tokenizer import Tokenizer
+from tokenizer.search import check_costs
 from tokenizer.storage.errors import InputError
 
 BATCH = 64
@@ -37,6 +38,7 @@ def reconstruct(config: ReconstructConfig) -> None:
     tokenizer = Tokenizer.from_pretrained(model_folder(config.run_dir / "tokenizer"))
     size = config.image_size or run.data.image_size
     tokenizer.code_maps(size, size)
+    check_costs(config.search, None)
     folder, names = _find(config.images)
     outputs = [(config.output_dir / name).with_suffix(".png") for name in names]
     comparison_path = config.output_dir / "comparison.png"
@@ -66,10 +68,9 @@ def reconstruct(config: ReconstructConfig) -> None:
     originals = torch.stack(arrays).movedim(-1, 1)
     decoded = torch.cat(
         [
-            to_uint8(
-                tokenizer.decode(tokenizer.encode(to_float(images).to(device)), config.num_layers)
-            ).cpu()
+            to_uint8(tokenizer.decode(indices, config.num_layers)).cpu()
             for images in torch.split(originals, BATCH)
+            for indices in [tokenizer.encode(to_float(images).to(device), config.search)]
         ]
     )
     for image, path in zip(decoded, outputs, strict=True):

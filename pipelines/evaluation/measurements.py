@@ -60,7 +60,9 @@ def evaluate_reconstruction(
     if reference is not None and not isinstance(reference, SavedStatistics):
         images = reference
     items = chosen_items(len(images), min(config.num_images, len(images)), config.seed)
-    errors, usage = measure_reconstruction(tokenizer, images, items, accelerator, config.batch_size)
+    errors, usage = measure_reconstruction(
+        tokenizer, images, items, accelerator, config.batch_size, config.search
+    )
     values: dict[str, Any] = dict(reconstruction_metrics(errors))
     values["perplexity"] = usage.perplexity()
     values["codebook_usage"] = usage.usage()
@@ -69,13 +71,15 @@ def evaluate_reconstruction(
     bound, codes = bound_bits_per_dim(
         tokenizer, train, images, accelerator, config.batch_size, config.seed
     )
+    fields = config.search.model_dump(exclude_none=True) if config.search.is_on else {}
+    searched = {f"search.{name}": value for name, value in fields.items()}
     protocol = Protocol(
         reference=images.description,
         reference_hash=images.fingerprint,
         num_reference_images=len(items),
         num_images=len(items),
         seed=config.seed,
-        settings={"codes": "hard"},
+        settings={"codes": "hard", **searched},
     )
     num_bound = min(NUM_BOUND_IMAGES, len(images))
     of_bound = protocol.model_copy(
@@ -94,7 +98,7 @@ def evaluate_reconstruction(
 
     def reconstructions(rows: np.ndarray) -> Tensor:
         originals = to_float(images.images_at(items[rows])).to(accelerator.device)
-        return to_uint8(tokenizer.reconstruct(originals))
+        return to_uint8(tokenizer.reconstruct(originals, config.search))
 
     comparison = Comparison(
         extractor, accelerator, config.batch_size, config.num_images, config.seed
