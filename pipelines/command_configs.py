@@ -101,8 +101,8 @@ class EvaluateConfig(EvaluationConfig, MovedDataConfig):
             raise ValueError("either RUN or folders must be given, and not both")
         if (self.folders is None) != (self.image_size is None):
             raise ValueError("image_size must be given with folders, and only there")
-        unused = ("what", "labels", "reference", "sampling", "search")
-        unused += ("data_root", "data_validation_root")
+        moved = tuple(MovedDataConfig.model_fields)
+        unused = ("what", "labels", "reference", "sampling", "search", *moved)
         for name in unused if self.folders else ():
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} applies to a run alone, got {getattr(self, name)!r}")

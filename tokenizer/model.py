@@ -190,6 +190,7 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
         self, images: Images, search: SearchConfig = NO_SEARCH, costs: CodeCosts | None = None
     ) -> Images:
         """Images after hard quantization; takes what `encode` takes."""
+        images = given_images(images, self.config, self._weight)
         return self.decode(self.encode(images, search, costs))
 
     @torch.no_grad()
@@ -236,8 +237,7 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
         output = self._quantize(images, mode, generator=generator)
         nats = torch.zeros(len(images), dtype=torch.float64, device=images.device)
         for group, config in zip(output.groups, self.config.groups, strict=True):
-            num_positions = group.indices[0, 0].numel()
-            uniform = num_positions * sum(math.log(size) for size in config.codebook_sizes)
+            uniform = group.indices[0, 0].numel() * sum(map(math.log, config.codebook_sizes))
             nats = nats + uniform - group.posterior_entropy.double().sum(1)
         return bound_of(images, self._to_images(output.state), nats, decoder_variance)
 

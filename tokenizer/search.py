@@ -150,7 +150,8 @@ class _Search:
         states = self.decoding.top_down.states(self.quantized)
         upsampled = group.upsampled(states[number - 1] if number else None)
         candidates = self._candidates(number, upsampled)  # (B, candidates, depth, h, w)
-        vectors = group.quantized(candidates.flatten(0, 1)).unflatten(0, candidates.shape[:2])
+        vectors = group.quantized(candidates.flatten(0, 1))
+        vectors = vectors.view(*candidates.shape[:2], *vectors.shape[1:])
         reach = self.sensitivities[number].reach
         for mask in _masks(self.indices[number], reach):
             self._visit(number, upsampled, candidates, vectors, mask)
@@ -172,7 +173,8 @@ class _Search:
             torch.where(mask, vectors, self.quantized[number].unsqueeze(1)).flatten(0, 1),
             upsampled,
         )
-        around = _sums_around(cells, self.sensitivities[number].reach).unflatten(0, (-1, count))
+        around = _sums_around(cells, self.sensitivities[number].reach)
+        around = around.view(-1, count, *mask.shape)
         lowest, best = around.min(1)  # (B, h, w)
         gains = torch.where(mask, around[:, 0] - lowest, 0).flatten(1)
         rank = gains.argsort(dim=1, descending=True, stable=True).argsort(1).view_as(best)
@@ -256,11 +258,9 @@ class _Search:
         whole[number] = indices
         log_probabilities = self.costs.log_probabilities(whole)
         for group, layers in zip(whole, log_probabilities, strict=True):
-            length = -sum(
-                layer.gather(-1, own.unsqueeze(-1)).squeeze(-1).double()
-                for layer, own in zip(layers, group.unbind(1), strict=True)
-            )
-            cells = cells + self.config.rate_weight * _resampled(length, *cells.shape[1:])
+            for layer, own in zip(layers, group.unbind(1), strict=True):
+                length = -layer.gather(-1, own.unsqueeze(-1)).squeeze(-1).double()
+                cells = cells + self.config.rate_weight * _resampled(length, *cells.shape[1:])
         return cells
 
 

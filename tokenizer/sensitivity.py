@@ -124,4 +124,5 @@ def _factor(
         total += rows.T @ rows / (len(rows) * NUM_PROBES)
     damping = max(DAMPING * total.diagonal().mean().item(), torch.finfo(torch.float32).tiny)
     total.diagonal().add_(damping)
-    return torch.linalg.cholesky(total).to(vectors)
+    factor: Tensor = torch.linalg.cholesky(total).to(vectors)
+    return factor
