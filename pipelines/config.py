@@ -13,6 +13,7 @@ from pipelines.condition_config import ConditionKind, ConditionSourceConfig
 from pipelines.data_config import CodesConfig, Count, DataFolder, Seed
 from pipelines.data_config import DataConfig as DataConfig
 from pipelines.data_config import FolderRules as FolderRules
+from pipelines.loss_config import AdversarialConfig, PerceptualConfig
 from prior.config import MAX_GUIDANCE, PriorNetworkConfig, upgrade_network
 from tokenizer.config import TokenizerConfig, without_recipe
 from tokenizer.fields import Factor, PositiveFactor, ProperShare, Share, Temperature
@@ -102,6 +103,8 @@ class TokenizerRecipe(StrictConfig):
     """Learning rate of learned code vectors, in units of the networks'."""
     variance_rate: Factor = 10.0
     """Learning rate of log s², in units of the networks'; 0 keeps the initial variances."""
+    perceptual: PerceptualConfig = PerceptualConfig()
+    adversarial: AdversarialConfig = AdversarialConfig()
     min_codebook_usage: Share = 0.25
     """Warn when a layer uses a smaller share of its codes on the validation images."""
     min_perplexity: Share = 0.05
@@ -197,6 +200,23 @@ class TokenizerRunConfig(RunConfig):
     backbone_weights: Path | Literal["pretrained"] | None = None
     """Initial weights of the backbone: a .safetensors file, or timm's own download."""
 
+    @validates(mode="after")
+    def _check(self) -> "TokenizerRunConfig":
+        adversarial, training = self.recipe.adversarial, self.training
+        if not adversarial.weight:
+            return self
+        if adversarial.counts_from >= training.total_steps:
+            raise ValueError(
+                "recipe.adversarial.start_step + lead_steps must be below training.total_steps "
+                f"{training.total_steps}, got {adversarial.counts_from}"
+            )
+        if adversarial.weighting == "adaptive" and training.compile:
+            raise ValueError(
+                "recipe.adversarial.weighting must be 'fixed' with training.compile: compiled code "
+                "gives no second gradient"
+            )
+        return self
+
     @classmethod
     def upgrade_config(cls, fields: dict[str, Any], version: int) -> dict[str, Any]:
         """Version 1 kept the recipe with the quantizer, and its warnings with the loop.
@@ -275,15 +295,6 @@ class PriorRunConfig(RunConfig):
         if not isinstance(fields.get("prior"), dict):
             return fields
         return {**fields, "prior": upgrade_network(fields["prior"], version)}
-
-    @validates(mode="after")
-    def _check(self) -> "PriorRunConfig":
-        if self.targets == "posterior" and self.codes.search.is_on:
-            raise ValueError(
-                "codes.search must be off (candidates 1) for targets 'posterior', which knows "
-                f"nothing of it, got candidates {self.codes.search.candidates}"
-            )
-        return self
 
     @property
     def condition_kind(self) -> ConditionKind:

@@ -55,11 +55,11 @@ class PriorPipeline(TokenizerPipeline):
         text_encoder: TextEncoder | str | Path | None = None,
     ) -> None:
         super().__init__(tokenizer)
-        content_hash = tokenizer.content_hash()
-        if not tokenizer.has_hash(prior.config.tokenizer_hash):
+        identity, *others = tokenizer.identities()
+        if prior.config.tokenizer_hash not in (identity, *others):
             raise InputError(
                 "prior does not belong to tokenizer: it was trained over the codes of one with "
-                f"hash {prior.config.tokenizer_hash[:12]}, not {content_hash[:12]}"
+                f"hash {prior.config.tokenizer_hash[:12]}, not {identity[:12]}"
             )
         self.prior = prior.eval()
         self._conditions = ConditionReader(prior.config, text_encoder)
@@ -70,7 +70,7 @@ class PriorPipeline(TokenizerPipeline):
 
         It would be lost when both are saved again.
         """
-        update = {"tokenizer_hash": self.tokenizer.content_hash()}
+        update = {"tokenizer_hash": self.tokenizer.identity_hash()}
         self.prior.config = self.prior.config.model_copy(update=update)
 
     @classmethod

@@ -31,12 +31,11 @@ from pipelines.evaluation.metrics import check_num_images
 from pipelines.evaluation.protocol import Results, compared_numbers
 from pipelines.evaluation.reference import STATISTICS_SUFFIXES, Reference, load_statistics
 from pipelines.generation import ImageGenerationPipeline
-from pipelines.model_folders import model_folder
+from pipelines.model_folders import load_tokenizer
 from pipelines.options import parse_options
 from pipelines.processes import new_accelerator
 from pipelines.report.summary import renew_summary
 from pipelines.run.folder import load_run
-from tokenizer import Tokenizer
 from tokenizer.search import check_costs
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.files import replace_file
@@ -76,7 +75,7 @@ def _measure_run(
 ) -> dict[str, Results]:
     run = load_run(TokenizerRunConfig, run_dir / "tokenizer" / "config.json")
     run = run.moved_data(config.data_root, config.data_validation_root)
-    tokenizer = Tokenizer.from_pretrained(model_folder(run_dir / "tokenizer"))
+    tokenizer = load_tokenizer(run_dir, None)
     pipeline = None
     if config.what != "reconstruction":
         check_num_images(config.num_images, config.num_images)

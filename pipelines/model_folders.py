@@ -1,5 +1,6 @@
 """Where models lie, and where they are to go."""
 
+import logging
 from pathlib import Path
 
 import torch
@@ -7,6 +8,9 @@ import torch
 from tokenizer import Tokenizer
 from tokenizer.quantizers import BuildQuantizer
 from tokenizer.storage.errors import InputError
+from tokenizer.storage.json_files import read_json
+
+logger = logging.getLogger(__name__)
 
 
 def model_folder(folder: Path) -> Path:
@@ -19,14 +23,44 @@ def load_tokenizer(
 ) -> Tokenizer:
     """The tokenizer of a run, of a saved pipeline, or of a folder of its own.
 
-    `quantizer` builds quantizers from outside the package, if it has such.
+    Of a run whose decoder has been fine-tuned it is the one with that decoder; RUN/tokenizer as
+    `source` gives the original. `quantizer` builds quantizers from outside the package, if it has
+    such.
 
     Raises:
-        InputError: there is none, or it is damaged.
+        InputError: there is none, it is damaged, or its decoder was fine-tuned for other codes.
     """
-    inner = source / "tokenizer"
+    inner, tuned = source / "tokenizer", source / "decoder"
     folder = model_folder(inner if inner.is_dir() else source)
-    return Tokenizer.from_pretrained(folder, dtype, quantizer=quantizer)
+    tokenizer = Tokenizer.from_pretrained(folder, dtype, quantizer=quantizer)
+    if not (tuned / "model").is_dir():
+        return tokenizer
+    if not is_finished(tuned):
+        logger.warning("the decoder is the original one: %s is not finished", tuned)
+        return tokenizer
+    fine_tuned = Tokenizer.from_pretrained(tuned / "model", dtype, quantizer=quantizer)
+    if fine_tuned.identity_hash() != tokenizer.identity_hash():
+        raise InputError(
+            f"{tuned} was fine-tuned for other codes than those of {inner}; move it away, "
+            "or to have it done again"
+        )
+    logger.info("the decoder is the fine-tuned one of %s", tuned)
+    return fine_tuned
+
+
+def is_finished(stage_dir: Path) -> bool:
+    """Whether a run has done its last step in the folder of a stage.
+
+    A model without state/ is a copy of what was for use.
+    """
+    state = stage_dir / "state"
+    if not state.exists():
+        return (stage_dir / "model").is_dir()
+    fields = read_json(stage_dir / "config.json")
+    training = fields.get("training") if isinstance(fields, dict) else None
+    steps = training.get("total_steps") if isinstance(training, dict) else None
+    # Only whole checkpoints have such a name.
+    return isinstance(steps, int) and (state / f"step_{steps:08d}").is_dir()
 
 
 def check_device(device: object) -> None:

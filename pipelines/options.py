@@ -38,7 +38,7 @@ def parse_run(
     given = list(sys.argv[1:] if arguments is None else arguments)
     config_class = type(next(iter(presets.values())))
     summary = (config_class.__doc__ or "").splitlines()[0]
-    program = _program(command)
+    program = program_name(command)
     if not given or given[0] in HELP:
         width = max(map(len, presets))
         names = "\n".join(f"  {name:{width}}  {describe_preset(name)}" for name in presets)
@@ -65,7 +65,7 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else ""
 
 
-def _program(command: str) -> str:
+def program_name(command: str) -> str:
     """How the user called the command: sub-command of `hqvae`, or module."""
     _, *preset = command.split(" ", 1)
     is_console = sys.argv[0].startswith("hqvae ")
@@ -88,7 +88,7 @@ def parse_options(
     given = list(sys.argv[1:] if arguments is None else arguments)
     asks_for_help = not HELP.isdisjoint(given)
     if asks_for_help and config_class.main_options:
-        print(_short_help(config_class, _program(command), default))
+        print(_short_help(config_class, program_name(command), default))
         raise SystemExit(0)
     if HELP_ALL in given:
         asks_for_help, given = True, ["--help"]
@@ -100,7 +100,7 @@ def parse_options(
         try:
             config: ConfigT = tyro.cli(
                 config_class,
-                prog=_program(command),
+                prog=program_name(command),
                 description=config_class.__doc__,
                 args=given,
                 config=(tyro.conf.AvoidSubcommands,),

@@ -16,11 +16,10 @@ from pipelines.data.decoding import UnreadableImageError, decode_image
 from pipelines.data.folder_listing import find_images
 from pipelines.data.folder_scan import printable
 from pipelines.images import comparison, save_png, to_float, to_pil, to_uint8
-from pipelines.model_folders import model_folder
+from pipelines.model_folders import load_tokenizer
 from pipelines.options import parse_options
 from pipelines.processes import new_accelerator
 from pipelines.run.folder import load_run
-from tokenizer import Tokenizer
 from tokenizer.search import check_costs
 from tokenizer.storage.errors import InputError
 
@@ -35,7 +34,7 @@ def reconstruct(config: ReconstructConfig) -> None:
         InputError: the run or an image is missing or wrong, or a file would be overwritten.
     """
     run = load_run(TokenizerRunConfig, config.run_dir / "tokenizer" / "config.json")
-    tokenizer = Tokenizer.from_pretrained(model_folder(config.run_dir / "tokenizer"))
+    tokenizer = load_tokenizer(config.run_dir, None)
     size = config.image_size or run.data.image_size
     tokenizer.code_maps(size, size)
     check_costs(config.search, None)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from prior import Tokens
 from tokenizer.storage.errors import InputError
+from tokenizer.storage.hashes import weights_hash
 from tokenizer.storage.json_files import shortened
-from tokenizer.storage.pretrained import weights_hash
 
 logger = logging.getLogger(__name__)
 

@@ -108,9 +108,9 @@ def prior_stage(
     tokenizer.to(accelerator.device).eval()
     model = make_prior(config, tokenizer, train_images, conditioner, conditions)
     saved = newest_sources(config.output_dir)
-    tokenizer_hash = tokenizer.content_hash()
-    if saved is not None and tokenizer.has_hash(saved.get("tokenizer weights", "")):
-        tokenizer_hash = saved["tokenizer weights"]  # version 0.1 called it by another hash
+    tokenizer_hash, *others = tokenizer.identities()
+    if saved is not None and saved.get("tokenizer weights") in others:
+        tokenizer_hash = saved["tokenizer weights"]  # earlier versions called it by another hash
     sources = {
         "tokenizer weights": tokenizer_hash,
         **image_hashes(train_images, validation_images),

@@ -45,11 +45,13 @@ def train_tokenizer(
         tokenizer = config.tokenizer.with_custom_quantizer(quantizer)
         config = config.model_copy(update={"tokenizer": tokenizer})
     config = check_output_dir(config)
-    if config.extend_to is not None and (config.run_dir / "prior" / "model").is_dir():
-        logger.warning(
-            "the prior in %s knows the codes of before: it will not fit the tokenizer any more",
-            config.run_dir / "prior",
-        )
+    for part in ("prior", "decoder") if config.extend_to is not None else ():
+        if (config.run_dir / part / "model").is_dir():
+            logger.warning(
+                "the %s in %s knows the codes of before: it will not fit the tokenizer any more",
+                part,
+                config.run_dir / part,
+            )
     accelerator = make_accelerator(config)
     stage = TokenizerStage(config, accelerator, images, quantizer=quantizer, loss=loss)
     train(stage, config, accelerator)

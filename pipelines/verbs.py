@@ -1,6 +1,6 @@
 """The commands: what each is for, and how its command line is read before anything is imported."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from pipelines.command_configs import (
@@ -15,6 +15,7 @@ from pipelines.command_configs import (
     SummaryConfig,
 )
 from pipelines.config import RunConfig
+from pipelines.decoder_run import parse_decoder_run
 from pipelines.options import fail, parse_options, parse_run
 from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
 from tokenizer.storage.configs import StrictConfig
@@ -25,8 +26,8 @@ class Verb(NamedTuple):
     """A command."""
 
     summary: str
-    takes: type[StrictConfig] | Mapping[str, RunConfig]
-    """The class of its config, or the presets, one of which it takes first."""
+    takes: type[StrictConfig] | Mapping[str, RunConfig] | Callable[[str], RunConfig]
+    """The class of its config, the presets, one of which it takes first, or what reads them."""
 
 
 VERBS = {
@@ -34,6 +35,9 @@ VERBS = {
         "trains, draws and measures on a folder of images, in given minutes", QuickstartConfig
     ),
     "train-tokenizer": Verb("trains a tokenizer on images (stage one)", TOKENIZER_PRESETS),
+    "finetune-decoder": Verb(
+        "trains the decoder of a run further, while its codes stay", parse_decoder_run
+    ),
     "train-prior": Verb(
         "trains a prior over the codes of that tokenizer (stage two)", PRIOR_PRESETS
     ),
@@ -55,7 +59,9 @@ def check_command_line(verb: str) -> None:
     try:
         if isinstance(takes, Mapping):
             parse_run(takes, command)
-        else:
+        elif isinstance(takes, type):
             parse_options(takes, command)
+        else:
+            takes(command)
     except InputError as error:
         fail(str(error))

@@ -18,7 +18,7 @@ from pipelines.training.losses import Loss
 from prior import Sampler, sample, sample_generators
 from tests.image_files import noise
 from tests.prior.small_priors import trained_prior
-from tests.tiny_runs import RunConfigs, make_stage, prior_run, tokenizer_run
+from tests.tiny_runs import RunConfigs, WrappedStage, make_stage, prior_run, tokenizer_run
 from tokenizer import Tokenizer
 
 pytestmark = [
@@ -76,15 +76,12 @@ def assert_completions_keep_what_is_known(pipeline: ImageGenerationPipeline) -> 
     assert pipeline.features(picture).pooled.device.type == "cuda"
 
 
-class WatchingStage:
+class WatchingStage(WrappedStage):
     """From the first loss to the end of the last step, whatever waits for the GPU is an error."""
 
     def __init__(self, stage: Any, total_steps: int) -> None:
-        self._stage = stage
+        super().__init__(stage)
         self._left = total_steps
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stage, name)
 
     def loss(self, *arguments: Any) -> Loss:
         loss: Loss = self._stage.loss(*arguments)
@@ -98,6 +95,7 @@ class WatchingStage:
             torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")  # of its being a prototype
 @pytest.mark.parametrize("kind", ["tiny", "tiny-baseline", "prior"])
 @pytest.mark.parametrize("options", [{}, {"precision": "bf16", "channels_last": True}])
 def test_the_host_never_waits_between_two_lines_of_the_log(

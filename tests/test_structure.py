@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 import pipelines
+from pipelines.decoder_run import parse_decoder_run
 from pipelines.options import parse_options, parse_run
+from pipelines.presets import TOKENIZER_PRESETS
+from pipelines.run.folder import save_run
 from pipelines.verbs import VERBS
 
 ROOT = Path(__file__).parent.parent
@@ -114,7 +117,7 @@ def test_the_readme_shows_the_commands() -> None:
 
 
 @pytest.mark.parametrize("words", list(commands()), ids=" ".join)
-def test_a_command_of_the_readme_is_understood(words: list[str]) -> None:
+def test_a_command_of_the_readme_is_understood(words: list[str], tmp_path: Path) -> None:
     verb, *arguments = words
     takes = VERBS[verb.replace("_", "-")].takes
     name = f"pipelines.{verb.replace('-', '_')}"
@@ -122,8 +125,12 @@ def test_a_command_of_the_readme_is_understood(words: list[str]) -> None:
         return
     if isinstance(takes, Mapping):
         parse_run(takes, name, arguments)
-    else:
+    elif isinstance(takes, type):
         parse_options(takes, name, arguments)
+    else:
+        (tmp_path / "tokenizer").mkdir()
+        save_run(TOKENIZER_PRESETS["tiny"], tmp_path / "tokenizer" / "config.json")
+        parse_decoder_run(name, [str(tmp_path), *arguments[1:]])
 
 
 def test_the_python_of_the_readme_compiles_and_finds_its_names() -> None:

@@ -9,9 +9,11 @@ from safetensors.torch import load_file
 
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
 from pipelines.data.sources import trained_images
+from pipelines.decoder_run import DecoderRunConfig
 from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
 from pipelines.run.folder import load_run
 from pipelines.train_prior import prior_stage
+from pipelines.training.decoder_stage import DecoderStage
 from pipelines.training.loop import make_accelerator, train
 from pipelines.training.losses import Loss
 from pipelines.training.prior_stage import PriorStage
@@ -42,6 +44,9 @@ def prior_run(run_dir: Path, **training: Any) -> PriorRunConfig:
 
 def make_stage(config: RunConfigs) -> TokenizerStage | PriorStage:
     accelerator = make_accelerator(config)
+    if isinstance(config, DecoderRunConfig):
+        images = trained_images(config, config.tokenizer_dir, accelerator)
+        return DecoderStage(config, accelerator, images)
     if isinstance(config, TokenizerRunConfig):
         return TokenizerStage(config, accelerator)
     run = load_run(TokenizerRunConfig, config.tokenizer_dir / "config.json")
@@ -49,16 +54,26 @@ def make_stage(config: RunConfigs) -> TokenizerStage | PriorStage:
     return prior_stage(config, *images, accelerator)
 
 
-class InterferingStage:
+class WrappedStage:
+    """What a subclass does not define is the stage's.
+
+    Taken over at once: from Python 3.12 on, a check of a protocol calls no `__getattr__`.
+    """
+
+    def __init__(self, stage: Any) -> None:
+        self._stage = stage
+        for name in dir(stage):
+            if not name.startswith("_") and not hasattr(type(self), name):
+                setattr(self, name, getattr(stage, name))
+
+
+class InterferingStage(WrappedStage):
     """A stage with something happening at the loss of one step."""
 
     def __init__(self, stage: Any, step: int, change: Callable[[Loss], Loss]) -> None:
-        self._stage = stage
+        super().__init__(stage)
         self._step = step
         self._change = change
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stage, name)
 
     def loss(self, name: str, modules: Any, batch: Any, step: int) -> Loss:
         loss = self._stage.loss(name, modules, batch, step)

@@ -14,7 +14,9 @@ from pipelines.command_configs import GenerateConfig
 from pipelines.config import TokenizerRunConfig
 from pipelines.data.codes import extract_codes
 from pipelines.data.sources import load_images
+from pipelines.decoder_run import DecoderRunConfig
 from pipelines.evaluation.reconstruction import measure_reconstruction
+from pipelines.finetune_decoder import finetune_decoder
 from pipelines.generate import generate
 from pipelines.processes import sum_over_processes
 from pipelines.run.folder import load_run
@@ -63,6 +65,7 @@ def share_the_work(
     port: str,
     baseline: TokenizerRunConfig,
     prior: RunConfigs,
+    decoder: DecoderRunConfig,
     in_parts: list[TokenizerRunConfig],
     trained: Path,
     records: Path,
@@ -77,6 +80,7 @@ def share_the_work(
         threading.Timer(60, os._exit, [3]).start()
         try:
             _share_the_work(baseline, prior, trained, records)
+            finetune_decoder(decoder)
             for config in in_parts:
                 train_tokenizer(config)
         finally:

@@ -34,6 +34,8 @@ class NetworkConfig(StrictConfig):
     """Residual blocks per resolution and direction."""
     attention_downsampling: Annotated[tuple[Downsampling, ...], Field(max_length=16)] = ()
     """Resolutions, as downsampling factors, with self-attention after the blocks."""
+    head_width: Annotated[int, Field(ge=0, le=2**10)] = 0
+    """Channels of convolutions at full resolution behind the decoder's patches; 0 = none."""
 
 
 class BackboneConfig(StrictConfig):
@@ -165,6 +167,11 @@ class TokenizerConfig(StrictConfig):
     """Image channels."""
     preprocessing: PreprocessingConfig | None = None
     """Of the training images; training fills it. None in what earlier versions saved."""
+    loss_networks: Annotated[
+        tuple[Annotated[str, Field(max_length=300)], ...], Field(max_length=16)
+    ] = ()
+    """NAME SHA256 of the networks whose features the training compared; training fills it. They
+    must not judge the tokenizer."""
 
     @validates(mode="after")
     def _check(self) -> "TokenizerConfig":

@@ -6,12 +6,12 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from tokenizer.backbone import TimmBottomUpPath
 from tokenizer.code_maps import check_images, code_maps_of, given_images, given_indices
 from tokenizer.config import CodeMapConfig, TokenizerConfig, without_recipe
-from tokenizer.networks import BottomUpPath, UpwardPath, Widths
+from tokenizer.networks import BottomUpPath, ImageDecoder, Widths
 from tokenizer.objective import (
     BoundCodes,
     EvidenceLowerBound,
@@ -25,6 +25,7 @@ from tokenizer.search import CodeCosts, check_costs, search_codes
 from tokenizer.search_config import NO_SEARCH, SearchConfig
 from tokenizer.sensitivity import Decoding
 from tokenizer.storage.errors import InputError
+from tokenizer.storage.hashes import weights_hash
 from tokenizer.storage.pretrained import PretrainedModule
 from tokenizer.topdown import Encoding, TopDownOutput, TopDownPath
 
@@ -60,14 +61,14 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
         self.top_down = TopDownPath(
             config, widths, self.bottom_up.out_channels, quantizer or build_quantizer(config)
         )
-        patch_size = config.networks.patch_size
-        self.decoder = UpwardPath(
-            widths,
-            config.groups[-1].code_dim,
-            downsamplings[-1],
-            patch_size,
-            config.channels * patch_size**2,
+        self.decoder = ImageDecoder(
+            widths, config.groups[-1].code_dim, downsamplings[-1], config.channels
         )
+
+    def identity_hash(self) -> str:
+        """SHA-256 over what decides the codes and what they stand for: all but the decoder."""
+        weights = self.state_dict()
+        return weights_hash({n: w for n, w in weights.items() if not n.startswith("decoder.")})
 
     @classmethod
     def upgrade_config(cls, fields: dict[str, Any], version: int) -> dict[str, Any]:
@@ -90,7 +91,7 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
         groups = output.groups
         names = dict.fromkeys(name for group in groups for name in group.latent_terms)
         return TokenizerOutput(
-            reconstructions=self._to_images(output.state),
+            reconstructions=self.decoder(output.state),
             indices=[group.indices for group in groups],
             layer_entropy=torch.cat([group.posterior_entropy for group in groups], 1).mean(0),
             latent_terms={
@@ -158,7 +159,7 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
         """
         check_costs(search, costs)
         indices = self.encode_with_latents(images).indices
-        decoding = Decoding(self.top_down, self._to_images, self.config.groups)
+        decoding = Decoding(self.top_down, self.decoder, self.config.groups)
         return search_codes(decoding, images.to(self._weight.device), indices, search, costs)
 
     @torch.no_grad()
@@ -183,7 +184,7 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
         if not isinstance(num_layers, int) or not 1 <= num_layers <= len(sizes):
             raise InputError(f"num_layers must be from 1 to {len(sizes)}, got {num_layers!r}")
         indices = given_indices(indices, self.config, self._weight)
-        return self._to_images(self.top_down.decode(indices, num_layers))
+        return self.decoder(self.top_down.decode(indices, num_layers))  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def reconstruct(
@@ -239,7 +240,7 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
         for group, config in zip(output.groups, self.config.groups, strict=True):
             uniform = group.indices[0, 0].numel() * sum(map(math.log, config.codebook_sizes))
             nats = nats + uniform - group.posterior_entropy.double().sum(1)
-        return bound_of(images, self._to_images(output.state), nats, decoder_variance)
+        return bound_of(images, self.decoder(output.state), nats, decoder_variance)
 
     # Shapes and parameters
 
@@ -278,6 +279,11 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
         return torch.cat([quantizer.variances() for quantizer in self.quantizers])
 
     @property
+    def last_decoder_weight(self) -> nn.Parameter:
+        """Of the layer that makes the pixels: where losses of an image are weighed."""
+        return self.decoder.last_layer.get_parameter("weight")
+
+    @property
     def _weight(self) -> Tensor:
         """One of the weights, for its type and device."""
         return next(self.parameters())
@@ -292,9 +298,3 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
         check_images(images, self.config)
         features = self.bottom_up(images.to(self._weight.dtype))
         return self.top_down(features, mode, temperature, generator)  # type: ignore[no-any-return]
-
-    def _to_images(self, state: Tensor) -> Tensor:
-        """x̂ from the state y; in float32 whatever the autocast, since SSE is summed from it."""
-        patches = self.decoder(state.to(self._weight.dtype))
-        images = torch.nn.functional.pixel_shuffle(patches, self.config.networks.patch_size)
-        return images if images.dtype == torch.float64 else images.float()

@@ -150,3 +150,41 @@ class UpwardPath(nn.Module):
         """The map at the finer resolution."""
         output: Tensor = self.layers(features)
         return output
+
+
+class ImageDecoder(UpwardPath):
+    """The state y to an image: an upward path to patches, a pixel shuffle, perhaps a head.
+
+    Neighbors in different patches come from different channels, which leaves a grid. The head's
+    convolutions see across its lines; it adds to the image, and nothing at the start.
+    """
+
+    def __init__(self, widths: Widths, in_channels: int, coarse: int, channels: int) -> None:
+        patch_size = widths.config.patch_size
+        super().__init__(widths, in_channels, coarse, patch_size, channels * patch_size**2)
+        self.patch_size = patch_size
+        self.head: nn.Sequential | None = None
+        width = widths.config.head_width
+        if width > 0:
+            last = nn.Conv2d(width, channels, 3, padding=1)
+            for parameter in last.parameters():
+                nn.init.zeros_(parameter)
+            first = nn.Conv2d(channels, width, 3, padding=1)
+            self.head = nn.Sequential(first, nn.GELU(), last)
+
+    @property
+    def last_layer(self) -> nn.Conv2d:
+        """What makes the pixels."""
+        last = (self.layers if self.head is None else self.head)[-1]
+        assert isinstance(last, nn.Conv2d)
+        return last
+
+    def forward(
+        self, features: Float[Tensor, "batch in_channels height width"]
+    ) -> Float[Tensor, "batch channels _ _"]:
+        """Images, in float32 or above whatever the autocast, since SSE is summed from them."""
+        # The state adds up in float32 whatever the type of the weights.
+        patches = super().forward(features.to(self.last_layer.weight.dtype))
+        images = functional.pixel_shuffle(patches, self.patch_size)
+        shown = images if images.dtype == torch.float64 else images.float()
+        return shown if self.head is None else shown + self.head(images)

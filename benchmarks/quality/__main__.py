@@ -26,6 +26,7 @@ from benchmarks.quality.budgets import (
     rate_cells,
 )
 from benchmarks.quality.cells import Cell, Setting
+from benchmarks.quality.decoders import TUNED, run_tuning
 from benchmarks.quality.report import write_report
 from benchmarks.quality.run_cell import run_cell, run_extras
 from benchmarks.quality.store import Store, final_error
@@ -53,19 +54,22 @@ def main() -> None:
     )
     parser.add_argument("--cell", help="train this cell alone, in this process")
     parser.add_argument("--extras", help="measure the distance and the prior of this cell alone")
+    parser.add_argument("--decoder", help="fine-tune the decoder of this cell alone")
     parser.add_argument("--report", action="store_true", help="only write the report")
     arguments = parser.parse_args()
     budget = BUDGETS[arguments.budget]
     folder = arguments.run_dir or Path("runs") / f"quality-{arguments.budget}"
     data = data_configs(arguments.data, arguments.flowers)
     cells = {cell.name: cell for cell in every_cell(budget)}
-    if arguments.cell or arguments.extras:
-        cell = cells[arguments.cell or arguments.extras]
+    name = arguments.cell or arguments.extras or arguments.decoder
+    if name:
+        cell = cells[name]
+        weights = extractor(arguments.weights) if arguments.weights else None
         if arguments.cell:
             run_cell(cell, budget, data[cell.setting], folder)
         else:
-            weights = extractor(arguments.weights) if arguments.weights else None
-            run_extras(cell, budget, data[cell.setting], folder, weights)
+            measure = run_extras if arguments.extras else run_tuning
+            measure(cell, budget, data[cell.setting], folder, weights)
         return
     store = Store(folder, arguments.store or folder / "cells.json")
     if not arguments.report:
@@ -103,6 +107,8 @@ def run_all(budget: Budget, folder: Path, store: Store, settings: set[Setting]) 
     # Of several seeds, the first alone.
     firsts = [cell for cell in rows if cell.seed == budget.seeds[0]]
     run_cells("--extras", firsts, budget, folder, store)
+    tuned = [cell for cell in firsts if cell.method in TUNED]
+    run_cells("--decoder", tuned, budget, folder, store)
 
 
 def chosen_rates(budget: Budget, store: Store) -> dict[RateKey, float]:
@@ -120,7 +126,11 @@ def run_cells(task: str, cells: Iterable[Cell], budget: Budget, folder: Path, st
     Raises:
         SystemExit: a cell failed; its log is named.
     """
-    is_done = {"--cell": store.has_result, "--extras": store.has_extras}[task]
+    is_done = {
+        "--cell": store.has_result,
+        "--extras": store.has_extras,
+        "--decoder": store.has_decoder,
+    }[task]
     missing = [cell.name for cell in cells if not is_done(cell.name)]
     with concurrent.futures.ThreadPoolExecutor(budget.num_workers) as pool:
         futures = [pool.submit(run_process, task, name, folder) for name in missing]

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from benchmarks.quality.decoders import decoder_table
 from benchmarks.quality.figures import RESULTS, write_figures
 from benchmarks.quality.store import Result, Store, final_error
 from benchmarks.readme import README, markdown_table, replace_section
@@ -22,6 +23,7 @@ def write_report(store: Store, folder: Path, budget: str) -> None:
         return
     replace_section(f"quality-{budget}", main_table(cells), PAGE)
     replace_section(f"ablations-{budget}", ablation_table(cells), PAGE)
+    replace_section(f"decoders-{budget}", decoder_table(cells), PAGE)
     replace_section(f"rates-{budget}", rate_table(cells), PAGE)
     replace_section("quality", summary_table(cells))
 

@@ -36,11 +36,13 @@ class Store:
         """Takes in what has finished since, and writes the file."""
         for path in sorted(self._folder.glob("*/result.json")):
             result = self.results.setdefault(path.parent.name, json.loads(path.read_text()))
-            extras = path.with_name("extras.json")
+            extras, decoder = path.with_name("extras.json"), path.with_name("decoder.json")
             if "extras" not in result and extras.exists():
                 found = json.loads(extras.read_text())
                 result["test"] |= found.pop("test")
                 result["extras"] = found
+            if "decoder" not in result and decoder.exists():
+                result["decoder"] = json.loads(decoder.read_text())
         if self.results:
             replace_file(self._path, lambda path: path.write_text(self.to_json()))
 
@@ -50,11 +52,17 @@ class Store:
 
     def has_extras(self, name: str) -> bool:
         """Whether distance and code length are measured, too, or the model for it is gone."""
-        is_gone = (
+        return "extras" in self.results[name] or self._is_gone(name)
+
+    def has_decoder(self, name: str) -> bool:
+        """Whether its decoder is fine-tuned and measured, or the model for it is gone."""
+        return "decoder" in self.results[name] or self._is_gone(name)
+
+    def _is_gone(self, name: str) -> bool:
+        return (
             bool(self.results[name].get("divergence"))
             or not (self._folder / name / "result.json").exists()
         )
-        return "extras" in self.results[name] or is_gone
 
     def to_json(self) -> str:
         """A line per cell, by name."""

@@ -221,10 +221,10 @@ class ProbingStage:
         """Seconds per step of the loop, of each stretch between two probes."""
         self.alone: list[float] = []
         """Seconds per forward and backward, of each probe."""
-
-    def __getattr__(self, name: str) -> Any:
-        """All else is the stage's."""
-        return getattr(self._stage, name)
+        # All else is the stage's; a check of the protocol calls no `__getattr__` on Python 3.12.
+        for name in dir(stage):
+            if not name.startswith("_") and not hasattr(type(self), name):
+                setattr(self, name, getattr(stage, name))
 
     def loss(self, name: str, modules: Mapping[str, nn.Module], batch: Any, step: int) -> Loss:
         """The stage's, on a batch that is remembered."""

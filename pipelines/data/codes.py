@@ -61,22 +61,27 @@ def extract_codes(
 ) -> CodeDataset:
     """Encodes `dataset` into `folder/<key>/`, or opens what an earlier run has left there.
 
-    The key is a hash of tokenizer, data and options; `batch_size` changes memory and speed alone.
+    The key is a hash of what decides the tokenizer's codes, of data and options; `batch_size`
+    changes memory and speed alone.
     Each process encodes a share; a folder under its final name is complete.
 
     Raises:
         InputError: what an earlier run has left there is damaged.
     """
-    metadata: dict[str, Any] = {
-        "tokenizer": tokenizer.content_hash(),
+    options: dict[str, Any] = {
         "data": dataset.fingerprint,
         "flips": flips,
         "latents": keeps_latents,
     }
     if search.is_on:  # what the decoder draws decides, too
-        metadata["search"] = {**search.model_dump(), "weights": tokenizer.content_hash()}
-    key = hashlib.sha256(json.dumps(metadata).encode()).hexdigest()[:16]
-    target = folder / key
+        options["search"] = {**search.model_dump(), "weights": tokenizer.content_hash()}
+    keyed: dict[str, dict[str, Any]] = {}
+    for identity in tokenizer.identities():  # earlier versions called the tokenizer otherwise
+        metadata = {"tokenizer": identity, **options}
+        keyed[hashlib.sha256(json.dumps(metadata).encode()).hexdigest()[:16]] = metadata
+    found_keys = (key for key in keyed if (folder / key / "facts.json").exists())
+    key = next(found_keys, next(iter(keyed)))
+    metadata, target = keyed[key], folder / key
     num_entries = len(dataset) * (2 if flips else 1)
     arrays = _arrays(tokenizer, dataset, num_entries, keeps_latents)
     if not (target / "facts.json").exists():

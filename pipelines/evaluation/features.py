@@ -1,6 +1,5 @@
 """Feature extractors: the networks whose features the distances of `metrics.py` compare."""
 
-import hashlib
 import io
 import logging
 import pickle
@@ -18,8 +17,9 @@ from torch.nn import functional as F  # noqa: N812
 
 from pipelines.command_configs import ExtractorConfig
 from tokenizer.storage.errors import InputError
-from tokenizer.storage.files import replace_file
-from tokenizer.storage.pretrained import load_weights, weights_hash
+from tokenizer.storage.files import file_sha256, replace_file
+from tokenizer.storage.hashes import weights_hash
+from tokenizer.storage.pretrained import load_weights
 from tokenizer.storage.untrusted import load_safetensors
 
 logger = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ class InceptionExtractor(FeatureExtractor):
         path = _fetch_inception() if weights is None else weights
         if not path.is_file():
             raise InputError(f"weights: {path}: no such file; FID needs {INCEPTION_FILE} there")
-        sha256 = _file_sha256(path)
+        sha256 = file_sha256(path)
         if weights is None and sha256 != INCEPTION_SHA256:
             raise InputError(f"{path} is damaged: its SHA-256 is {sha256}; delete it and run again")
         name = "Inception"
@@ -143,7 +143,7 @@ class TimmExtractor(FeatureExtractor):
             source = f"timm/{entry['architecture']}.{entry.get('tag')} (hash over the tensors)"
             sha256 = weights_hash(network.state_dict())
         else:
-            source, sha256 = config.weights.name, _file_sha256(config.weights)
+            source, sha256 = config.weights.name, file_sha256(config.weights)
         super().__init__(
             network,
             DISPLAY_NAMES.get(config.model.partition(".")[0], config.model),
@@ -205,7 +205,7 @@ def _fetch_inception() -> Path:
         answer = urllib.request.urlopen(INCEPTION_URL, timeout=30)
         with answer, temporary.open("wb") as file:
             shutil.copyfileobj(answer, file)
-        if _file_sha256(temporary) != INCEPTION_SHA256:
+        if file_sha256(temporary) != INCEPTION_SHA256:
             raise OSError("what came is another file")
 
     try:
@@ -256,11 +256,6 @@ def _load_timm(config: ExtractorConfig) -> Any:
             f"the download of {config.model!r} failed ({_one_line(error)}): "
             "give a .safetensors file as extractor.weights"
         ) from error
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _one_line(error: Exception) -> str:

@@ -79,7 +79,12 @@ def evaluate_reconstruction(
         num_reference_images=len(items),
         num_images=len(items),
         seed=config.seed,
-        settings={"codes": "hard", **searched},
+        settings={
+            "codes": "hard",
+            **searched,
+            **decoder_setting(tokenizer),
+            **_training_networks(tokenizer),
+        },
     )
     num_bound = min(NUM_BOUND_IMAGES, len(images))
     of_bound = protocol.model_copy(
@@ -178,7 +183,9 @@ def evaluate_generation(
         sampling=config.sampling.model_dump(mode="json"),
         settings={
             "labels": which,
+            **decoder_setting(pipeline.tokenizer),
             "tokenizer_hash": pipeline.tokenizer.content_hash(),
+            **_training_networks(pipeline.tokenizer),
             "prior_hash": pipeline.prior.content_hash(),
         },
     )
@@ -187,6 +194,11 @@ def evaluate_generation(
         assert isinstance(labels, Tensor)
         results |= _class_agreement(comparison, fake.logits, labels, validation, protocol)
     return results
+
+
+def decoder_setting(tokenizer: Tokenizer) -> dict[str, str]:
+    """What a protocol says of a fine-tuned decoder; nothing of another."""
+    return {"decoder": "fine-tuned on hard codes"} if tokenizer.former_identities() else {}
 
 
 def _class_agreement(
@@ -209,14 +221,33 @@ def _class_agreement(
     return results
 
 
+def _training_networks(tokenizer: Tokenizer) -> dict[str, str]:
+    """For the protocol, the networks that the training's losses compared features of."""
+    networks = tokenizer.config.loss_networks
+    return {"trained_with": ", ".join(networks)} if networks else {}
+
+
 def check_extractor(extractor: FeatureExtractor | None, tokenizer: Tokenizer) -> None:
     """A network that the tokenizer was trained with would judge its own features.
 
     Raises:
-        InputError: it is the tokenizer's backbone.
+        InputError: it is the tokenizer's backbone, or a network of its perceptual loss.
     """
+    if extractor is None:
+        return
+    for network in tokenizer.config.loss_networks:
+        loss_name, sha256 = network.split(" ")
+        model = str(extractor.protocol.get("model", "")).partition(".")[0]
+        if (
+            sha256 == extractor.protocol.get("weights_sha256")
+            or loss_name.partition(".")[0] == model
+        ):
+            raise InputError(
+                f"extractor.model must not be {model!r}, whose features the training compared: it "
+                "would judge what it has taught; give another, or extractor.kind none"
+            )
     backbone = tokenizer.config.backbone
-    if extractor is None or backbone is None:
+    if backbone is None:
         return
     name = backbone.name.partition(".")[0]
     if str(extractor.protocol.get("model", "")).partition(".")[0] == name:

@@ -31,7 +31,7 @@ from pipelines.evaluation.protocol import library_versions
 from pipelines.evaluation.robustness import Robustness, measure_robustness
 from pipelines.images import image_grid
 from pipelines.model_card import without_folders
-from pipelines.model_folders import model_folder
+from pipelines.model_folders import load_tokenizer
 from pipelines.processes import new_accelerator
 from pipelines.report.code_pictures import NUM_CONTEXTS, decoded_by_layer, layer_pictures
 from pipelines.report.page import TEMPLATES, columns_of, write_chart, write_image
@@ -94,9 +94,7 @@ def write_explanation(
     config = load_run(TokenizerRunConfig, run_dir / "tokenizer" / "config.json")
     config = config.moved_data(data_root, data_validation_root)
     tokenizers = {
-        path: Tokenizer.from_pretrained(model_folder(path / "tokenizer"))
-        for path in (run_dir, baseline_dir)
-        if path is not None
+        path: load_tokenizer(path, None) for path in (run_dir, baseline_dir) if path is not None
     }
     splits = trained_images(config, run_dir / "tokenizer", accelerator)
     if baseline_dir is not None:

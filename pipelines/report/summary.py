@@ -20,6 +20,7 @@ from pipelines.evaluation.protocol import compared_numbers
 from pipelines.evaluation.reconstruction import measure_reconstruction
 from pipelines.generation import ImageGenerationPipeline
 from pipelines.images import image_grid
+from pipelines.model_folders import load_tokenizer
 from pipelines.processes import new_accelerator
 from pipelines.report.code_pictures import decoded_by_layer
 from pipelines.report.page import TEMPLATES, columns_of, write_chart, write_image
@@ -34,7 +35,6 @@ from pipelines.report.tables import (
 from pipelines.run.folder import load_run
 from pipelines.run.log import read_metrics
 from prior import Prior
-from tokenizer import Tokenizer
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.files import replace_file
 
@@ -75,11 +75,11 @@ def write_summary(
     ).moved_data(data_root, data_validation_root)
     prior_config, pipeline = None, None
     accelerator = new_accelerator()
-    tokenizer = Tokenizer.from_pretrained(run_dir / "tokenizer" / "model").to(accelerator.device)
+    tokenizer = load_tokenizer(run_dir, None).to(accelerator.device)
     if (run_dir / "prior" / "model" / "config.json").is_file():
         prior_config = load_run(PriorRunConfig, run_dir / "prior" / "config.json")
         prior = Prior.from_pretrained(run_dir / "prior" / "model")
-        if tokenizer.has_hash(prior.config.tokenizer_hash):
+        if prior.config.tokenizer_hash in tokenizer.identities():
             pipeline = ImageGenerationPipeline(tokenizer, prior).to(accelerator.device)
         else:
             logger.warning("the prior is left out: it was trained over codes of another tokenizer")

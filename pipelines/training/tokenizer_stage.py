@@ -1,6 +1,5 @@
 """Stage one for the training loop: images, the tokenizer's objective, hard-code validation."""
 
-import functools
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,7 +30,8 @@ from pipelines.run.log import Metrics
 from pipelines.training.initial_weights import load_initial_weights
 from pipelines.training.layer_health import LayerHealth, relative_variances
 from pipelines.training.losses import Bound, Loss, TokenizerLoss
-from pipelines.training.losses.bound import mean_squared_error
+from pipelines.training.losses.adversarial import Adversary, mean_over
+from pipelines.training.losses.perceptual import PerceptualDistance
 from pipelines.training.optimizer import Network
 from pipelines.training.stage import Stage
 from tokenizer import Tokenizer, TokenizerConfig
@@ -44,6 +44,8 @@ from tokenizer.storage.untrusted import load_safetensors
 logger = logging.getLogger(__name__)
 
 NUM_PREVIEWED = 16
+NUM_JUDGED = 64
+"""Validation images that the discriminator judges."""
 NUM_START_IMAGES = 512
 """Images whose encoder outputs start the codebooks."""
 
@@ -94,18 +96,20 @@ class TokenizerStage(Stage[LoadedImages, Tensor]):
             )
         seed_everything(config.training.seed)
         self.config = config
-        self.model = Tokenizer(_with_preprocessing(config), quantizer)
-        self.objective = loss or Bound(config.recipe, self.model.has_posterior)
+        self.is_initialized = False
+        self.perceptual = _perceptual(config, accelerator.device)
+        self.model = self.build(config, quantizer)
+        self.objective = loss or Bound(config.recipe, self.model.has_posterior, self.perceptual)
         try:
             self.model.code_maps(config.data.image_size, config.data.image_size)
         except InputError as error:
             raise InputError(f"data.image_size: {error}") from error
-        if config.backbone_weights is not None:
-            _load_backbone_weights(self.model, config.backbone_weights)
-        self.is_initialized = load_initial_weights(self.model, config)
         rate_factors = config.recipe.rate_factors(self.model.learned_roles())
         network = Network.from_config(self.model, config.training, rate_factors)
         self.networks = {"tokenizer": network}
+        self.adversary = _adversary(config, self.model, accelerator)
+        if self.adversary is not None:
+            self.networks["discriminator"] = self.adversary.network()
         self.train_images, self.validation_images = images or load_splits(config.data, accelerator)
         expected = (config.data.channels, config.data.image_size, config.data.image_size)
         for dataset in (self.train_images, self.validation_images):
@@ -122,11 +126,32 @@ class TokenizerStage(Stage[LoadedImages, Tensor]):
         num_parts = config.training.gradient_accumulation_steps
         is_closed_form = isinstance(self.objective, Bound) and self.objective.is_closed_form
         self.sees_whole_batch = is_closed_form and num_parts > 1
-        self.shares_error = is_closed_form and num_parts * accelerator.num_processes > 1
-        self._mean = functools.partial(accelerator.reduce, reduction="mean")
-        self._batch_error: Tensor | None = None
+        self.shares_energy = is_closed_form and num_parts * accelerator.num_processes > 1
+        self._mean = mean_over(accelerator)
+        self._batch_energy: Tensor | None = None
         self.health = LayerHealth(config.recipe)
         self.batch_size = batch_size_without_gradient(config.training, accelerator)
+
+    def build(self, config: TokenizerRunConfig, quantizer: BuildQuantizer | None) -> Tokenizer:
+        """What to train; sets `is_initialized` where no start from the data is to follow."""
+        model = Tokenizer(self.saved_config(config.tokenizer), quantizer)
+        if config.backbone_weights is not None:
+            _load_backbone_weights(model, config.backbone_weights)
+        self.is_initialized = load_initial_weights(model, config)
+        return model
+
+    def saved_config(self, config: TokenizerConfig) -> TokenizerConfig:
+        """A tokenizer's config with what its users have to know of its training."""
+        data = self.config.data
+        size, white_value = data.image_size, data.white_value
+        networks = config.loss_networks
+        if self.perceptual is not None:
+            networks = tuple(dict.fromkeys((*networks, self.perceptual.identity)))
+        update = {
+            "preprocessing": PreprocessingConfig(image_size=size, white_value=white_value),
+            "loss_networks": networks,
+        }
+        return config.model_copy(update=update)
 
     def initialize(self) -> None:
         """Starts codebooks and variances from the data: the same images on all processes."""
@@ -155,27 +180,36 @@ class TokenizerStage(Stage[LoadedImages, Tensor]):
         self, modules: Mapping[str, nn.Module], batches: Sequence[Tensor], step: int
     ) -> None:
         """A first pass without gradient: the bound takes the logarithm of the whole batch's SSE."""
-        errors = []
+        assert isinstance(self.objective, Bound)
+        energies = []
         devices = [self.device] if self.device.type == "cuda" else []
         # The second pass has the same noise again.
         with torch.no_grad(), torch.random.fork_rng(devices):
             for batch in batches:
                 output = modules["tokenizer"](batch, self.temperature(step))
-                errors.append(mean_squared_error(batch, output))
-        self._batch_error = self._mean(torch.stack(errors).mean())
+                energies.append(self.objective.energy(batch, output).total)
+        self._batch_energy = self._mean(torch.stack(energies).mean())
 
     def loss(self, name: str, modules: Mapping[str, nn.Module], batch: Tensor, step: int) -> Loss:
         """The recipe's loss at the recipe's temperature."""
+        if name == "discriminator":
+            assert self.adversary is not None
+            return self.adversary.discriminator_loss(modules[name], batch, step)
         temperature = self.temperature(step)
         output = modules[name](batch, temperature)
-        if self.shares_error:
+        if self.shares_energy:
             assert isinstance(self.objective, Bound)
-            batch_error = self._batch_error
-            if batch_error is None:  # one micro-batch for each process
-                batch_error = self._mean(mean_squared_error(batch, output).detach())
-            loss = self.objective(batch, output, batch_error)
+            energy = self.objective.energy(batch, output)
+            batch_energy = self._batch_energy
+            if batch_energy is None:  # one micro-batch for each process
+                batch_energy = self._mean(energy.total.detach())
+            loss = self.objective(batch, output, batch_energy, energy)
         else:
             loss = self.objective(batch, output)
+        if self.adversary is not None:
+            judge = modules["discriminator"]
+            images = output.reconstructions
+            loss = self.adversary.tokenizer_loss(loss, batch, images, judge, step)
         if self.model.has_posterior:
             loss.terms["temperature"] = torch.full((), temperature, device=self.device)
             loss.terms["dequantization_variance"] = self.model.dequantization_variances()
@@ -186,7 +220,9 @@ class TokenizerStage(Stage[LoadedImages, Tensor]):
         return self.config.recipe.temperature(step, self.config.training.first_total_steps)
 
     def after_step(self, accelerator: Accelerator) -> None:
-        """Moves EMA codebooks."""
+        """Moves EMA codebooks, and the averages of the discriminator's outputs."""
+        if self.adversary is not None:
+            self.adversary.after_step()
         if accelerator.num_processes == 1:
             self.model.after_step()
         else:
@@ -201,12 +237,17 @@ class TokenizerStage(Stage[LoadedImages, Tensor]):
         items = chosen_items(len(dataset), self.config.training.num_validation_images)
         errors, usage = measure_reconstruction(model, dataset, items, accelerator, self.batch_size)
         ratios = relative_variances(model)
+        judged: Metrics = {}
+        if self.adversary is not None:  # the same images on all processes
+            images = to_float(dataset.images_at(items[:NUM_JUDGED])).to(self.device)
+            judged = self.adversary.check(images, model.reconstruct(images))
         return {
             **reconstruction_metrics(errors),
             "perplexity": usage.perplexity(),
             "codebook_usage": usage.usage(),
             "dequantization_variance": model.dequantization_variances().tolist(),
             "relative_variance": ratios,
+            **judged,
             **self.health.check(model.codebook_sizes, usage.usage(), usage.perplexity(), ratios),
         }
 
@@ -226,11 +267,28 @@ def reconstruction_preview(
     return comparison(images, decoded)
 
 
-def _with_preprocessing(config: TokenizerRunConfig) -> TokenizerConfig:
-    """The tokenizer's config with what its users have to know of the data."""
+def _perceptual(config: TokenizerRunConfig, device: torch.device) -> PerceptualDistance | None:
+    if not config.recipe.perceptual.weight:
+        return None
     data = config.data
-    preprocessing = PreprocessingConfig(image_size=data.image_size, white_value=data.white_value)
-    return config.tokenizer.model_copy(update={"preprocessing": preprocessing})
+    distance = PerceptualDistance(config.recipe.perceptual, data.channels, data.image_size)
+    return distance.to(device)
+
+
+def _adversary(
+    config: TokenizerRunConfig, model: Tokenizer, accelerator: Accelerator
+) -> Adversary | None:
+    if not config.recipe.adversarial.weight:
+        return None
+    return Adversary(
+        config.recipe.adversarial,
+        config.training,
+        config.data.channels,
+        config.data.image_size,
+        model.last_decoder_weight,
+        accelerator.device,
+        mean_over(accelerator),
+    )
 
 
 def _load_backbone_weights(model: Tokenizer, source: Path | str) -> None:

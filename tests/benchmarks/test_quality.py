@@ -18,6 +18,7 @@ from benchmarks.quality.budgets import (
     run_config,
 )
 from benchmarks.quality.cells import ABLATIONS, FAIR, FAMILIES, METHODS, STOCHASTIC, Cell, Shape
+from benchmarks.quality.decoders import decoder_table, run_tuning
 from benchmarks.quality.peers import PeerQuantizer
 from benchmarks.quality.report import PAGE, ablation_table, main_table, rate_table, rows_of
 from benchmarks.quality.run_cell import run_cell
@@ -147,13 +148,17 @@ def test_a_cell_is_trained_measured_and_reported(tmp_path: Path) -> None:
     cells.append(Cell(shape, STOCHASTIC, 1e-3, 0, "hard-phase"))
     for cell in cells:
         run_cell(cell, budget, data, tmp_path)
+    for cell in cells[:2]:
+        run_tuning(cell, budget, data, tmp_path, None)
     store = Store(tmp_path, tmp_path / "cells.json")
     assert all(store.has_result(cell.name) for cell in cells)
+    assert [store.has_decoder(cell.name) for cell in cells] == [True, True, False]
     table = main_table(rows_of_lists := list(store.results.values()))
     assert len(rows_of(rows_of_lists)) == 2
     assert "RSQ-VAE" in table
     assert "RQ-VAE, fair" in table
     assert "hard-phase" in ablation_table(rows_of_lists)
+    assert len(decoder_table(rows_of_lists).splitlines()) == 4
     again = Store(tmp_path / "elsewhere", tmp_path / "cells.json")
     assert again.results == store.results
 
@@ -227,7 +232,7 @@ def test_a_tokenizer_takes_a_peer_in_place_of_its_quantizer() -> None:
 
 
 @pytest.mark.parametrize("budget", ["cpu", "gpu"])
-@pytest.mark.parametrize("name", ["quality", "ablations", "rates"])
+@pytest.mark.parametrize("name", ["quality", "ablations", "decoders", "rates"])
 def test_the_page_has_a_place_for_each_table(name: str, budget: str) -> None:
     """A run of hours must not end at the writing of its report."""
     page = PAGE.read_text()

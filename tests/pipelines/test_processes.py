@@ -22,7 +22,9 @@ from pipelines.command_configs import GenerateConfig
 from pipelines.config import TokenizerRecipe
 from pipelines.data.codes import extract_codes
 from pipelines.data.sources import load_images
+from pipelines.decoder_run import decoder_run
 from pipelines.evaluation.reconstruction import measure_reconstruction
+from pipelines.finetune_decoder import finetune_decoder
 from pipelines.generate import generate
 from pipelines.processes import gather_shares, own_share, seed_everything
 from pipelines.train_prior import train_prior
@@ -70,7 +72,10 @@ def shared(
         prior = prior_run(folder / "prior", **training)
         network = prior.prior.model_copy(update={"dropout": 0.0, "label_dropout": 0.0})
         baseline = baseline.model_copy(update={"tokenizer": tokenizer, "recipe": CLOSED_FORM})
-        runs.append((baseline, prior.model_copy(update={"prior": network})))
+        decoder = decoder_run(folder / "prior")
+        schedule = decoder.training.model_copy(update=training)
+        decoder = decoder.model_copy(update={"training": schedule, "recipe": CLOSED_FORM})
+        runs.append((baseline, prior.model_copy(update={"prior": network}), decoder))
     whole, *in_parts = (
         runs[num_parts > 1][0].model_copy(
             update={
@@ -95,6 +100,7 @@ def shared(
     train_and_record(runs[0][0], folders[0])  # meanwhile
     train_prior(runs[0][1])
     train_tokenizer(whole)
+    finetune_decoder(runs[0][2])
     images = {"output_dir": folders[0] / "images", "num_images": 5, "seed": 1}
     generate(GenerateConfig(run_dir=tiny_run, **images))
     while any(process.is_alive() for process in started):
@@ -135,7 +141,7 @@ def test_weights_and_codebooks_are_equal_on_both_processes_and_as_with_one(share
             torch.testing.assert_close(first[name], expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("stage", ["baseline/tokenizer", "prior/prior"])
+@pytest.mark.parametrize("stage", ["baseline/tokenizer", "prior/prior", "prior/decoder"])
 def test_two_processes_follow_the_gradient_of_one_and_leave_one_log(
     shared: Shared, stage: str
 ) -> None:

@@ -352,3 +352,14 @@ def test_without_a_posterior_the_bound_is_that_of_the_nearest_codes(kind: str) -
     assert tokenizer.evidence_lower_bound(images, codes="nearest").nats.isfinite().all()
     with pytest.raises(InputError, match="has no posterior over its codes"):
         tokenizer.log_posteriors(encoding.latents, encoding.indices)
+
+
+@EVERY_KIND
+def test_all_but_the_decoder_identifies_a_tokenizer(config: TokenizerConfig) -> None:
+    tokenizer = make_tokenizer(config)
+    identity = tokenizer.identity_hash()
+    for name, weight in tokenizer.state_dict().items():
+        before = weight.clone()
+        weight.add_(1)
+        assert (tokenizer.identity_hash() == identity) == name.startswith("decoder."), name
+        weight.copy_(before)

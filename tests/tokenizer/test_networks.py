@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from tokenizer.config import NetworkConfig
-from tokenizer.networks import BottomUpPath, ResidualBlock, SelfAttention, Widths
+from tokenizer.networks import BottomUpPath, ImageDecoder, ResidualBlock, SelfAttention, Widths
 
 
 def test_widths_double_at_each_halving_up_to_the_limit() -> None:
@@ -69,3 +69,23 @@ def test_attention_stands_at_the_chosen_downsamplings_alone() -> None:
     for factor, stage in path.stages.items():
         has_attention = any(isinstance(layer, SelfAttention) for layer in stage.modules())
         assert has_attention == (factor == "4")
+
+
+def test_a_head_starts_as_the_identity_and_sees_across_patches() -> None:
+    network = {"patch_size": 4, "width": 8, "max_width": 8, "num_blocks": 1}
+    plain, headed = (
+        ImageDecoder(Widths(NetworkConfig(**network, head_width=width), 8), 6, 8, 3)
+        for width in (0, 5)
+    )
+    assert headed.load_state_dict(plain.state_dict(), strict=False).unexpected_keys == []
+    state = torch.randn(2, 6, 3, 3)
+    images = plain(state)
+    assert images.shape == (2, 3, 24, 24)
+    assert torch.equal(headed(state), images)
+    assert plain.last_layer is plain.layers[-1]
+    assert headed.head is not None
+    assert headed.last_layer is headed.head[-1]
+    torch.nn.init.normal_(headed.last_layer.weight)
+    wanted = images + headed.head(images)
+    torch.testing.assert_close(headed(state), wanted)
+    assert not torch.equal(wanted, images)

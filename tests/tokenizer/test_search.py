@@ -55,7 +55,7 @@ def squared_errors(tokenizer: Tokenizer, images: Tensor, indices: Sequence[Tenso
 
 
 def decoding_of(tokenizer: Tokenizer) -> Decoding:
-    return Decoding(tokenizer.top_down, tokenizer._to_images, tokenizer.config.groups)
+    return Decoding(tokenizer.top_down, tokenizer.decoder, tokenizer.config.groups)
 
 
 def assert_equal_codes(one: Sequence[Tensor], other: Sequence[Tensor]) -> None:

@@ -1,6 +1,7 @@
 """Files that are written atomically."""
 
 import contextlib
+import hashlib
 import os
 import re
 import uuid
@@ -52,3 +53,9 @@ def flush_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,15 +2,12 @@
 
 import contextlib
 import copy
-import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-import pydantic_core
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -25,6 +22,7 @@ from tokenizer.storage.configs import (
 )
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.files import replace_file
+from tokenizer.storage.hashes import check_hashes, format_1_hash, hash_entry, weights_hash
 from tokenizer.storage.json_files import read_json, shortened
 from tokenizer.storage.untrusted import StoredTensor, load_safetensors, read_header
 
@@ -100,6 +98,8 @@ class PretrainedModule(nn.Module, Generic[ConfigT]):
     config_class: ClassVar[type[StrictConfig]]
     _known_as: tuple[str, tuple[str, ...]] = ("", ())
     """Hash of the weights as loaded; hashes of the same before a cast, and by version 0.1."""
+    _former: tuple[str, tuple[str, ...]] = ("", ())
+    """`identity_hash`; `identities` of modules whose place this one has taken. Saved with it."""
 
     def __init__(self, config: ConfigT) -> None:
         super().__init__()
@@ -141,10 +141,10 @@ class PretrainedModule(nn.Module, Generic[ConfigT]):
         fields = {"model": type(self).__name__, "format": FORMAT, **fields}
         weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         text = json.dumps(fields, indent=2) + "\n"
-        hashes = {_HASHES: f"{_text_hash(text.encode())} {weights_hash(weights)}"}
+        entry = hash_entry(text, weights, self.former_identities())
         replace_file(
             folder / "model.safetensors",
-            lambda path: safetensors.torch.save_file(weights, path, hashes),
+            lambda path: safetensors.torch.save_file(weights, path, entry),
         )
         replace_file(folder / "config.json", lambda path: path.write_text(text))
 
@@ -180,16 +180,18 @@ class PretrainedModule(nn.Module, Generic[ConfigT]):
         saved_dtype = _check_types(expected, header, weights_path)
         module = cls(config, **parts).to(saved_dtype)
         weights = load_safetensors(weights_path)
-        _check_hashes(path, weights_path, weights)
+        former = check_hashes(path, weights_path, weights)
         module.load_state_dict(cls.upgrade_weights(weights, version))
         _check_finite(module, weights_path)
-        known = [_format_1_hash(cls.__name__, fields, weights)] if version == 1 else []
+        known = [format_1_hash(cls.__name__, fields, weights)] if version == 1 else []
         if dtype is not None:
-            known.append(module.content_hash())
+            known += [module.content_hash(), module.identity_hash()]
             module.to(dtype)
             _check_finite(module, weights_path, f" in {dtype}")
         if known:
             module._known_as = module.content_hash(), tuple(known)
+        if former:
+            module._former = module.identity_hash(), former
         return module.eval()
 
     def content_hash(self) -> str:
@@ -203,6 +205,27 @@ class PretrainedModule(nn.Module, Generic[ConfigT]):
         """
         found = self.content_hash()
         return value == found or (found == self._known_as[0] and value in self._known_as[1])
+
+    def identity_hash(self) -> str:
+        """SHA-256 over the weights that other models build on; of most modules all of them."""
+        return self.content_hash()
+
+    def identities(self) -> tuple[str, ...]:
+        """Hashes by which models that build on this one may know it, `identity_hash` first."""
+        content = self.content_hash()
+        known = self._known_as[1] if content == self._known_as[0] else ()
+        return self.identity_hash(), content, *known, *self.former_identities()
+
+    def take_place_of(self, other: "PretrainedModule[Any]") -> None:
+        """What was built on `other` is from here on known to fit, also after saving and loading."""
+        identity = self.identity_hash()
+        assert identity == other.identity_hash()
+        self._former = identity, tuple(dict.fromkeys(other.identities()[1:]))
+
+    def former_identities(self) -> tuple[str, ...]:
+        """Those of modules whose place it has taken; of others, none."""
+        identity, former = self._former
+        return former if former and identity == self.identity_hash() else ()
 
 
 def _read_fields(path: Path, name: str) -> tuple[dict[str, Any], int]:
@@ -239,51 +262,3 @@ def _check_finite(module: nn.Module, path: Path, where: str = "") -> None:
     for name, tensor in module.state_dict().items():
         if not bool(tensor.isfinite().all()):
             raise InputError(f"{path}: {name!r} must be finite{where}, got NaN or infinity")
-
-
-# A checkpoint's hashes are one entry in the header of its weights: safetensors shuffles several.
-
-_HASHES = "sha256"
-
-
-def _check_hashes(config_path: Path, weights_path: Path, weights: dict[str, Tensor]) -> None:
-    """Compares what was read with what was saved; weights from elsewhere may have no hashes."""
-    with safetensors.safe_open(weights_path, "pt") as file:
-        header = file.metadata() or {}
-    if not header.keys() - {"format"}:
-        return
-    if _HASHES not in header:
-        found = shortened(", ".join(sorted(header)))
-        raise InputError(f"{weights_path} must have {_HASHES!r} or no metadata, got {found}")
-    config_hash, _, saved_hash = header[_HASHES].partition(" ")
-    if saved_hash != weights_hash(weights):
-        raise InputError(f"{weights_path} is damaged: it does not match its own hash")
-    if config_hash != _text_hash(config_path.read_bytes()):
-        raise InputError(f"{config_path} is damaged: it does not match the hash in {weights_path}")
-
-
-def _text_hash(text: bytes) -> str:
-    return hashlib.sha256(text).hexdigest()
-
-
-def weights_hash(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and values."""
-    digest = hashlib.sha256()
-    _digest_weights(digest, weights)
-    return digest.hexdigest()
-
-
-def _format_1_hash(name: str, fields: dict[str, Any], weights: Mapping[str, Tensor]) -> str:
-    """The hash of version 0.1, which covered class and config, too."""
-    digest = hashlib.sha256(name.encode())
-    with contextlib.suppress(pydantic_core.PydanticSerializationError):  # half a character, say
-        digest.update(pydantic_core.to_json(fields))
-    _digest_weights(digest, weights)
-    return digest.hexdigest()
-
-
-def _digest_weights(digest: "hashlib._Hash", weights: Mapping[str, Tensor]) -> None:
-    for name, tensor in sorted(weights.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-        digest.update(flat.numpy().tobytes())

@@ -1,5 +1,6 @@
 """The code cache: whole, keyed by what it was made from, and made once."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -102,8 +103,8 @@ def test_another_tokenizer_other_images_or_options_make_another_cache(
     assert len(keys) == 5
     facts = [json.loads((tmp_path / key / "facts.json").read_text()) for key in keys]
     assert {own["tokenizer"] for own in facts} == {
-        tokenizer.content_hash(),
-        other_tokenizer.content_hash(),
+        tokenizer.identity_hash(),
+        other_tokenizer.identity_hash(),
     }
     assert {own["data"] for own in facts} == {images.fingerprint, other_images.fingerprint}
 
@@ -124,6 +125,22 @@ def test_searched_codes_have_a_cache_of_their_own(
         (found != plain).any()
         for found, plain in zip(codes.indices, encoded(tokenizer, images), strict=True)
     )
+
+
+def test_codes_are_taken_from_the_cache_whatever_the_decoder_and_the_version(
+    tokenizer: Tokenizer, images: ImageDataset, tmp_path: Path
+) -> None:
+    earlier = copy.deepcopy(tokenizer)
+    earlier.identities = lambda: (tokenizer.content_hash(),)  # type: ignore[method-assign]
+    before = extract(earlier, images, tmp_path)
+    tuned = copy.deepcopy(tokenizer)
+    with torch.no_grad():
+        tuned.last_decoder_weight.add_(1)
+    tuned.take_place_of(tokenizer)
+    assert not before.latents
+    for other in (tokenizer, tuned):
+        extract(other, images, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 class InterruptedImages(DecodedImages):

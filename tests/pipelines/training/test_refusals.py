@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config import PriorRunConfig
 from pipelines.data_config import CodesConfig
 from pipelines.run.folder import locked
 from pipelines.train_prior import train_prior
@@ -14,7 +13,6 @@ from pipelines.train_tokenizer import train_tokenizer
 from pipelines.training.loop import make_accelerator, train
 from tests.tiny_runs import make_stage, prior_run, tokenizer_run, weight_files
 from tokenizer.search_config import SearchConfig
-from tokenizer.storage.configs import validate_fields
 from tokenizer.storage.errors import InputError
 
 
@@ -31,9 +29,8 @@ def test_searched_codes_reach_the_prior_and_have_no_posterior(copy: Path) -> Non
     shutil.rmtree(copy / "prior")
     stages = [make_stage(own) for own in (run, prior_run(copy))]
     assert (stages[0].codes.indices[0] != stages[1].codes.indices[0]).any()
-    fields = run.model_dump(mode="json") | {"targets": "posterior"}
-    with pytest.raises(InputError, match=r"codes\.search must be off .* for targets 'posterior'"):
-        validate_fields(PriorRunConfig, fields, "config.json")
+    with pytest.raises(InputError, match=r"codes\.search\.candidates must be 1 for targets"):
+        make_stage(run.model_copy(update={"targets": "posterior"}))
 
 
 def test_another_config_in_the_same_folder_is_refused_naming_the_field(

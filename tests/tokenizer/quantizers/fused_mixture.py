@@ -48,7 +48,8 @@ def check(positions: int, codes: int, dim: int, device: torch.device) -> None:
     found = [fused.quantized, fused.posterior_entropy, *gradients(fused, inputs)]
     expected = [plain.quantized, plain.posterior_entropy, *gradients(plain, inputs)]
     for own, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5 * other.abs().max().item())
+        largest = max(other.abs().max().item(), 1e-2)  # with one code gradients are zero
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5 * largest)
 
 
 def check_small_variance(device: torch.device) -> None:

@@ -21,7 +21,8 @@ from tokenizer.builders import deterministic
 from tokenizer.config import BackboneConfig, NearestQuantizerConfig
 from tokenizer.storage.configs import StrictConfig
 from tokenizer.storage.files import replace_file
-from tokenizer.storage.pretrained import PretrainedModule, load_weights, weights_hash
+from tokenizer.storage.hashes import weights_hash
+from tokenizer.storage.pretrained import PretrainedModule, load_weights
 from tokenizer.storage.untrusted import load_safetensors
 
 BACKBONE = HYBRID.model_copy(update={"backbone": BackboneConfig(name="mobilenetv2_035")})
@@ -101,6 +102,32 @@ def test_parts_that_no_config_describes_are_passed_on(tmp_path: Path) -> None:
     assert torch.equal(other.weight, scale.weight)
     with pytest.raises(InputError, match="has unknown 2 weights"):
         Small.from_pretrained(tmp_path)
+
+
+# Modules in the place of others
+
+
+def test_a_module_is_known_as_those_before_it_as_long_as_it_keeps_its_weights(
+    tmp_path: Path,
+) -> None:
+    first, second = Small(SmallConfig(width=2)), Small(SmallConfig(width=2))
+    second.load_state_dict(first.state_dict())
+    first._former = first.content_hash(), ("a" * 64,)
+    second.take_place_of(first)
+    second.save_pretrained(tmp_path)
+    loaded = Small.from_pretrained(tmp_path)
+    assert loaded.former_identities() == (first.content_hash(), "a" * 64)
+    half = Small.from_pretrained(tmp_path, torch.bfloat16)
+    assert {first.content_hash(), "a" * 64} < {*half.identities()}
+    assert not half.has_hash("a" * 64)  # its weights are others
+    with torch.no_grad():
+        loaded.weight[0, 0] += 1
+    assert loaded.former_identities() == ()
+    assert {*loaded.identities()} == {loaded.content_hash()}
+    loaded.save_pretrained(tmp_path)
+    assert Small.from_pretrained(tmp_path).former_identities() == ()
+    with pytest.raises(AssertionError):
+        loaded.take_place_of(first)
 
 
 # Earlier formats

@@ -1,0 +1,1 @@
+"""What perceptual and adversarial losses change: the same codes, networks and images."""

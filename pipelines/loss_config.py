@@ -1,0 +1,93 @@
+"""Parameters of the losses that sharpen pictures: perceptual and adversarial."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic import model_validator as validates
+
+from tokenizer.fields import Factor, MapSide, Mean, PositiveFactor, ProperShare, Width
+from tokenizer.storage.configs import StrictConfig
+
+Count = Annotated[int, Field(gt=0, le=10**9)]
+Augmentation = Literal["color", "translation", "cutout"]
+
+
+class PerceptualConfig(StrictConfig):
+    """Distance between the features of images and reconstructions in a frozen network."""
+
+    weight: Factor = 0.0
+    """Weight w against the squared error: the energy is SSE + w·D·distance; 0 = off."""
+    network: Annotated[str, Field(pattern=r"^[\w.-]{1,100}$")] = "squeezenet1_0"
+    """`squeezenet1_0`, `squeezenet1_1` or `vgg16` of torchvision, `lpips-squeezenet1_1`,
+    `lpips-vgg16` or `lpips-alexnet` with the published heads, or a model of timm."""
+    weights: Path | Literal["pretrained"] | None = None
+    """Of the network: a .safetensors file, or the library's own download."""
+    layers: Annotated[tuple[Annotated[int, Field(ge=0, le=1000)], ...], Field(max_length=16)] = ()
+    """Which maps are compared: numbers in torchvision's `features`, or timm's `out_indices`. Empty:
+    those of LPIPS, or all of timm's."""
+    layer_weights: Annotated[tuple[Factor, ...], Field(max_length=16)] = ()
+    """Share of each map in the distance, made to sum to 1; empty: equal ones."""
+    image_size: MapSide | None = None
+    """Side to which images and reconstructions are resized before (bilinear); None: as they are."""
+    pad_type: Literal["", "same"] = ""
+    """timm only: padding of the convolutions; "same" for weights converted from TensorFlow."""
+    mean: tuple[Mean, Mean, Mean] | None = None
+    """timm only: channel means of the inputs on [0, 1]; None takes those of timm's entry."""
+    std: tuple[PositiveFactor, PositiveFactor, PositiveFactor] | None = None
+    """timm only: channel deviations on [0, 1]; None takes those of timm's entry."""
+
+    @validates(mode="after")
+    def _check(self) -> "PerceptualConfig":
+        if self.weight and self.weights is None:
+            raise ValueError(
+                "weights must be a .safetensors file, or 'pretrained', where weight is not 0, "
+                "got None"
+            )
+        if self.layer_weights and sum(self.layer_weights) <= 0:
+            raise ValueError(f"layer_weights must not all be 0, got {self.layer_weights}")
+        if self.layers and self.layer_weights and len(self.layers) != len(self.layer_weights):
+            raise ValueError(
+                f"layer_weights must be as many as layers, {len(self.layers)}, "
+                f"got {len(self.layer_weights)}"
+            )
+        if self.network.startswith("lpips-") and (self.layers or self.layer_weights):
+            raise ValueError("layers and layer_weights must be empty with LPIPS, which has its own")
+        return self
+
+
+class AdversarialConfig(StrictConfig):
+    """A patch discriminator that learns to tell images from reconstructions."""
+
+    weight: Factor = 0.0
+    """Weight of the tokenizer's term against the likelihood; 0 = off."""
+    weighting: Literal["adaptive", "fixed"] = "adaptive"
+    """Whether `weight` multiplies the ratio of the two gradients' norms at the decoder's last layer
+    (VQGAN, arXiv 2012.09841), or the term itself."""
+    max_weight: PositiveFactor = 100.0
+    """Adaptive weights are at most as large, before `weight` multiplies them."""
+    start_step: Annotated[int, Field(ge=0, le=10**9)] = 0
+    """Step from which on the discriminator learns."""
+    lead_steps: Annotated[int, Field(ge=0, le=10**9)] = 500
+    """Steps that it learns before the tokenizer follows it."""
+    width: Width = 64
+    """Channels of the first convolution; they double at each following one, up to 8 times."""
+    num_downsamplings: Annotated[int, Field(ge=1, le=8)] = 3
+    """Convolutions of stride 2; more of them judge larger patches."""
+    learning_rate: PositiveFactor = 2e-4
+    """AdamW's; it rises over the first 100 steps of the discriminator."""
+    augmentations: Annotated[tuple[Augmentation, ...], Field(max_length=3)] = (
+        "color",
+        "translation",
+        "cutout",
+    )
+    """Of what the discriminator sees (DiffAugment, arXiv 2006.10738)."""
+    lecam_weight: Factor = 0.01
+    """Pull of its outputs towards their averages (LeCam, arXiv 2104.03310); 0 = off."""
+    lecam_decay: ProperShare = 0.99
+    """Decay of those averages."""
+
+    @property
+    def counts_from(self) -> int:
+        """Step from which on the tokenizer follows the discriminator."""
+        return self.start_step + self.lead_steps
