@@ -36,7 +36,6 @@ from pipelines.options import parse_options
 from pipelines.processes import new_accelerator
 from pipelines.report.summary import renew_summary
 from pipelines.run.folder import load_run
-from tokenizer.search import check_costs
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.files import replace_file
 
@@ -82,7 +81,7 @@ def _measure_run(
         pipeline = ImageGenerationPipeline.from_pretrained(run_dir).to(accelerator.device)
         pipeline.sampler(config.sampling)  # refuses settings that do not fit
         tokenizer = pipeline.tokenizer
-    check_costs(config.search, None)
+    tokenizer.costs_for(config.search)
     extractor = _load_extractor(config)
     check_extractor(extractor, tokenizer)
     tokenizer.to(accelerator.device)

@@ -20,7 +20,6 @@ from pipelines.model_folders import load_tokenizer
 from pipelines.options import parse_options
 from pipelines.processes import new_accelerator
 from pipelines.run.folder import load_run
-from tokenizer.search import check_costs
 from tokenizer.storage.errors import InputError
 
 BATCH = 64
@@ -37,7 +36,7 @@ def reconstruct(config: ReconstructConfig) -> None:
     tokenizer = load_tokenizer(config.run_dir, None)
     size = config.image_size or run.data.image_size
     tokenizer.code_maps(size, size)
-    check_costs(config.search, None)
+    tokenizer.costs_for(config.search)
     folder, names = _find(config.images)
     outputs = [(config.output_dir / name).with_suffix(".png") for name in names]
     comparison_path = config.output_dir / "comparison.png"

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from tokenizer.code_prior import CodeTerms
 from tokenizer.storage.errors import InputError
 
 
@@ -25,6 +26,8 @@ class TokenizerOutput(NamedTuple):
     """H(P_l) of each layer; zeros without a posterior."""
     latent_terms: dict[str, Float[Tensor, ""]]
     """The quantizers' terms, summed over the groups: `QuantizerOutput.latent_terms`."""
+    code_terms: CodeTerms | None = None
+    """Of the prior inside the tokenizer, in training."""
 
 
 MIN_VARIANCE = 1e-12
