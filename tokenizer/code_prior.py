@@ -3,8 +3,9 @@
     p(codes) = Π_layers Π_passes Π_positions p(code | U, layers before, passes before)
 
 U is what coarser groups say of a position. A layer is coded in a few passes, each over a fixed
-share of its positions; within a pass all codes are independent given what is known, so that coding takes
-a few parallel steps at any image size, and drawing, too. Contexts are hard codes without gradient.
+share of its positions; within a pass all codes are independent given what is known, so that coding
+takes a few parallel steps at any image size, and drawing, too. Contexts are hard codes without
+gradient.
 """
 
 import math
@@ -14,6 +15,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 
 from tokenizer.config import TokenizerConfig
 from tokenizer.networks import ResidualBlock
@@ -128,7 +130,9 @@ class CodePrior(nn.Module):
         indices: Sequence[Int[Tensor, "batch _ _ _"]],
         latents: Sequence[Float[Tensor, "batch _ _ _"]],
     ) -> CodeTerms:
-        """One random pass of each layer and image, weighed by the number of passes.
+        """One random layer of each group and one random pass of it for each image.
+
+        Weighed so that the expectation is that of all layers and passes.
 
         Args:
             top_down: holds code vectors and upward paths.
@@ -137,20 +141,29 @@ class CodePrior(nn.Module):
         """
         rate = fit = torch.zeros((), device=indices[0].device)
         for number, group, upsampled, codes in self._groups(top_down, indices):
-            order = self.order(*codes.shape[2:])
-            for layer in range(codes.shape[1]):
-                step = torch.randint(self.num_passes, (len(codes), 1, 1), device=codes.device)
+            batch, depth, *size = codes.shape
+            weight = self.num_passes * depth / batch
+            first = int(torch.randint(depth, ()))
+            for layer in range(depth):
+                images = slice((layer + first) % depth, None, depth)
+                own = codes[images]
+                if not len(own):
+                    continue
+                passes = torch.randint(self.num_passes, (len(own), 1, 1), device=own.device)
+                order = self.order(*size)
                 with torch.no_grad():
-                    inputs = _Context(group, layer, upsampled, codes).inputs(order < step)
-                rows = order == step  # (B, h, w)
+                    above = None if upsampled is None else upsampled[images]
+                    inputs = _Context(group, layer, above, own).inputs(order < passes)
+                rows = order == passes  # (B, h, w)
                 found = self._of_rows(number, layer, inputs, rows)
-                weight = self.num_passes / len(codes)
-                if not group.quantizer.has_posterior or not self.training:
-                    chosen = codes[:, layer][rows].unsqueeze(1)
+                if not group.quantizer.has_posterior:
+                    chosen = own[:, layer][rows].unsqueeze(1)
                     fit = fit - weight * found.gather(1, chosen).sum()
                     continue
-                residual = at_least_float32(latents[number]) - group.quantized(codes, layer)
-                residual = residual.movedim(1, -1)[rows]
+                residual = at_least_float32(latents[number][images].movedim(1, -1)[rows])
+                for before in range(layer):
+                    codebook = at_least_float32(group.quantizer.codebook(before))
+                    residual = residual - functional.embedding(own[:, before][rows], codebook)
                 posterior = group.quantizer.log_posterior(layer, residual).exp()
                 rate = rate - weight * (posterior * found.detach()).sum()
                 fit = fit - weight * (posterior.detach() * found).sum()

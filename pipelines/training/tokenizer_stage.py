@@ -31,6 +31,7 @@ from pipelines.training.initial_weights import load_initial_weights
 from pipelines.training.layer_health import LayerHealth, relative_variances
 from pipelines.training.losses import Bound, Loss, TokenizerLoss
 from pipelines.training.losses.adversarial import Adversary, mean_over
+from pipelines.training.losses.code_terms import with_code_terms
 from pipelines.training.losses.perceptual import PerceptualDistance
 from pipelines.training.optimizer import Network
 from pipelines.training.stage import Stage
@@ -210,6 +211,8 @@ class TokenizerStage(Stage[LoadedImages, Tensor]):
             judge = modules["discriminator"]
             images = output.reconstructions
             loss = self.adversary.tokenizer_loss(loss, batch, images, judge, step)
+        recipe, total_steps = self.config.recipe, self.config.training.first_total_steps
+        loss = with_code_terms(loss, output, recipe.code_prior, step, total_steps)
         if self.model.has_posterior:
             loss.terms["temperature"] = torch.full((), temperature, device=self.device)
             loss.terms["dequantization_variance"] = self.model.dequantization_variances()
