@@ -128,7 +128,7 @@ class CodePrior(nn.Module):
         self,
         top_down: TopDownPath,
         indices: Sequence[Int[Tensor, "batch _ _ _"]],
-        latents: Sequence[Float[Tensor, "batch _ _ _"]],
+        latents: Sequence[Float[Tensor, "batch _ _ _"]] | None,
     ) -> CodeTerms:
         """One random layer of each group and one random pass of it for each image.
 
@@ -137,7 +137,7 @@ class CodePrior(nn.Module):
         Args:
             top_down: holds code vectors and upward paths.
             indices: hard codes, which are the contexts.
-            latents: Ẑ of each group. Without a posterior the hard codes stand for it.
+            latents: Ẑ of each group, for the posteriors; without them the hard codes stand alone.
         """
         rate = fit = torch.zeros((), device=indices[0].device)
         for number, group, upsampled, codes in self._groups(top_down, indices):
@@ -156,7 +156,7 @@ class CodePrior(nn.Module):
                     inputs = _Context(group, layer, above, own).inputs(order < passes)
                 rows = order == passes  # (B, h, w)
                 found = self._of_rows(number, layer, inputs, rows)
-                if not group.quantizer.has_posterior:
+                if latents is None or not group.quantizer.has_posterior:
                     chosen = own[:, layer][rows].unsqueeze(1)
                     fit = fit - weight * found.gather(1, chosen).sum()
                     continue
