@@ -190,7 +190,7 @@ class CodePrior(nn.Module):
     def _of_rows(
         self, number: int, layer: int, inputs: Tensor, rows: Bool[Tensor, "batch height width"]
     ) -> Float[Tensor, "rows codes"]:
-        *trunk, last = self.heads[number][layer]  # type: ignore[index,misc]
+        *trunk, last = self.heads[number][layer]  # type: ignore[index]
         features = inputs.to(last.weight.dtype)
         for module in trunk:
             features = module(features)

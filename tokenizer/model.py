@@ -183,7 +183,7 @@ class Tokenizer(WithOwnPrior):
         if not isinstance(num_layers, int) or not 1 <= num_layers <= len(sizes):
             raise InputError(f"num_layers must be from 1 to {len(sizes)}, got {num_layers!r}")
         indices = given_indices(indices, self.config, self._weight)
-        if self.code_prior is not None:
+        if self.code_prior is not None and num_layers < len(sizes):
             indices = self.code_prior.completed(self.top_down, indices, num_layers, most_likely)
             num_layers = len(sizes)
         return self.decoder(self.top_down.decode(indices, num_layers))  # type: ignore[no-any-return]

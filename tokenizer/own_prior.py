@@ -89,7 +89,7 @@ class WithOwnPrior(TokenizerParts):
             InputError: there is none, or it would not count.
         """
         if costs is None and search.rate_weight > 0 and self.code_prior is not None:
-            return self  # type: ignore[return-value]
+            return self
         check_costs(search, costs)
         return costs
 

@@ -254,7 +254,7 @@ class TokenizerStage(Stage[LoadedImages, Tensor]):
             judged = self.adversary.check(images, model.reconstruct(images))
         if model.code_prior is not None:  # the same images on all processes
             images = to_float(dataset.images_at(items[:NUM_JUDGED])).to(self.device)
-            judged["code_bits"] = mean_code_length(model, images)
+            judged = {**judged, "code_bits": mean_code_length(model, images)}
         return {
             **reconstruction_metrics(errors),
             "perplexity": usage.perplexity(),
