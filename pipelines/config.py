@@ -10,7 +10,7 @@ from pydantic import Field
 from pydantic import model_validator as validates
 
 from pipelines.condition_config import ConditionKind, ConditionSourceConfig
-from pipelines.data_config import CodesConfig, Count, DataFolder, Seed
+from pipelines.data_config import CodesConfig, Count, DataFolder, MovedDataConfig, Seed
 from pipelines.data_config import DataConfig as DataConfig
 from pipelines.data_config import FolderRules as FolderRules
 from pipelines.loss_config import AdversarialConfig, CodePriorRecipe, PerceptualConfig
@@ -183,6 +183,7 @@ class RunConfig(StrictConfig):
 class TokenizerRunConfig(RunConfig):
     """Stage one: trains a tokenizer on images, in RUN_DIR/tokenizer."""
 
+    inputs: ClassVar[tuple[str, ...]] = ("data.root", "data.validation_root", "initialize_from")
     main_options: ClassVar[tuple[str, ...]] = (
         "run_dir",
         "data.root",
@@ -258,6 +259,7 @@ class TokenizerRunConfig(RunConfig):
 class PriorRunConfig(RunConfig):
     """Stage two: trains a prior over the codes of RUN_DIR/tokenizer, in RUN_DIR/prior."""
 
+    inputs: ClassVar[tuple[str, ...]] = ("run_dir", "initialize_from", *MovedDataConfig.inputs)
     main_options: ClassVar[tuple[str, ...]] = (
         "run_dir",
         "is_class_conditional",
@@ -278,6 +280,10 @@ class PriorRunConfig(RunConfig):
     """Learn the codes of the mirrored training images, too."""
     targets: Literal["indices", "posterior"] = "indices"
     """Learn the hard indices, or the tokenizer's posterior given the same context."""
+    target_temperature: Temperature = 1.0
+    """Of the posterior: below 1 it is sharpened."""
+    drawn_inputs: bool = False
+    """The prior sees codes drawn anew from the posterior at each step, not the nearest ones."""
     codes: CodesConfig = CodesConfig()
     """Which hard indices."""
     sampling_temperature: Temperature = 1.0

@@ -1,7 +1,7 @@
 """The configuration of the images that a run is trained on."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, PlainSerializer
 
@@ -72,6 +72,8 @@ class MovedDataConfig(StrictConfig):
     """Where the run's `data.root` has been moved; the images must be the same."""
     data_validation_root: Path | None = None
     """Where the run's `data.validation_root` has been moved."""
+
+    inputs: ClassVar[tuple[str, ...]] = ("data_root", "data_validation_root")
 
 
 class CodesConfig(StrictConfig):

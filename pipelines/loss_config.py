@@ -30,6 +30,9 @@ class PerceptualConfig(StrictConfig):
     """Share of each map in the distance, made to sum to 1; empty: equal ones."""
     image_size: MapSide | None = None
     """Side to which images and reconstructions are resized before (bilinear); None: as they are."""
+    max_shift: Annotated[int, Field(ge=0, le=64)] = 8
+    """Both are cropped by so many pixels, each step at another place: the network's strides would
+    leave a grid in the gradient, always at the same place."""
     pad_type: Literal["", "same"] = ""
     """timm only: padding of the convolutions; "same" for weights converted from TensorFlow."""
     mean: tuple[Mean, Mean, Mean] | None = None

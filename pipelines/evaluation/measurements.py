@@ -1,5 +1,6 @@
 """Reconstruction and generation, measured: each number with the protocol it was measured by."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from pipelines.evaluation.reconstruction import (
 from pipelines.evaluation.reference import Reference, SavedStatistics
 from pipelines.generation import ImageGenerationPipeline
 from pipelines.images import to_float, to_uint8
+from pipelines.sampling_config import SamplingConfig
+from pipelines.tuned_sampling import filled, uses_tuned
 from prior import Tokens
 from tokenizer import Tokenizer
 from tokenizer.storage.errors import InputError
@@ -153,26 +156,16 @@ def evaluate_generation(
         reference, other = splits if config.reference == "train" else splits[::-1]
     is_saved = isinstance(reference, SavedStatistics)
     check_num_images(config.num_images, config.num_images if is_saved else len(reference))
-    chosen_by = (config.labels, config.num_images, config.seed)
-    labels: Tensor | Tokens | None
-    if conditions is None:
-        labels, which = reference_labels(pipeline.prior.config, train, reference, *chosen_by)
-    else:
-        splits = (train, validation)
-        labels, which = reference_conditions(conditions, splits, reference, *chosen_by)
-    sampler = pipeline.sampler(config.sampling)
-
-    def generated(rows: np.ndarray) -> Tensor:
-        chosen = None if labels is None else labels[torch.from_numpy(rows)]
-        names = ("labels", "condition")
-        name = names[conditions is not None or pipeline.prior.config.has_custom_conditioner]
-        settings: dict[str, Any] = {"seed": config.seed, "sampling": sampler, name: chosen}
-        return torch.cat(list(pipeline.draw(rows.tolist(), batch_size=len(rows), **settings)))
-
+    labels, which = given_to(pipeline, (train, validation), reference, config, conditions)
+    sampling = filled(config.sampling, pipeline.tuned, labels is not None)
     comparison = Comparison(
         extractor, accelerator, config.batch_size, config.num_images, config.seed
     )
-    fake = comparison.features(generated, config.num_images, "generated")
+    draw = drawing(pipeline, sampling, labels, config.seed)
+    fake = comparison.features(draw, config.num_images, "generated")
+    described: dict[str, Any] = sampling.model_dump(mode="json")
+    if pipeline.tuned is not None and uses_tuned(config.sampling):
+        described["tuned"] = pipeline.tuned.protocol
     protocol = Protocol(
         reference=reference.description,
         reference_hash=reference.fingerprint,
@@ -180,7 +173,7 @@ def evaluate_generation(
         num_images=config.num_images,
         seed=config.seed,
         extractor=extractor.protocol,
-        sampling=config.sampling.model_dump(mode="json"),
+        sampling=described,
         settings={
             "labels": which,
             **decoder_setting(pipeline.tokenizer),
@@ -199,6 +192,40 @@ def evaluate_generation(
 def decoder_setting(tokenizer: Tokenizer) -> dict[str, str]:
     """What a protocol says of a fine-tuned decoder; nothing of another."""
     return {"decoder": "fine-tuned on hard codes"} if tokenizer.former_identities() else {}
+
+
+def given_to(
+    pipeline: ImageGenerationPipeline,
+    splits: tuple[ImageDataset, ImageDataset],
+    reference: Reference,
+    config: EvaluationConfig,
+    conditions: tuple[Conditions, Conditions] | None,
+) -> tuple[Tensor | Tokens | None, str]:
+    """Labels or conditions of the generated images, and which they are in words."""
+    chosen_by = (config.labels, config.num_images, config.seed)
+    if conditions is None:
+        return reference_labels(pipeline.prior.config, splits[0], reference, *chosen_by)
+    return reference_conditions(conditions, splits, reference, *chosen_by)
+
+
+def drawing(
+    pipeline: ImageGenerationPipeline,
+    sampling: SamplingConfig,
+    labels: Tensor | Tokens | None,
+    seed: int,
+) -> Callable[[np.ndarray], Tensor]:
+    """What draws the images with some numbers, of which `labels` holds what is given to each."""
+    sampler = pipeline.sampler(sampling, labels is not None)
+    prior = pipeline.prior.config
+    is_condition = prior.condition is not None or prior.has_custom_conditioner
+
+    def draw(rows: np.ndarray) -> Tensor:
+        chosen = None if labels is None else labels[torch.from_numpy(rows)]
+        given: dict[str, Any] = {"condition" if is_condition else "labels": chosen}
+        settings = {"seed": seed, "sampling": sampler, "batch_size": len(rows), **given}
+        return torch.cat(list(pipeline.draw(rows.tolist(), **settings)))
+
+    return draw
 
 
 def _class_agreement(

@@ -290,7 +290,7 @@ def test_reconstruct_refuses_what_it_cannot_read_or_would_overwrite(
     image = write_image(tmp_path / "images" / "a.png")
     command = ["--output-dir", "out"]
     assert_refused(run("reconstruct", tiny_run, "none.png", *command), "none.png does not exist")
-    assert_refused(run("reconstruct", tmp_path, image, *command), "config.json: no such file")
+    assert_refused(run("reconstruct", tmp_path, image, *command), "must hold a trained tokenizer")
     assert_refused(run("reconstruct", tiny_run, image, *command, "--image-size", "20"), "divisible")
     assert_refused(run("reconstruct", tiny_run, image, *command, "--num-layers", "4"), "num_layers")
     twin = write_image(tmp_path / "images" / "a.webp")

@@ -123,8 +123,8 @@ class StochasticQuantizer(CodebookQuantizer):
         variance = inputs.var(0, correction=0).mean()
         if not variance > 0:
             raise InputError(
-                "images: to start from them, what layer "
-                f"{layer} gets must vary, got variance {variance.item()}"
+                f"images: to start from them, what layer {layer + 1} of a group gets must vary, "
+                f"got variance {variance.item()}"
             )
         if layer < self.num_codebooks:
             codebook = self.codebook(layer)
