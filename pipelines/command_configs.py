@@ -9,6 +9,7 @@ from pydantic import model_validator as validates
 
 from pipelines.data_config import DataConfig, MovedDataConfig
 from pipelines.sampling_config import SamplingConfig
+from tokenizer.search_config import NO_SEARCH, SearchConfig
 from tokenizer.storage.configs import StrictConfig
 
 
@@ -58,6 +59,8 @@ class EvaluationConfig(StrictConfig):
     """Of the generated images and of the choice of reference images."""
     batch_size: PositiveInt = 100
     """Images at a time."""
+    search: SearchConfig = NO_SEARCH
+    """For the codes of reconstructions."""
 
 
 class EvaluateConfig(EvaluationConfig, MovedDataConfig):
@@ -99,7 +102,8 @@ class EvaluateConfig(EvaluationConfig, MovedDataConfig):
             raise ValueError("either RUN or folders must be given, and not both")
         if (self.folders is None) != (self.image_size is None):
             raise ValueError("image_size must be given with folders, and only there")
-        unused = ("what", "labels", "reference", "sampling", "data_root", "data_validation_root")
+        moved = tuple(MovedDataConfig.model_fields)
+        unused = ("what", "labels", "reference", "sampling", "search", *moved)
         for name in unused if self.folders else ():
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} applies to a run alone, got {getattr(self, name)!r}")
@@ -166,6 +170,7 @@ class ReconstructConfig(StrictConfig):
         "output_dir",
         "num_layers",
         "image_size",
+        "search.candidates",
     )
     run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run."""
@@ -177,6 +182,8 @@ class ReconstructConfig(StrictConfig):
     """Decode from so many layers only, counted from the coarsest."""
     image_size: PositiveInt | None = None
     """Side in pixels; None takes that of the training images."""
+    search: SearchConfig = NO_SEARCH
+    """For codes that draw the images better."""
 
 
 class SummaryConfig(MovedDataConfig):

@@ -10,10 +10,10 @@ from pydantic import Field
 from pydantic import model_validator as validates
 
 from pipelines.condition_config import ConditionKind, ConditionSourceConfig
-from pipelines.data_config import Count, DataFolder, MovedDataConfig, Seed
+from pipelines.data_config import CodesConfig, Count, DataFolder, MovedDataConfig, Seed
 from pipelines.data_config import DataConfig as DataConfig
 from pipelines.data_config import FolderRules as FolderRules
-from pipelines.loss_config import AdversarialConfig, PerceptualConfig
+from pipelines.loss_config import AdversarialConfig, CodePriorRecipe, PerceptualConfig
 from prior.config import MAX_GUIDANCE, PriorNetworkConfig, upgrade_network
 from tokenizer.config import TokenizerConfig, without_recipe
 from tokenizer.fields import Factor, PositiveFactor, ProperShare, Share, Temperature
@@ -105,6 +105,7 @@ class TokenizerRecipe(StrictConfig):
     """Learning rate of log s², in units of the networks'; 0 keeps the initial variances."""
     perceptual: PerceptualConfig = PerceptualConfig()
     adversarial: AdversarialConfig = AdversarialConfig()
+    code_prior: CodePriorRecipe = CodePriorRecipe()
     min_codebook_usage: Share = 0.25
     """Warn when a layer uses a smaller share of its codes on the validation images."""
     min_perplexity: Share = 0.05
@@ -279,6 +280,8 @@ class PriorRunConfig(RunConfig):
     """Learn the codes of the mirrored training images, too."""
     targets: Literal["indices", "posterior"] = "indices"
     """Learn the hard indices, or the tokenizer's posterior given the same context."""
+    codes: CodesConfig = CodesConfig()
+    """Which hard indices."""
     sampling_temperature: Temperature = 1.0
     """Temperature of the previews."""
     guidance_scale: GuidanceScale = 1.0

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, PlainSerializer
 
+from tokenizer.search_config import NO_SEARCH, SearchConfig
 from tokenizer.storage.configs import StrictConfig, check_path
 
 # Bounds that no sound run reaches.
@@ -73,3 +74,10 @@ class MovedDataConfig(StrictConfig):
     """Where the run's `data.validation_root` has been moved."""
 
     inputs: ClassVar[tuple[str, ...]] = ("data_root", "data_validation_root")
+
+
+class CodesConfig(StrictConfig):
+    """Which codes of its images a prior learns."""
+
+    search: SearchConfig = NO_SEARCH
+    """For codes that draw the images better than the nearest ones, found once before training."""

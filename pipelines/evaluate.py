@@ -81,6 +81,7 @@ def _measure_run(
         pipeline = ImageGenerationPipeline.from_pretrained(run_dir).to(accelerator.device)
         pipeline.sampler(config.sampling)  # refuses settings that do not fit
         tokenizer = pipeline.tokenizer
+    tokenizer.costs_for(config.search)
     extractor = _load_extractor(config)
     check_extractor(extractor, tokenizer)
     tokenizer.to(accelerator.device)

@@ -1,4 +1,4 @@
-"""Parameters of the losses that sharpen pictures: perceptual and adversarial."""
+"""Parameters of further losses: perceptual, adversarial, and of the prior in the tokenizer."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic import model_validator as validates
 
-from tokenizer.fields import Factor, MapSide, Mean, PositiveFactor, ProperShare, Width
+from tokenizer.fields import Factor, MapSide, Mean, PositiveFactor, ProperShare, Share, Width
 from tokenizer.storage.configs import StrictConfig
 
 Count = Annotated[int, Field(gt=0, le=10**9)]
@@ -94,3 +94,19 @@ class AdversarialConfig(StrictConfig):
     def counts_from(self) -> int:
         """Step from which on the tokenizer follows the discriminator."""
         return self.start_step + self.lead_steps
+
+
+class CodePriorRecipe(StrictConfig):
+    """How the prior inside a tokenizer is trained, and what it does to the codes."""
+
+    rate_weight: Factor = 1.0
+    """Weight μ of the code length under the prior, which makes codes predictable; at 1 it counts as
+    in the bound, at 0 the prior only learns. Without a posterior it counts nothing."""
+    ramp: Share = 0.3
+    """Share of the steps over which μ rises linearly."""
+    calibration_steps: Annotated[int, Field(ge=0, le=10**6)] = 200
+    """Steps of the heads alone, on the hard codes of the finished tokenizer."""
+
+    def rate_weight_at(self, step: int, total_steps: int) -> float:
+        """μ of a step, which counts from 0."""
+        return self.rate_weight * min(1.0, (step + 1) / max(self.ramp * total_steps, 1))

@@ -124,6 +124,7 @@ def prior_stage(
             flips=is_training and config.horizontal_flip,
             keeps_latents=is_training and config.targets == "posterior",
             batch_size=batch_size_without_gradient(config.training, accelerator),
+            search=config.codes.search,
         )
         for images, is_training in ((train_images, True), (validation_images, False))
     )

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 from pydantic import model_validator as validates
 
+from tokenizer.code_prior_config import CodePriorConfig
 from tokenizer.fields import (
     CodebookSizes,
     Depth,
@@ -163,6 +164,8 @@ class TokenizerConfig(StrictConfig):
     networks: NetworkConfig = NetworkConfig()
     backbone: BackboneConfig | None = None
     """A timm model in place of the residual bottom-up path."""
+    code_prior: CodePriorConfig = CodePriorConfig()
+    """Inside the tokenizer: how likely codes are."""
     channels: Annotated[int, Field(ge=1, le=4)] = 3
     """Image channels."""
     preprocessing: PreprocessingConfig | None = None

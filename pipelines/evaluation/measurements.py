@@ -63,7 +63,9 @@ def evaluate_reconstruction(
     if reference is not None and not isinstance(reference, SavedStatistics):
         images = reference
     items = chosen_items(len(images), min(config.num_images, len(images)), config.seed)
-    errors, usage = measure_reconstruction(tokenizer, images, items, accelerator, config.batch_size)
+    errors, usage = measure_reconstruction(
+        tokenizer, images, items, accelerator, config.batch_size, config.search
+    )
     values: dict[str, Any] = dict(reconstruction_metrics(errors))
     values["perplexity"] = usage.perplexity()
     values["codebook_usage"] = usage.usage()
@@ -72,6 +74,8 @@ def evaluate_reconstruction(
     bound, codes = bound_bits_per_dim(
         tokenizer, train, images, accelerator, config.batch_size, config.seed
     )
+    fields = config.search.model_dump(exclude_none=True) if config.search.is_on else {}
+    searched = {f"search.{name}": value for name, value in fields.items()}
     protocol = Protocol(
         reference=images.description,
         reference_hash=images.fingerprint,
@@ -80,6 +84,7 @@ def evaluate_reconstruction(
         seed=config.seed,
         settings={
             "codes": "hard",
+            **searched,
             **decoder_setting(tokenizer),
             **_training_networks(tokenizer),
         },
@@ -101,7 +106,7 @@ def evaluate_reconstruction(
 
     def reconstructions(rows: np.ndarray) -> Tensor:
         originals = to_float(images.images_at(items[rows])).to(accelerator.device)
-        return to_uint8(tokenizer.reconstruct(originals))
+        return to_uint8(tokenizer.reconstruct(originals, config.search))
 
     comparison = Comparison(
         extractor, accelerator, config.batch_size, config.num_images, config.seed

@@ -76,6 +76,11 @@ def make_prior(
     """
     if config.targets == "posterior" and not tokenizer.has_posterior:
         raise InputError("targets must be 'indices' with a deterministic tokenizer")
+    if config.targets == "posterior" and config.codes.search.is_on:
+        raise InputError(
+            "codes.search.candidates must be 1 for targets 'posterior', which are the encoder's, "
+            f"got {config.codes.search.candidates}"
+        )
     has_classes = config.condition_kind == "class"
     assert (conditions is None) == (config.condition_kind in ("class", "none"))
     if has_classes and not images.class_names:

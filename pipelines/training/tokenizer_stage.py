@@ -27,10 +27,12 @@ from pipelines.evaluation.similarity import SSIM_WINDOW
 from pipelines.images import comparison, to_float, to_uint8
 from pipelines.processes import batch_size_without_gradient, seed_everything
 from pipelines.run.log import Metrics
+from pipelines.training.calibration import calibrate_code_prior, mean_code_length
 from pipelines.training.initial_weights import load_initial_weights
 from pipelines.training.layer_health import LayerHealth, relative_variances
 from pipelines.training.losses import Bound, Loss, TokenizerLoss
 from pipelines.training.losses.adversarial import Adversary, mean_over
+from pipelines.training.losses.code_terms import with_code_terms
 from pipelines.training.losses.perceptual import PerceptualDistance
 from pipelines.training.optimizer import Network
 from pipelines.training.stage import Stage
@@ -210,6 +212,8 @@ class TokenizerStage(Stage[LoadedImages, Tensor]):
             judge = modules["discriminator"]
             images = output.reconstructions
             loss = self.adversary.tokenizer_loss(loss, batch, images, judge, step)
+        recipe, total_steps = self.config.recipe, self.config.training.first_total_steps
+        loss = with_code_terms(loss, output, recipe.code_prior, step, total_steps)
         if self.model.has_posterior:
             loss.terms["temperature"] = torch.full((), temperature, device=self.device)
             loss.terms["dequantization_variance"] = self.model.dequantization_variances()
@@ -230,6 +234,13 @@ class TokenizerStage(Stage[LoadedImages, Tensor]):
                 lambda tensor: accelerator.reduce(tensor, "sum"), lambda tensor: broadcast(tensor)
             )
 
+    def finish(self, model: nn.Module) -> None:
+        """Fits the prior inside to the hard codes of the model in use."""
+        assert isinstance(model, Tokenizer)
+        if model.code_prior is not None:
+            steps, seed = self.config.recipe.code_prior.calibration_steps, self.config.training.seed
+            calibrate_code_prior(model, self.train_images, steps, seed, self.device)
+
     def validate(self, model: nn.Module, accelerator: Accelerator) -> Metrics:
         """RMSE on [0, 1], PSNR, and per layer perplexity, usage, s² and warnings; hard codes."""
         assert isinstance(model, Tokenizer)
@@ -241,6 +252,9 @@ class TokenizerStage(Stage[LoadedImages, Tensor]):
         if self.adversary is not None:  # the same images on all processes
             images = to_float(dataset.images_at(items[:NUM_JUDGED])).to(self.device)
             judged = self.adversary.check(images, model.reconstruct(images))
+        if model.code_prior is not None:  # the same images on all processes
+            images = to_float(dataset.images_at(items[:NUM_JUDGED])).to(self.device)
+            judged = {**judged, "code_bits": mean_code_length(model, images)}
         return {
             **reconstruction_metrics(errors),
             "perplexity": usage.perplexity(),

@@ -225,6 +225,10 @@ def test_reconstruct_writes_each_image_under_its_name(
     assert run("reconstruct", tiny_run, images / "0.png", *one).status == 0
     with Image.open(tmp_path / "one" / "0.png") as image:
         assert image.size == (32, 32)
+    searched = ["--output-dir", tmp_path / "searched", "--search.candidates", "4"]
+    assert run("reconstruct", tiny_run, folder, *searched).status == 0
+    path = Path("class0") / "0.png"
+    assert (tmp_path / "searched" / path).read_bytes() != (out / path).read_bytes()
 
 
 # Bad input: one line, exit status 2
