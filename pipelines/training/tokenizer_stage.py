@@ -27,7 +27,7 @@ from pipelines.evaluation.similarity import SSIM_WINDOW
 from pipelines.images import comparison, to_float, to_uint8
 from pipelines.processes import batch_size_without_gradient, seed_everything
 from pipelines.run.log import Metrics
-from pipelines.training.calibration import calibrate_code_prior, mean_code_length
+from pipelines.training.calibration import calibrate_code_prior, code_lengths
 from pipelines.training.initial_weights import load_initial_weights
 from pipelines.training.layer_health import LayerHealth, relative_variances
 from pipelines.training.losses import Bound, Loss, TokenizerLoss
@@ -237,9 +237,9 @@ class TokenizerStage(Stage[LoadedImages, Tensor]):
     def finish(self, model: nn.Module) -> None:
         """Fits the prior inside to the hard codes of the model in use."""
         assert isinstance(model, Tokenizer)
-        if model.code_prior is not None:
-            steps, seed = self.config.recipe.code_prior.calibration_steps, self.config.training.seed
-            calibrate_code_prior(model, self.train_images, steps, seed, self.device)
+        steps = self.config.recipe.code_prior.calibration_steps
+        seed = self.config.training.seed
+        calibrate_code_prior(model, self.train_images, steps, seed, self.device)
 
     def validate(self, model: nn.Module, accelerator: Accelerator) -> Metrics:
         """RMSE on [0, 1], PSNR, and per layer perplexity, usage, s² and warnings; hard codes."""
@@ -252,9 +252,6 @@ class TokenizerStage(Stage[LoadedImages, Tensor]):
         if self.adversary is not None:  # the same images on all processes
             images = to_float(dataset.images_at(items[:NUM_JUDGED])).to(self.device)
             judged = self.adversary.check(images, model.reconstruct(images))
-        if model.code_prior is not None:  # the same images on all processes
-            images = to_float(dataset.images_at(items[:NUM_JUDGED])).to(self.device)
-            judged = {**judged, "code_bits": mean_code_length(model, images)}
         return {
             **reconstruction_metrics(errors),
             "perplexity": usage.perplexity(),
@@ -262,6 +259,7 @@ class TokenizerStage(Stage[LoadedImages, Tensor]):
             "dequantization_variance": model.dequantization_variances().tolist(),
             "relative_variance": ratios,
             **judged,
+            **code_lengths(model, dataset, items, self.device),
             **self.health.check(model.codebook_sizes, usage.usage(), usage.perplexity(), ratios),
         }
 
