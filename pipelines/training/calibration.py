@@ -19,7 +19,7 @@ def calibrate_code_prior(
 ) -> None:
     """Trains the heads alone, in place: in training they saw soft posteriors, which overstate bits.
 
-    Also what gives a finished tokenizer a prior that had none in its training. Without any, nothing.
+    Also what gives a finished tokenizer a prior that had none in its training.
     """
     if tokenizer.code_prior is None:
         return
