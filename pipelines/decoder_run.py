@@ -14,8 +14,6 @@ from tokenizer.storage.errors import InputError
 
 STEPS_SHARE = 10
 """The tokenizer's steps over those of fine-tuning, by default."""
-RATE_SHARE = 3
-"""The tokenizer's learning rate over that of fine-tuning, by default."""
 ADDED = {"head_width"}
 """Fields of the networks that fine-tuning may change: of the decoder alone."""
 
@@ -46,7 +44,7 @@ class DecoderRunConfig(TokenizerRunConfig):
 
 
 def decoder_run(run_dir: Path) -> DecoderRunConfig:
-    """The fine-tuning of a run: its images, batches and precision, and a short schedule.
+    """The fine-tuning of a run: its images, batches, rate and precision, and fewer steps.
 
     Raises:
         InputError: it has no tokenizer.
@@ -59,7 +57,6 @@ def decoder_run(run_dir: Path) -> DecoderRunConfig:
     steps = max(training.total_steps // STEPS_SHARE, 1)
     update = {
         "total_steps": steps,
-        "learning_rate": training.learning_rate / RATE_SHARE,
         "warmup_steps": min(training.warmup_steps, steps // 10),
         "extended_at": (),
     }

@@ -99,7 +99,7 @@ class TokenizerStage(Stage[LoadedImages, Tensor]):
         seed_everything(config.training.seed)
         self.config = config
         self.is_initialized = False
-        self.perceptual = _perceptual(config, accelerator.device)
+        self.perceptual = PerceptualDistance.of_run(config, accelerator.device)
         self.model = self.build(config, quantizer)
         self.objective = loss or Bound(config.recipe, self.model.has_posterior, self.perceptual)
         try:
@@ -109,7 +109,7 @@ class TokenizerStage(Stage[LoadedImages, Tensor]):
         rate_factors = config.recipe.rate_factors(self.model.learned_roles())
         network = Network.from_config(self.model, config.training, rate_factors)
         self.networks = {"tokenizer": network}
-        self.adversary = _adversary(config, self.model, accelerator)
+        self.adversary = Adversary.of_run(config, self.model, accelerator)
         if self.adversary is not None:
             self.networks["discriminator"] = self.adversary.network()
         self.train_images, self.validation_images = images or load_splits(config.data, accelerator)
@@ -277,30 +277,6 @@ def reconstruction_preview(
     images = dataset.images_at(items)
     decoded = to_uint8(model.reconstruct(to_float(images).to(device))).cpu()
     return comparison(images, decoded)
-
-
-def _perceptual(config: TokenizerRunConfig, device: torch.device) -> PerceptualDistance | None:
-    if not config.recipe.perceptual.weight:
-        return None
-    data = config.data
-    distance = PerceptualDistance(config.recipe.perceptual, data.channels, data.image_size)
-    return distance.to(device)
-
-
-def _adversary(
-    config: TokenizerRunConfig, model: Tokenizer, accelerator: Accelerator
-) -> Adversary | None:
-    if not config.recipe.adversarial.weight:
-        return None
-    return Adversary(
-        config.recipe.adversarial,
-        config.training,
-        config.data.channels,
-        config.data.image_size,
-        model.last_decoder_weight,
-        accelerator.device,
-        mean_over(accelerator),
-    )
 
 
 def _load_backbone_weights(model: Tokenizer, source: Path | str) -> None:

@@ -71,7 +71,7 @@ def test_a_saved_config_stands_for_a_preset(tmp_path: Path) -> None:
 def test_sampling_options_are_one_number_or_one_per_layer() -> None:
     config = parse_generate("--output-dir", "out", "--labels", "1", "2")
     assert config.labels == ("1", "2")
-    assert config.sampling.temperature == 1.0
+    assert config.sampling.temperature is None
     config = parse_generate("--output-dir", "out", "--sampling.temperature", "1", "0.5")
     assert config.sampling.temperature == (1.0, 0.5)
 

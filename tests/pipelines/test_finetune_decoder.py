@@ -15,8 +15,8 @@ from pipelines.config import PriorRunConfig, TokenizerRunConfig
 from pipelines.decoder_run import DecoderRunConfig, decoder_run, parse_decoder_run
 from pipelines.evaluate import evaluate
 from pipelines.finetune_decoder import finetune_decoder
-from pipelines.loss_config import AdversarialConfig
 from pipelines.model_folders import load_tokenizer
+from pipelines.recipe import AdversarialConfig
 from pipelines.run.folder import load_run, write_run_config
 from pipelines.train_prior import train_prior
 from pipelines.train_tokenizer import train_tokenizer
@@ -201,7 +201,11 @@ def test_what_cannot_be_fine_tuned_is_refused_before_work(
     ):
         with pytest.raises(InputError, match=match):
             parse(str(run_dir), option)
-    assert parse(str(run_dir), "--tokenizer.networks.head-width=8").output_dir.name == "decoder"
+    config = parse(str(run_dir), "--tokenizer.networks.head-width=8", "--training.seed=3")
+    assert config.output_dir == run_dir / "decoder"
+    run = load_run(TokenizerRunConfig, run_dir / "tokenizer" / "config.json")
+    update = {"seed": 3, "total_steps": 1, "warmup_steps": 0}
+    assert config.training == run.training.model_copy(update=update)
     with pytest.raises(CrashError):
         train_with(tokenizer_run(tmp_path / "begun", cache_dir, checkpoint_interval=1), 2, crash)
     with pytest.raises(InputError, match="RUN must hold a finished tokenizer"):
