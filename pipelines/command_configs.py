@@ -102,8 +102,7 @@ class EvaluateConfig(EvaluationConfig, MovedDataConfig):
             raise ValueError("either RUN or folders must be given, and not both")
         if (self.folders is None) != (self.image_size is None):
             raise ValueError("image_size must be given with folders, and only there")
-        moved = tuple(MovedDataConfig.model_fields)
-        unused = ("what", "labels", "reference", "sampling", "search", *moved)
+        unused = ("what", "labels", "reference", "sampling", "search", *MovedDataConfig.inputs)
         for name in unused if self.folders else ():
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} applies to a run alone, got {getattr(self, name)!r}")
@@ -165,12 +164,7 @@ class ReconstructConfig(StrictConfig):
 
     inputs: ClassVar[tuple[str, ...]] = ("run_dir", "images")
     main_options: ClassVar[tuple[str, ...]] = (
-        "run_dir",
-        "images",
-        "output_dir",
-        "num_layers",
-        "image_size",
-        "search.candidates",
+        *("run_dir", "images", "output_dir", "num_layers", "image_size", "search.candidates"),
     )
     run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run."""

@@ -21,8 +21,8 @@ from pipelines.data.conditions import trained_conditions
 from pipelines.data.dataset import ImageDataset
 from pipelines.data.sources import load_folder, trained_images
 from pipelines.evaluation.features import FeatureExtractor, load_extractor
+from pipelines.evaluation.judges import check_extractor
 from pipelines.evaluation.measurements import (
-    check_extractor,
     compare_sets,
     evaluate_generation,
     evaluate_reconstruction,

@@ -11,7 +11,7 @@ from pipelines.config import TokenizerRunConfig
 from pipelines.data.conditions import trained_conditions
 from pipelines.data.sources import trained_images
 from pipelines.evaluation.features import load_extractor
-from pipelines.evaluation.measurements import check_extractor
+from pipelines.evaluation.judges import check_extractor
 from pipelines.evaluation.tuning import tune
 from pipelines.generation import ImageGenerationPipeline
 from pipelines.model_folders import model_folder

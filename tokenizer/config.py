@@ -171,7 +171,8 @@ class TokenizerConfig(StrictConfig):
     preprocessing: PreprocessingConfig | None = None
     """Of the training images; training fills it. None in what earlier versions saved."""
     loss_networks: Annotated[
-        tuple[Annotated[str, Field(max_length=300)], ...], Field(max_length=16)
+        tuple[Annotated[str, Field(pattern=r"^\S{1,100} [0-9a-f]{64}$")], ...],
+        Field(max_length=16),
     ] = ()
     """NAME SHA256 of the networks whose features the training compared; training fills it. They
     must not judge the tokenizer."""

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from pipelines.config import DataConfig, TokenizerRecipe, TokenizerRunConfig, TrainingConfig
-from pipelines.loss_config import AdversarialConfig, PerceptualConfig
+from pipelines.recipe import AdversarialConfig, PerceptualConfig
 from tokenizer.builders import deterministic, hq_vae
 from tokenizer.config import NetworkConfig
 

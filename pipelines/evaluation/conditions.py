@@ -6,11 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.command_configs import EvaluationConfig
 from pipelines.data.conditions import Conditions
 from pipelines.data.dataset import ImageDataset, chosen_items
 from pipelines.evaluation.reference import Reference, SavedStatistics
-from pipelines.generation import ImageGenerationPipeline
 from prior import PriorConfig, Tokens
 from tokenizer.storage.errors import InputError
 
@@ -74,17 +72,3 @@ def reference_conditions(
     whose = "the reference" if any(of_reference) else "training"
     rows = items[np.arange(num_images) % len(items)]
     return chosen.at(rows), f"conditions of {whose} images"
-
-
-def given_to(
-    pipeline: ImageGenerationPipeline,
-    splits: tuple[ImageDataset, ImageDataset],
-    reference: Reference,
-    config: EvaluationConfig,
-    conditions: tuple[Conditions, Conditions] | None,
-) -> tuple[Tensor | Tokens | None, str]:
-    """Labels or conditions of the generated images, and which they are in words."""
-    chosen_by = (config.labels, config.num_images, config.seed)
-    if conditions is None:
-        return reference_labels(pipeline.prior.config, splits[0], reference, *chosen_by)
-    return reference_conditions(conditions, splits, reference, *chosen_by)

@@ -13,9 +13,10 @@ from pipelines.command_configs import EvaluationConfig
 from pipelines.data.conditions import Conditions
 from pipelines.data.dataset import ImageDataset, chosen_items
 from pipelines.evaluation.classifier import ClassifierExtractor
-from pipelines.evaluation.conditions import given_to
+from pipelines.evaluation.conditions import reference_conditions, reference_labels
 from pipelines.evaluation.distances import Comparison
 from pipelines.evaluation.features import FeatureExtractor
+from pipelines.evaluation.judges import check_extractor, trained_by
 from pipelines.evaluation.metrics import check_num_images, reconstruction_metrics
 from pipelines.evaluation.protocol import Protocol, Results
 from pipelines.evaluation.reconstruction import (
@@ -30,7 +31,6 @@ from pipelines.sampling_config import SamplingConfig
 from pipelines.tuned_sampling import filled, uses_tuned
 from prior import Tokens
 from tokenizer import Tokenizer
-from tokenizer.storage.errors import InputError
 
 
 def evaluate_reconstruction(
@@ -85,8 +85,7 @@ def evaluate_reconstruction(
         settings={
             "codes": "hard",
             **searched,
-            **decoder_setting(tokenizer),
-            **_training_networks(tokenizer),
+            **trained_by(tokenizer),
         },
     )
     num_bound = min(NUM_BOUND_IMAGES, len(images))
@@ -176,9 +175,8 @@ def evaluate_generation(
         sampling=described,
         settings={
             "labels": which,
-            **decoder_setting(pipeline.tokenizer),
             "tokenizer_hash": pipeline.tokenizer.content_hash(),
-            **_training_networks(pipeline.tokenizer),
+            **trained_by(pipeline.tokenizer),
             "prior_hash": pipeline.prior.content_hash(),
         },
     )
@@ -187,6 +185,20 @@ def evaluate_generation(
         assert isinstance(labels, Tensor)
         results |= _class_agreement(comparison, fake.logits, labels, validation, protocol)
     return results
+
+
+def given_to(
+    pipeline: ImageGenerationPipeline,
+    splits: tuple[ImageDataset, ImageDataset],
+    reference: Reference,
+    config: EvaluationConfig,
+    conditions: tuple[Conditions, Conditions] | None,
+) -> tuple[Tensor | Tokens | None, str]:
+    """Labels or conditions of the generated images, and which they are in words."""
+    chosen_by = (config.labels, config.num_images, config.seed)
+    if conditions is None:
+        return reference_labels(pipeline.prior.config, splits[0], reference, *chosen_by)
+    return reference_conditions(conditions, splits, reference, *chosen_by)
 
 
 def drawing(
@@ -209,11 +221,6 @@ def drawing(
     return draw
 
 
-def decoder_setting(tokenizer: Tokenizer) -> dict[str, str]:
-    """What a protocol says of a fine-tuned decoder; nothing of another."""
-    return {"decoder": "fine-tuned on hard codes"} if tokenizer.former_identities() else {}
-
-
 def _class_agreement(
     comparison: Comparison,
     logits: Tensor,
@@ -232,42 +239,6 @@ def _class_agreement(
         name = f"class agreement{comparison.extractor.suffix}{whose}"
         results |= protocol.model_copy(update=numbers).attach({name: share})
     return results
-
-
-def _training_networks(tokenizer: Tokenizer) -> dict[str, str]:
-    """For the protocol, the networks that the training's losses compared features of."""
-    networks = tokenizer.config.loss_networks
-    return {"trained_with": ", ".join(networks)} if networks else {}
-
-
-def check_extractor(extractor: FeatureExtractor | None, tokenizer: Tokenizer) -> None:
-    """A network that the tokenizer was trained with would judge its own features.
-
-    Raises:
-        InputError: it is the tokenizer's backbone, or a network of its perceptual loss.
-    """
-    if extractor is None:
-        return
-    for network in tokenizer.config.loss_networks:
-        loss_name, sha256 = network.split(" ")
-        model = str(extractor.protocol.get("model", "")).partition(".")[0]
-        if (
-            sha256 == extractor.protocol.get("weights_sha256")
-            or loss_name.partition(".")[0] == model
-        ):
-            raise InputError(
-                f"extractor.model must not be {model!r}, whose features the training compared: it "
-                "would judge what it has taught; give another, or extractor.kind none"
-            )
-    backbone = tokenizer.config.backbone
-    if backbone is None:
-        return
-    name = backbone.name.partition(".")[0]
-    if str(extractor.protocol.get("model", "")).partition(".")[0] == name:
-        raise InputError(
-            f"extractor.model must not be {name!r}, the backbone of this tokenizer, which would "
-            "judge its own features; give another, or extractor.kind none"
-        )
 
 
 def compare_sets(

@@ -9,10 +9,10 @@ from accelerate import Accelerator
 from pipelines.command_configs import EvaluationConfig
 from pipelines.data.conditions import Conditions
 from pipelines.data.dataset import ImageDataset, chosen_items
-from pipelines.evaluation.conditions import given_to
 from pipelines.evaluation.distances import Comparison
 from pipelines.evaluation.features import FeatureExtractor
-from pipelines.evaluation.measurements import check_extractor, drawing
+from pipelines.evaluation.judges import check_extractor
+from pipelines.evaluation.measurements import drawing, given_to
 from pipelines.evaluation.metrics import check_num_images, frechet_distance, metric_name
 from pipelines.generation import ImageGenerationPipeline
 from pipelines.sampling_config import SamplingConfig

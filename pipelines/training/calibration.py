@@ -2,15 +2,16 @@
 
 import math
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from pipelines.data.dataset import ImageDataset, chosen_items
 from pipelines.images import to_float
+from pipelines.run.log import Metrics
 from tokenizer import Tokenizer
 
 LEARNING_RATE = 2e-3
-BATCH = 64
+BATCH, NUM_IMAGES = 64, 256
 
 
 def calibrate_code_prior(
@@ -20,7 +21,8 @@ def calibrate_code_prior(
 
     Also what gives a finished tokenizer a prior that had none in its training.
     """
-    assert tokenizer.code_prior is not None
+    if tokenizer.code_prior is None:
+        return
     was_training = tokenizer.training
     tokenizer.eval()
     parameters = list(tokenizer.code_prior.parameters())
@@ -48,7 +50,15 @@ def calibrate_code_prior(
     tokenizer.train(was_training)
 
 
-def mean_code_length(tokenizer: Tokenizer, images: Tensor) -> list[float]:
-    """Bits of each layer under the tokenizer's own prior, as means over the images."""
-    parts = [tokenizer.code_length(part) for part in torch.split(images, BATCH)]
-    return torch.cat(parts).mean(0).tolist()
+def code_lengths(
+    tokenizer: Tokenizer, images: ImageDataset, items: np.ndarray, device: torch.device
+) -> Metrics:
+    """Bits of each layer under the tokenizer's own prior: means of a few images, of all processes.
+
+    Empty without one.
+    """
+    if tokenizer.code_prior is None:
+        return {}
+    batch = to_float(images.images_at(items[:NUM_IMAGES])).to(device)
+    bits = torch.cat([tokenizer.code_length(part) for part in torch.split(batch, BATCH)])
+    return {"code_bits": bits.mean(0).tolist()}

@@ -15,8 +15,8 @@ from pipelines.config import PriorRunConfig, TokenizerRunConfig
 from pipelines.decoder_run import DecoderRunConfig, decoder_run, parse_decoder_run
 from pipelines.evaluate import evaluate
 from pipelines.finetune_decoder import finetune_decoder
-from pipelines.loss_config import AdversarialConfig
 from pipelines.model_folders import load_tokenizer
+from pipelines.recipe import AdversarialConfig
 from pipelines.run.folder import load_run, write_run_config
 from pipelines.train_prior import train_prior
 from pipelines.train_tokenizer import train_tokenizer

@@ -2,7 +2,7 @@
 
 import torch
 
-from pipelines.loss_config import CodePriorRecipe
+from pipelines.recipe import CodePriorRecipe
 from pipelines.training.losses.base import Loss
 from tokenizer import TokenizerOutput
 

@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipelines.loss_config import PerceptualConfig
+from pipelines.config import TokenizerRunConfig
+from pipelines.recipe import PerceptualConfig
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.files import file_sha256
 from tokenizer.storage.hashes import weights_hash
@@ -84,6 +85,16 @@ class PerceptualDistance(nn.Module):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
         self._check_maps(config.image_size or image_size)
         self.heads = _heads(config.network) if config.network in LPIPS else None
+
+    @classmethod
+    def of_run(
+        cls, config: TokenizerRunConfig, device: torch.device
+    ) -> "PerceptualDistance | None":
+        """That of the run's recipe; None where its weight is 0."""
+        perceptual, data = config.recipe.perceptual, config.data
+        if not perceptual.weight:
+            return None
+        return cls(perceptual, data.channels, data.image_size).to(device)
 
     def train(self, mode: bool = True) -> "PerceptualDistance":
         """Stays in evaluation mode, whatever contains it."""

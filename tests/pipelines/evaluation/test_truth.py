@@ -31,8 +31,8 @@ from pipelines.evaluation.features import (
     composite_on_white,
     load_extractor,
 )
+from pipelines.evaluation.judges import check_extractor
 from pipelines.evaluation.measurements import (
-    check_extractor,
     compare_sets,
     evaluate_generation,
     evaluate_reconstruction,

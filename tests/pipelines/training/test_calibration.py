@@ -9,7 +9,7 @@ import torch
 from pipelines.config import TokenizerRunConfig
 from pipelines.data.sources import load_images
 from pipelines.images import to_float
-from pipelines.loss_config import CodePriorRecipe
+from pipelines.recipe import CodePriorRecipe
 from pipelines.run.log import read_metrics
 from pipelines.train_tokenizer import train_tokenizer
 from pipelines.training.calibration import calibrate_code_prior

@@ -11,9 +11,9 @@ from torch import nn
 
 from pipelines.config import TokenizerRecipe
 from pipelines.evaluation.features import FeatureExtractor
-from pipelines.evaluation.measurements import check_extractor
-from pipelines.loss_config import PerceptualConfig
+from pipelines.evaluation.judges import check_extractor
 from pipelines.presets import TOKENIZER_PRESETS
+from pipelines.recipe import PerceptualConfig
 from pipelines.training.losses.bound import Bound
 from pipelines.training.losses.perceptual import PerceptualDistance
 from tests.tiny_runs import make_stage, tokenizer_run
