@@ -27,7 +27,7 @@ from torch import Tensor
 from benchmarks.machine import origin
 from pipelines import ImageGenerationPipeline
 from pipelines.condition_config import ConditionSourceConfig
-from pipelines.config import DataConfig, PriorRunConfig, TokenizerRunConfig
+from pipelines.config import DataConfig, PriorRunConfig, TokenizerRunConfig, TrainingConfig
 from pipelines.data.shapes import (
     CLASS_NAMES,
     ShapeFactors,
@@ -39,6 +39,8 @@ from pipelines.images import image_grid, save_png, to_float, to_uint8
 from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
 from pipelines.train_prior import train_prior
 from pipelines.train_tokenizer import train_tokenizer
+from prior import PriorNetworkConfig
+from tokenizer.builders import sq_vae_2
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +49,7 @@ PRESET = "shapes32-sqvae2"
 SIZE = 32
 NUM_TRAINING, NUM_VALIDATION = 8_000, 400
 TOKENIZER_STEPS, PRIOR_STEPS = 800, 2_000
+LEARNING_RATE = 3e-3
 GUIDANCE_SCALES = (1.0, 2.0, 3.0)
 COLORS = ("red", "yellow", "green", "cyan", "blue", "magenta")
 MEAN_RADIUS = 0.615
@@ -201,14 +204,15 @@ def run_configs(folder: Path) -> tuple[TokenizerRunConfig, PriorRunConfig]:
         image_size=SIZE,
         cache_dir=folder / "cache",
     )
-    often = {"validation_interval": 500, "num_validation_images": NUM_VALIDATION}
+    often: dict[str, Any] = {"validation_interval": 500, "num_validation_images": NUM_VALIDATION}
     return (
         tokenizer.model_copy(
             update={
                 "run_dir": folder / "run",
                 "data": data,
-                "training": tokenizer.training.model_copy(
-                    update={"total_steps": TOKENIZER_STEPS, **often}
+                "tokenizer": sq_vae_2((8, 4), 64, 32, networks=tokenizer.tokenizer.networks),
+                "training": TrainingConfig(
+                    total_steps=TOKENIZER_STEPS, learning_rate=LEARNING_RATE, **often
                 ),
             }
         ),
@@ -216,7 +220,18 @@ def run_configs(folder: Path) -> tuple[TokenizerRunConfig, PriorRunConfig]:
             update={
                 "run_dir": folder / "run",
                 "condition": ConditionSourceConfig(kind="text"),
-                "training": prior.training.model_copy(update={"total_steps": PRIOR_STEPS, **often}),
+                "prior": PriorNetworkConfig(
+                    width=64, num_spatial_layers=4, num_depth_layers=2, num_heads=2, dropout=0.0
+                ),
+                "targets": "indices",
+                "sampling_temperature": 0.8,
+                "training": TrainingConfig(
+                    total_steps=PRIOR_STEPS,
+                    batch_size=32,
+                    learning_rate=LEARNING_RATE,
+                    weight_decay=0.05,
+                    **often,
+                ),
             }
         ),
     )

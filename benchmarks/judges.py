@@ -33,6 +33,8 @@ class SqueezeNetExtractor(FeatureExtractor):
             },
         )
         self.image_size = image_size
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1))
         self.register_buffer("std", torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1))
 

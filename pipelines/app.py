@@ -15,11 +15,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+
 from pipelines.command import announce, run_command
 from pipelines.command_configs import AppConfig
+from pipelines.generation import ImageGenerationPipeline
+from pipelines.hub import find_folder
 from pipelines.options import parse_options
-from pipelines.playground import load_playground
+from pipelines.playground import Playground
 from pipelines.processes import new_accelerator
+from pipelines.tokenizer_pipeline import TokenizerPipeline
 from tokenizer.storage.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -70,7 +75,7 @@ def serve(config: AppConfig) -> None:
     """
     if importlib.util.find_spec("gradio") is None:
         raise InputError('the page needs Gradio: pip install -e ".[app]" in the clone')
-    playground = load_playground(config.run_dir, new_accelerator().device)
+    playground = load_playground(config.run_dir, new_accelerator().device, config.text_encoder)
     with TemporaryDirectory(prefix="hqvae-app-") as folder:  # of the pictures that are shown
         os.environ.update(NOTHING_LEAVES, GRADIO_TEMP_DIR=folder)
         from starlette.middleware import Middleware
@@ -109,6 +114,32 @@ def serve(config: AppConfig) -> None:
             raise KeyboardInterrupt("stopped") from None
         finally:
             page.close(verbose=False)
+
+
+def load_playground(
+    source: str, device: torch.device, text_encoder: Path | None = None
+) -> Playground:
+    """That of a run, finished or under way, of a saved pipeline or tokenizer, or of the hub's.
+
+    `text_encoder` is where the encoder of texts has been moved.
+
+    Raises:
+        InputError: there is no tokenizer, or a model is damaged.
+    """
+    folder = find_folder(source, ("tokenizer", "prior"))
+    configs = [folder / "prior" / name for name in ("config.json", "model/config.json")]
+    has_prior = configs[1].is_file() or (configs[0].is_file() and _is_model(folder / "prior"))
+    if not has_prior:
+        return Playground(TokenizerPipeline.from_pretrained(folder, device=device))
+    pipeline = ImageGenerationPipeline.from_pretrained(
+        folder, text_encoder=text_encoder, device=device
+    )
+    return Playground(pipeline)
+
+
+def _is_model(folder: Path) -> bool:
+    """A run that is under way has a config.json of its own there, and no weights yet."""
+    return (folder / "model.safetensors").is_file()
 
 
 def _is_loopback(host: str) -> bool:

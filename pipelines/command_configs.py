@@ -9,6 +9,7 @@ from pydantic import model_validator as validates
 
 from pipelines.data_config import DataConfig, MovedDataConfig
 from pipelines.sampling_config import SamplingConfig
+from tokenizer.search_config import NO_SEARCH, SearchConfig
 from tokenizer.storage.configs import StrictConfig
 
 
@@ -58,6 +59,8 @@ class EvaluationConfig(StrictConfig):
     """Of the generated images and of the choice of reference images."""
     batch_size: PositiveInt = 100
     """Images at a time."""
+    search: SearchConfig = NO_SEARCH
+    """For the codes of reconstructions."""
 
 
 class EvaluateConfig(EvaluationConfig, MovedDataConfig):
@@ -66,6 +69,7 @@ class EvaluateConfig(EvaluationConfig, MovedDataConfig):
     Prints a table and writes RUN/evaluation/*.json, each number with its protocol.
     """
 
+    inputs: ClassVar[tuple[str, ...]] = ("run_dir", "folders", "reference", *MovedDataConfig.inputs)
     main_options: ClassVar[tuple[str, ...]] = (
         "run_dir",
         "folders",
@@ -98,7 +102,7 @@ class EvaluateConfig(EvaluationConfig, MovedDataConfig):
             raise ValueError("either RUN or folders must be given, and not both")
         if (self.folders is None) != (self.image_size is None):
             raise ValueError("image_size must be given with folders, and only there")
-        unused = ("what", "labels", "reference", "sampling", "data_root", "data_validation_root")
+        unused = ("what", "labels", "reference", "sampling", "search", *MovedDataConfig.inputs)
         for name in unused if self.folders else ():
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} applies to a run alone, got {getattr(self, name)!r}")
@@ -110,12 +114,12 @@ class EvaluateConfig(EvaluationConfig, MovedDataConfig):
 class GenerateConfig(StrictConfig):
     """Generates images as OUTPUT_DIR/000000.png and so on, and contact_sheet.png of the first.
 
-    labels.json says the class of each image, metadata.jsonl another condition.
-
-    Image i depends on the seed, i and its label alone: not on batch size or processes. The same
-    command goes on where it was stopped.
+    labels.json says the class of each image, metadata.jsonl another condition. Image i depends on
+    the seed, i and its label alone: not on batch size or processes. The same command goes on where
+    it was stopped.
     """
 
+    inputs: ClassVar[tuple[str, ...]] = ("run_dir", "text_encoder")
     main_options: ClassVar[tuple[str, ...]] = (
         "run_dir",
         "output_dir",
@@ -158,12 +162,9 @@ class ReconstructConfig(StrictConfig):
     the first pairs.
     """
 
+    inputs: ClassVar[tuple[str, ...]] = ("run_dir", "images")
     main_options: ClassVar[tuple[str, ...]] = (
-        "run_dir",
-        "images",
-        "output_dir",
-        "num_layers",
-        "image_size",
+        *("run_dir", "images", "output_dir", "num_layers", "image_size", "search.candidates"),
     )
     run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run."""
@@ -175,6 +176,8 @@ class ReconstructConfig(StrictConfig):
     """Decode from so many layers only, counted from the coarsest."""
     image_size: PositiveInt | None = None
     """Side in pixels; None takes that of the training images."""
+    search: SearchConfig = NO_SEARCH
+    """For codes that draw the images better."""
 
 
 class SummaryConfig(MovedDataConfig):
@@ -184,6 +187,7 @@ class SummaryConfig(MovedDataConfig):
     one process write it as well.
     """
 
+    inputs: ClassVar[tuple[str, ...]] = ("run_dir", *MovedDataConfig.inputs)
     main_options: ClassVar[tuple[str, ...]] = ("run_dir", "output", "title")
     run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run, with tokenizer/ at least."""
@@ -201,6 +205,7 @@ class ExplainConfig(MovedDataConfig):
     shifted, blurred, made noisy. Of validation images; the prior is not needed.
     """
 
+    inputs: ClassVar[tuple[str, ...]] = ("run_dir", "baseline", *MovedDataConfig.inputs)
     main_options: ClassVar[tuple[str, ...]] = ("run_dir", "baseline", "num_images", "output_dir")
     run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run, with tokenizer/ at least."""
@@ -219,9 +224,12 @@ class AppConfig(StrictConfig):
     machines do not reach it unless `host` says so. A run without a prior shows what needs none.
     """
 
-    main_options: ClassVar[tuple[str, ...]] = ("run_dir", "host", "port")
+    inputs: ClassVar[tuple[str, ...]] = ("run_dir", "text_encoder")
+    main_options: ClassVar[tuple[str, ...]] = ("run_dir", "text_encoder", "host", "port")
     run_dir: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of a run or a saved pipeline, or a name of the Hugging Face hub such as user/model."""
+    text_encoder: Path | None = None
+    """Folder to which the encoder of texts has been moved."""
     host: str = "127.0.0.1"
     """Address to listen at; another one lets others in, without a password."""
     port: Annotated[int, Field(gt=0, lt=2**16)] | None = None
@@ -233,13 +241,11 @@ class CheckDataConfig(StrictConfig):
 
     Files are used, converted (used, after more than resizing), skipped, or refused: training
     stops at the first of these. Prints a summary, writes all files that are not simply used to
-    OUTPUT, and ends with exit status 2 where training would stop.
-
-    --verify, with FOLDER or alone, compares all that CACHE_DIR holds with its hashes, and ends with
-    exit status 2 where something is damaged. A run's codes are verified by --cache-dir
-    RUN/prior/codes.
+    OUTPUT, and ends with exit status 2 where training would stop. --verify, with FOLDER or alone,
+    compares all that CACHE_DIR holds with its hashes, and ends so where something is damaged.
     """
 
+    inputs: ClassVar[tuple[str, ...]] = ("folder",)
     main_options: ClassVar[tuple[str, ...]] = (
         *("folder", "image_size", "channels", "white_value", "skip_unreadable", "output", "verify"),
     )
@@ -260,7 +266,7 @@ class CheckDataConfig(StrictConfig):
     verify: bool = False
     """Read all of the cache, of which training compares sizes and modification times only."""
     cache_dir: Path = DataConfig.model_fields["cache_dir"].default
-    """`verify`: as data.cache_dir, or the codes of a run."""
+    """`verify`: as data.cache_dir, or RUN/prior/codes."""
 
 
 class QuickstartConfig(StrictConfig):
@@ -272,6 +278,7 @@ class QuickstartConfig(StrictConfig):
     Stopped, it goes on from where it was when it is started again.
     """
 
+    inputs: ClassVar[tuple[str, ...]] = ("folder",)
     main_options: ClassVar[tuple[str, ...]] = ("folder", "minutes", "run_dir")
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """Folder of images."""

@@ -38,10 +38,10 @@ ImageBytes = UInt8[Tensor, "batch channels height width"]
 class SamplingOptions(TypedDict, total=False):
     """How the codes of completions are drawn; see `ImageGenerationPipeline.__call__`."""
 
-    temperature: float | Sequence[float]
+    temperature: float | Sequence[float] | None
     top_k: int | Sequence[int | None] | None
     top_p: float | Sequence[float | None] | None
-    guidance_scale: float
+    guidance_scale: float | None
     condition: ConditionInputs | None
     generator: torch.Generator | None
     num_candidates: int
@@ -80,8 +80,8 @@ class CompletionPipeline(PriorPipeline):
 
         Args:
             image: one picture.
-            mask: of the picture's size, white (or 1) is drawn anew: a PIL image, or an array or
-                tensor (height, width) of bytes, from 128 up, or of nothing but zeros and ones.
+            mask: of the picture's size, white (or 1) is drawn anew: a PIL image, a path, an array
+                or tensor (height, width) of bytes, from 128 up, or of nothing but zeros and ones.
             num_images: how many completions.
             labels: a class for all, or one for each; None: that of no class.
             seed: of all random numbers.

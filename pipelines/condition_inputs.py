@@ -54,17 +54,12 @@ class ConditionReader:
             InputError: it does not fit the prior.
         """
         if isinstance(self._condition, AttributeConditionConfig):
-            if isinstance(condition, Mapping | str):  # a text is refused below
+            if isinstance(condition, Mapping | str):
                 condition = [condition] * count
             if isinstance(condition, Sequence):
                 _check_count(len(condition), count)
-                for entry in condition:
-                    if not isinstance(entry, Mapping):
-                        raise InputError(
-                            "condition must be a dictionary of attributes, or one for each "
-                            f"image, got {type(entry).__name__}"
-                        )
-                return attribute_rows(condition, self._condition)
+                entries = [self._attributes(entry) for entry in condition]
+                return attribute_rows(entries, self._condition)
         elif isinstance(self._condition, EmbeddingConditionConfig):
             if isinstance(condition, str):
                 condition = [condition] * count
@@ -74,6 +69,17 @@ class ConditionReader:
                 return self._read_texts(condition)
             return _embeddings(condition, count, self._condition)
         return condition
+
+    def _attributes(self, entry: Any) -> Attributes:
+        assert isinstance(self._condition, AttributeConditionConfig)
+        if isinstance(entry, str):
+            return attributes_of_text(entry, self._condition)
+        if not isinstance(entry, Mapping):
+            raise InputError(
+                "condition must be a dictionary of attributes, or one for each image, got "
+                f"{type(entry).__name__}"
+            )
+        return entry
 
     def _read_texts(self, texts: Sequence[str]) -> Tokens:
         assert isinstance(self._condition, EmbeddingConditionConfig)
@@ -170,6 +176,31 @@ def attribute_rows(
     return torch.from_numpy(rows)
 
 
+def attributes_of_text(text: str, config: AttributeConditionConfig) -> dict[str, str | list[str]]:
+    """Attributes as `name=value,name=value`; a value alone is that of the attribute that has it.
+
+    Raises:
+        InputError: none or several have it.
+    """
+    entry: dict[str, str | list[str]] = {}
+    for part in filter(None, text.split(",")):
+        name, sign, value = part.partition("=")
+        if not sign:
+            names = [own.name for own in config.attributes if part in own.values]
+            if len(names) != 1:
+                found = " or ".join(f"{name}={part}" for name in names)
+                first = f"{config.attributes[0].name}={config.attributes[0].values[0]}"
+                raise InputError(
+                    "condition must be name=value,name=value, such as "
+                    f"{shortened(found or first)}, got {shortened(part)!r}, a value of "
+                    f"{'several attributes' if names else 'no attribute'}"
+                )
+            name, value = names[0], part
+        others = attribute_values(entry.get(name)) or []
+        entry[name] = [*others, value] if others else value
+    return entry
+
+
 def attribute_values(given: Any) -> list[str] | None:
     """Values as text; None where it is left open, as an empty cell of a table does."""
     if given is None or given == "":
@@ -218,7 +249,10 @@ def _embeddings(
 
 def _check_count(found: int, count: int) -> None:
     if found != count:
-        raise InputError(f"condition must have one row for {count} images, got {found}")
+        raise InputError(
+            f"condition must have one row for {count} images, got {found}; what is for all of "
+            "them needs no list"
+        )
 
 
 def _named(names: Sequence[str] | Mapping[str, Any]) -> str:

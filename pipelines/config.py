@@ -1,7 +1,6 @@
 """Run configurations: what a command needs to know, saved with the run."""
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -10,13 +9,13 @@ from pydantic import Field
 from pydantic import model_validator as validates
 
 from pipelines.condition_config import ConditionKind, ConditionSourceConfig
-from pipelines.data_config import Count, DataFolder, Seed
+from pipelines.data_config import CodesConfig, Count, DataFolder, MovedDataConfig, Seed
 from pipelines.data_config import DataConfig as DataConfig
 from pipelines.data_config import FolderRules as FolderRules
-from pipelines.loss_config import AdversarialConfig, PerceptualConfig
+from pipelines.recipe import TokenizerRecipe as TokenizerRecipe
 from prior.config import MAX_GUIDANCE, PriorNetworkConfig, upgrade_network
 from tokenizer.config import TokenizerConfig, without_recipe
-from tokenizer.fields import Factor, PositiveFactor, ProperShare, Share, Temperature
+from tokenizer.fields import Temperature
 from tokenizer.storage.configs import StrictConfig
 
 # Bounds that no sound run reaches.
@@ -85,58 +84,6 @@ class TrainingConfig(StrictConfig):
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
-class TokenizerRecipe(StrictConfig):
-    """How a tokenizer is trained: what its network and its codes do not depend on."""
-
-    initial_temperature: Temperature = 1.0
-    """Gumbel-softmax temperature at step 0."""
-    final_temperature: Temperature = 0.4
-    """Gumbel-softmax temperature at the last step, reached exponentially."""
-    temperature_hold: ProperShare = 0.7
-    """Share of the steps before the temperature starts to fall."""
-    likelihood: Literal["closed_form", "unit_variance"] | None = None
-    """Variance of the decoder: the best for the batch, or 1. None: closed_form with a posterior."""
-    latent_weight: Factor | None = None
-    """Weight of the quantizer's terms against the reconstruction; at 1 the loss is the bound.
-    None: 0.3 with a posterior, 0.25 (the usual weight of a commitment) without."""
-    codebook_rate: PositiveFactor = 10.0
-    """Learning rate of learned code vectors, in units of the networks'."""
-    variance_rate: Factor = 10.0
-    """Learning rate of log s², in units of the networks'; 0 keeps the initial variances."""
-    perceptual: PerceptualConfig = PerceptualConfig()
-    adversarial: AdversarialConfig = AdversarialConfig()
-    min_codebook_usage: Share = 0.25
-    """Warn when a layer uses a smaller share of its codes on the validation images."""
-    min_perplexity: Share = 0.05
-    """Warn when a layer's perplexity is a smaller share of its number of codes."""
-    variance_band: tuple[PositiveNumber, PositiveNumber] = (1e-3, 1e2)
-    """Warn when s² over the variance of a layer's code vectors leaves this band."""
-
-    @validates(mode="after")
-    def _check(self) -> "TokenizerRecipe":
-        if self.variance_band[0] >= self.variance_band[1]:
-            raise ValueError(f"variance_band must go from low to high, got {self.variance_band}")
-        return self
-
-    def rate_factors(
-        self, roles: Mapping[str, Literal["codebook", "variance"]]
-    ) -> dict[str, float]:
-        """By name, learning rates in units of the networks', given `Tokenizer.learned_roles`."""
-        rates = {"codebook": self.codebook_rate, "variance": self.variance_rate}
-        return {name: rates[role] for name, role in roles.items()}
-
-    def temperature(self, step: int, total_steps: int) -> float:
-        """Gumbel-softmax temperature τ of a step, which counts from 0.
-
-        A high one gives gradients of low variance; only the end has to resemble hard codes.
-        """
-        hold = self.temperature_hold
-        progress = step / max(total_steps - 1, 1)
-        fallen = min(max((progress - hold) / (1 - hold), 0.0), 1.0)
-        ratio = self.final_temperature / self.initial_temperature
-        return float(self.initial_temperature * ratio**fallen)
-
-
 WARNINGS = {"min_codebook_usage", "min_perplexity", "variance_band"}
 """Fields that only stage one used, and both had in format 1."""
 
@@ -182,6 +129,7 @@ class RunConfig(StrictConfig):
 class TokenizerRunConfig(RunConfig):
     """Stage one: trains a tokenizer on images, in RUN_DIR/tokenizer."""
 
+    inputs: ClassVar[tuple[str, ...]] = ("data.root", "data.validation_root", "initialize_from")
     main_options: ClassVar[tuple[str, ...]] = (
         "run_dir",
         "data.root",
@@ -257,6 +205,7 @@ class TokenizerRunConfig(RunConfig):
 class PriorRunConfig(RunConfig):
     """Stage two: trains a prior over the codes of RUN_DIR/tokenizer, in RUN_DIR/prior."""
 
+    inputs: ClassVar[tuple[str, ...]] = ("run_dir", "initialize_from", *MovedDataConfig.inputs)
     main_options: ClassVar[tuple[str, ...]] = (
         "run_dir",
         "is_class_conditional",
@@ -277,6 +226,12 @@ class PriorRunConfig(RunConfig):
     """Learn the codes of the mirrored training images, too."""
     targets: Literal["indices", "posterior"] = "indices"
     """Learn the hard indices, or the tokenizer's posterior given the same context."""
+    target_temperature: Temperature = 1.0
+    """Of the posterior: below 1 it is sharpened."""
+    drawn_inputs: bool = False
+    """The prior sees codes drawn anew from the posterior at each step, not the nearest ones."""
+    codes: CodesConfig = CodesConfig()
+    """Which hard indices."""
     sampling_temperature: Temperature = 1.0
     """Temperature of the previews."""
     guidance_scale: GuidanceScale = 1.0

@@ -2,12 +2,16 @@
 
 import importlib
 import sys
+from importlib.metadata import version
 
 from pipelines import startup
 
 
 def main() -> None:
-    """Runs a verb with the rest of the command line; lists the verbs if there is none."""
+    """Runs a verb with the rest of the command line; lists the verbs if there is none.
+
+    --version prints the version.
+    """
     startup.prepare()
     from pipelines.options import did_you_mean, fail
     from pipelines.verbs import VERBS, check_command_line
@@ -18,6 +22,9 @@ def main() -> None:
         lines = "\n".join(f"  {name:{width}}  {entry.summary}" for name, entry in VERBS.items())
         print(f"usage: hqvae VERB ...\n\n{lines}\n\nMore about one of them: hqvae VERB --help")
         raise SystemExit(0 if verb else 2)
+    if verb == "--version":
+        print(f"hqvae {version('hqvae')}")
+        raise SystemExit(0)
     if verb not in VERBS:
         hint = did_you_mean(verb.replace("_", "-"), VERBS) or f"give one of {', '.join(VERBS)}"
         fail(f"unknown verb {verb!r}: {hint}")

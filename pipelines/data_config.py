@@ -1,10 +1,11 @@
 """The configuration of the images that a run is trained on."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, PlainSerializer
 
+from tokenizer.search_config import NO_SEARCH, SearchConfig
 from tokenizer.storage.configs import StrictConfig, check_path
 
 # Bounds that no sound run reaches.
@@ -71,3 +72,12 @@ class MovedDataConfig(StrictConfig):
     """Where the run's `data.root` has been moved; the images must be the same."""
     data_validation_root: Path | None = None
     """Where the run's `data.validation_root` has been moved."""
+
+    inputs: ClassVar[tuple[str, ...]] = ("data_root", "data_validation_root")
+
+
+class CodesConfig(StrictConfig):
+    """Which codes of its images a prior learns."""
+
+    search: SearchConfig = NO_SEARCH
+    """For codes that draw the images better than the nearest ones, found once before training."""

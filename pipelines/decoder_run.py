@@ -60,10 +60,16 @@ def decoder_run(run_dir: Path) -> DecoderRunConfig:
         "warmup_steps": min(training.warmup_steps, steps // 10),
         "extended_at": (),
     }
+    # The discriminator is new; a short run cannot wait for it as long as the tokenizer's did.
+    adversarial = run.recipe.adversarial
+    lead_steps = min(adversarial.lead_steps, steps // 5)
+    start = {"start_step": 0, "lead_steps": lead_steps}
+    recipe = {"adversarial": adversarial.model_copy(update=start)}
     fields = {name: getattr(run, name) for name in type(run).model_fields}
     fields |= {
         "run_dir": run_dir,
         "training": training.model_copy(update=update),
+        "recipe": run.recipe.model_copy(update=recipe),
         "backbone_weights": None,
         "initialize_from": None,
     }

@@ -23,6 +23,7 @@ from pipelines.prefetch import one_ahead
 from pipelines.sampling_config import SamplingConfig
 from pipelines.text_encoders import TextEncoder
 from pipelines.tokenizer_pipeline import TokenizerPipeline
+from pipelines.tuned_sampling import TunedSampling, filled
 from prior import Conditioner, Prior, Sampler, Tokens, sample_generators
 from prior.config import EmbeddingConditionConfig
 from prior.sampling import NUM_CANDIDATES
@@ -47,6 +48,8 @@ class PriorPipeline(TokenizerPipeline):
 
     _models: ClassVar[tuple[str, ...]] = ("tokenizer", "prior")
     _measured: ClassVar[tuple[str, ...]] = ("reconstruction", "generation")
+    tuned: TunedSampling | None = None
+    """How codes are drawn where nothing is said of it; None: as the prior has learned them."""
 
     def __init__(
         self,
@@ -108,7 +111,9 @@ class PriorPipeline(TokenizerPipeline):
         tokenizer = load_tokenizer(source, dtype, quantizer)
         prior_folder = model_folder(source / "prior")
         prior = Prior.from_pretrained(prior_folder, dtype, conditioner=conditioner)
-        return cls(tokenizer, prior, text_encoder)._placed(source, device)
+        pipeline = cls(tokenizer, prior, text_encoder)
+        pipeline.tuned = TunedSampling.load(prior_folder, prior)
+        return pipeline._placed(source, device)
 
     def to(self: PipelineT, *targets: str | torch.device | torch.dtype) -> PipelineT:
         """Moves both models to a device, casts their weights to a type, or both.
@@ -178,7 +183,10 @@ class PriorPipeline(TokenizerPipeline):
             ("num_candidates", num_candidates, 1),
         ):
             check_whole(name, value, least)
-        sampler = sampling if isinstance(sampling, Sampler) else self.sampler(sampling)
+        if isinstance(sampling, Sampler):
+            sampler = sampling
+        else:
+            sampler = self.sampler(sampling, inputs is not None)
         if known is not None:
             if sampler.weighs(known, len(image_indices)):
                 batch_size = max(1, batch_size // num_candidates)
@@ -233,13 +241,24 @@ class PriorPipeline(TokenizerPipeline):
                 decoded = [self.tokenizer.decode(part) for part in zip(*parts, strict=True)]
                 yield to_uint8(torch.cat(decoded)).cpu()
 
-    def sampler(self, sampling: SamplingConfig) -> Sampler:
+    def sampler(self, sampling: SamplingConfig, is_conditional: bool = True) -> Sampler:
         """Builds a sampler; do not modify or move the prior while using it.
+
+        Args:
+            sampling: what is not given is as tuned.
+            is_conditional: whether the images have labels or another condition.
 
         Raises:
             InputError: a setting does not fit the prior.
         """
-        return Sampler(self.prior, **sampling.model_dump())
+        return Sampler(self.prior, **filled(sampling, self.tuned, is_conditional).model_dump())
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """As for any pipeline; what was tuned for the prior lies beside its weights."""
+        super().save_pretrained(folder)
+        if self.tuned is not None:
+            update = {"prior_hash": self.prior.content_hash()}
+            self.tuned.model_copy(update=update).save(Path(folder) / "prior")
 
     def _parts(self) -> Mapping[str, PretrainedModule[Any]]:
         return {"tokenizer": self.tokenizer, "prior": self.prior}

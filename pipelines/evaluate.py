@@ -21,8 +21,8 @@ from pipelines.data.conditions import trained_conditions
 from pipelines.data.dataset import ImageDataset
 from pipelines.data.sources import load_folder, trained_images
 from pipelines.evaluation.features import FeatureExtractor, load_extractor
+from pipelines.evaluation.judges import check_extractor
 from pipelines.evaluation.measurements import (
-    check_extractor,
     compare_sets,
     evaluate_generation,
     evaluate_reconstruction,
@@ -81,6 +81,7 @@ def _measure_run(
         pipeline = ImageGenerationPipeline.from_pretrained(run_dir).to(accelerator.device)
         pipeline.sampler(config.sampling)  # refuses settings that do not fit
         tokenizer = pipeline.tokenizer
+    tokenizer.costs_for(config.search)
     extractor = _load_extractor(config)
     check_extractor(extractor, tokenizer)
     tokenizer.to(accelerator.device)

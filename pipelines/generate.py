@@ -26,6 +26,7 @@ from pipelines.images import image_grid, save_png, to_pil
 from pipelines.options import parse_options
 from pipelines.processes import bar_disabled, new_accelerator, own_share
 from pipelines.run.folder import first_difference
+from pipelines.tuned_sampling import filled
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.files import replace_file
 from tokenizer.storage.json_files import read_json
@@ -52,6 +53,8 @@ def generate(config: GenerateConfig) -> None:
     prior = pipeline.prior.config
     given = read_given(config.condition, prior)
     chosen = [class_number(label, prior) for label in config.labels]
+    numbers = chosen or range(prior.num_classes)
+    sampling = filled(config.sampling, pipeline.tuned, bool(numbers or given))
     models: dict[str, PretrainedModule[Any]] = {
         "tokenizer": pipeline.tokenizer,
         "prior": pipeline.prior,
@@ -59,7 +62,8 @@ def generate(config: GenerateConfig) -> None:
     settings = {
         **{name: model.content_hash() for name, model in models.items()},
         "labels": chosen,
-        **json.loads(config.model_dump_json(include={"seed", "sampling"})),
+        "seed": config.seed,
+        "sampling": sampling.model_dump(mode="json"),
         **({"condition": [*given.described, given.file_hash]} if given else {}),
     }
     if path.exists():
@@ -75,13 +79,12 @@ def generate(config: GenerateConfig) -> None:
         for number in own_share(accelerator, config.num_images).tolist()
         if not _image_path(config, number).exists()
     ]
-    numbers = chosen or range(prior.num_classes)
     labels = [numbers[i % len(numbers)] for i in missing] if numbers else None
     drawn = pipeline.draw(
         missing,
         labels,
         config.seed,
-        config.sampling,
+        sampling,
         config.batch_size,
         condition=given and given.take(missing),
     )

@@ -34,10 +34,10 @@ class ImageGenerationPipeline(CompletionPipeline):
         seed: int = 0,
         *,
         generator: torch.Generator | None = None,
-        temperature: float | Sequence[float] = 1.0,
+        temperature: float | Sequence[float] | None = None,
         top_k: int | Sequence[int | None] | None = None,
         top_p: float | Sequence[float | None] | None = None,
-        guidance_scale: float = 1.0,
+        guidance_scale: float | None = None,
         condition: ConditionInputs | None = None,
         known: Sequence[Tensor] | None = None,
         num_candidates: int = NUM_CANDIDATES,
@@ -53,9 +53,12 @@ class ImageGenerationPipeline(CompletionPipeline):
                 classes in turn.
             seed: of all random numbers.
             generator: gives the seed instead: one number is drawn from it.
-            temperature: > 0; below 1 gives likelier codes. A number, or one per layer.
+            temperature: > 0; below 1 gives likelier codes. A number, or one per layer. None, here
+                and for top_p and guidance_scale: as tuned for this prior (`hqvae tune-sampling`),
+                else 1.
             top_k: draw from the k likeliest codes only. A number, or one per layer.
-            top_p: draw from the smallest set of this probability only. A number, or one per layer.
+            top_p: draw from the smallest set of this probability only, 1 from all. A number, or one
+                per layer.
             guidance_scale: classifier-free guidance; 1 = off.
             condition: instead of labels, for all images or for each: a text, a dictionary of
                 attributes, a vector, tokens; whatever the prior's conditioner takes.

@@ -8,7 +8,8 @@ import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
 import tyro
 from pydantic import ValidationError
@@ -18,6 +19,7 @@ from pipelines.presets import COSTS_NOTE, describe_preset
 from pipelines.run.folder import RunConfigT, load_run
 from tokenizer.storage.configs import StrictConfig, describe_validation_error
 from tokenizer.storage.errors import InputError
+from tokenizer.storage.json_files import shortened
 
 ConfigT = TypeVar("ConfigT", bound=StrictConfig)
 
@@ -138,6 +140,12 @@ def _complaint(
         else:
             parts[-1].append(line)
     message = " ".join(" ".join(parts[1] if len(parts) > 1 else parts[0]).split())
+    unread = re.match(r"Error parsing --([^\s:]+):", message)
+    for name, field, _ in _options(default or config_class):
+        if unread is not None and name == unread[1]:
+            values = " ".join(_values(given).get(name.replace("-", "_"), []))
+            wanted = _describe_type(field.annotation)
+            return f"{name.replace('-', '_')} must be {wanted}, got {shortened(repr(values))}"
     unknown = re.match(r"Unrecognized options: (--[^\s,=]+)", message)
     names = [f"--{name}" for name, *_ in _options(default or config_class)]
     meant = did_you_mean(unknown[1], names) if unknown else ""
@@ -203,15 +211,7 @@ def _section(
     given: Sequence[str],
 ) -> str:
     """Which of the places of such a class pydantic means: where that field has that value."""
-    options: dict[str, list[str]] = {}
-    values: list[str] = []
-    for word in given:
-        if word.startswith("--"):
-            name, *value = word.removeprefix("--").split("=", 1)
-            values = options.setdefault(name.replace("-", "_"), [])
-            values += value
-        else:
-            values.append(word)
+    options = _values(given)
     field = complaint.split(" ")[0].split(".")[0].rstrip(":")
     got = complaint.rpartition("got ")[2]
 
@@ -224,6 +224,40 @@ def _section(
         )
 
     return max(_places(default or config_class, class_name), key=fit, default="")
+
+
+def _values(given: Sequence[str]) -> dict[str, list[str]]:
+    """What follows each option of a command line, up to the next one."""
+    options: dict[str, list[str]] = {}
+    values: list[str] = []
+    for word in given:
+        if word.startswith("--"):
+            name, *value = word.removeprefix("--").split("=", 1)
+            values = options.setdefault(name.replace("-", "_"), [])
+            values += value
+        else:
+            values.append(word)
+    return options
+
+
+_KINDS = {int: "whole number", float: "number", str: "text", Path: "path"}
+
+
+def _describe_type(kind: Any) -> str:
+    """What may be given for a field of this type: "a whole number or None", say."""
+    arguments = get_args(kind)
+    if get_origin(kind) is Annotated:
+        return _describe_type(arguments[0])
+    if get_origin(kind) in {Union, UnionType}:
+        described = ["several" if ... in get_args(m) else _describe_type(m) for m in arguments]
+        return " or ".join(sorted(dict.fromkeys(described), key="None".__eq__))
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if get_origin(kind) is tuple:
+        kinds = [member for member in arguments if member is not ...]
+        count = "" if ... in arguments else f"{len(kinds)} "
+        return count + _describe_type(kinds[0]).removeprefix("a ") + "s"
+    return "None" if kind in {None, NoneType} else f"a {_KINDS.get(kind, kind)}"
 
 
 def _places(config: object, class_name: str, path: str = "") -> Iterator[str]:

@@ -1,6 +1,8 @@
 """Plans a run over a folder of images: what fits the minutes on this machine."""
 
 import logging
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +29,12 @@ TOKENIZER_SHARE, PRIOR_SHARE = 0.45, 0.4
 """Of the minutes; the rest goes to decoding, codes, evaluation and the page."""
 FEWEST_STEPS, MOST_STEPS = 1_500, 100_000
 """Of the tokenizer: below, a smaller image size is taken; above, minutes are left over."""
+LARGER_PRESETS = {128: "images128-sqvae2", 64: "cifar10-sqvae2", 32: "cifar10-sqvae2"}
+"""By image size, whose networks are tried on a GPU."""
+LARGER_PRIOR = "cifar10-sqvae2"
+"""Whose prior is; those for longer training are too large to learn anything in minutes."""
+FEWEST_STEPS_OF_LARGER = 4_000
+"""Of both stages: below, larger networks give less than small ones."""
 
 
 class Plan(NamedTuple):
@@ -34,6 +42,17 @@ class Plan(NamedTuple):
 
     tokenizer: TokenizerRunConfig
     prior: PriorRunConfig
+
+
+class Candidate(NamedTuple):
+    """What may be trained."""
+
+    image_size: int
+    networks_of: str
+    """Name of the preset whose networks they are."""
+    plan: Plan
+    fewest: tuple[int, int]
+    """Steps of the stages, below which the next candidate is taken."""
 
 
 def load_plan(run_dir: Path, config: QuickstartConfig) -> Plan | None:
@@ -75,7 +94,7 @@ def _folders(folder: Path) -> dict[str, Path | None]:
 
 
 def make_plan(config: QuickstartConfig, run_dir: Path, accelerator: Accelerator) -> Plan:
-    """The largest image size whose steps, timed on this machine, fit the minutes.
+    """The largest images and networks whose steps, timed on this machine, fit the minutes.
 
     Raises:
         InputError: the folder cannot be used.
@@ -98,14 +117,13 @@ def make_plan(config: QuickstartConfig, run_dir: Path, accelerator: Accelerator)
         side,
         ", gray" if channels == 1 else "",
     )
-    seconds = config.minutes * 60
-    for size in SIZES:
-        if size > max(side, SIZES[-1]):
-            continue
-        plan = _sized(f"images{size}-small", run_dir, channels, has_classes, folders)
-        steps, times = _steps(plan, seconds, accelerator.device)
-        if steps[0] >= FEWEST_STEPS or size == SIZES[-1]:
-            break
+    device = accelerator.device
+    sized = [_over(each, run_dir, channels, has_classes, folders) for each in candidates(device)]
+    fitting = [each for each in sized if each.image_size <= max(side, SIZES[-1])]
+    chosen, steps, times = choose(
+        fitting, config.minutes * 60, lambda plan: _seconds_per_step(plan, device)
+    )
+    plan, size = chosen.plan, chosen.image_size
     for run, count, each in zip(plan, steps, times, strict=True):
         logger.info(
             "%s: %s steps of %.3g s, %s",
@@ -114,19 +132,85 @@ def make_plan(config: QuickstartConfig, run_dir: Path, accelerator: Accelerator)
             each,
             describe_time(count * each),
         )
-    logger.info("images of %d×%d pixels, %.4g minutes in all", size, size, config.minutes)
+    logger.info(
+        "images of %d×%d pixels, the networks of %s, %.4g minutes in all",
+        *(size, size, chosen.networks_of, config.minutes),
+    )
     return Plan(
         plan.tokenizer.model_copy(update=_in_steps(plan.tokenizer.training, steps[0])),
         plan.prior.model_copy(update=_in_steps(plan.prior.training, steps[1])),
     )
 
 
+def candidates(device: torch.device) -> list[Candidate]:
+    """Both stages by image size, the largest first; on a GPU each with larger networks before."""
+    found = []
+    for size in SIZES:
+        name = f"images{size}-small"
+        small = Plan(TOKENIZER_PRESETS[name], PRIOR_PRESETS[name])
+        if device.type != "cpu":
+            found.append(_with_networks(small, size, LARGER_PRESETS[size]))
+        found.append(Candidate(size, name, small, (FEWEST_STEPS, 0)))
+    return found
+
+
+def _with_networks(small: Plan, size: int, name: str) -> Candidate:
+    """The networks and codes of a larger preset, and how it trains them, for images of a size."""
+    run = TOKENIZER_PRESETS[name]
+    scale = size // run.data.image_size  # as many codes
+    groups = tuple(
+        group.model_copy(update={"downsampling": group.downsampling * scale})
+        for group in run.tokenizer.groups
+    )
+    prior = PRIOR_PRESETS[LARGER_PRIOR]
+    plan = Plan(
+        small.tokenizer.model_copy(
+            update={
+                "tokenizer": run.tokenizer.model_copy(update={"groups": groups}),
+                "training": run.training,
+            }
+        ),
+        small.prior.model_copy(update={"prior": prior.prior, "training": prior.training}),
+    )
+    return Candidate(size, name, plan, (FEWEST_STEPS_OF_LARGER, FEWEST_STEPS_OF_LARGER))
+
+
+def choose(
+    sized: Sequence[Candidate], seconds: float, time_steps: Callable[[Plan], tuple[float, float]]
+) -> tuple[Candidate, list[int], tuple[float, float]]:
+    """The first candidate of which enough steps fit the time, or the last.
+
+    Args:
+        sized: candidates, the best first.
+        seconds: for both stages, evaluation and the rest.
+        time_steps: seconds of a step of each stage.
+
+    Returns:
+        The candidate, the steps of both stages, and seconds of one.
+    """
+    for candidate in sized:
+        try:
+            times = time_steps(candidate.plan)
+        except torch.OutOfMemoryError:
+            if candidate is sized[-1]:
+                raise
+            logger.info("%s does not fit the memory", candidate.networks_of)
+            continue
+        counts = [
+            min(max(int(share * seconds / each), 10), MOST_STEPS)
+            for share, each in zip((TOKENIZER_SHARE, PRIOR_SHARE), times, strict=True)
+        ]
+        if all(count >= least for count, least in zip(counts, candidate.fewest, strict=True)):
+            break
+    return candidate, counts, times
+
+
 def _in_steps(training: TrainingConfig, count: int) -> dict[str, TrainingConfig]:
     update = {
         "total_steps": count,
         "warmup_steps": min(training.warmup_steps, count // 10),
-        "validation_interval": max(count // 4, 1),
-        "checkpoint_interval": max(count // 8, 1),
+        "validation_interval": math.ceil(count / 4),
+        "checkpoint_interval": math.ceil(count / 8),
         "log_interval": max(count // 100, 1),
     }
     return {"training": training.model_copy(update=update)}
@@ -154,12 +238,17 @@ def look_at(paths: list[Path]) -> tuple[int, int]:
     return int(np.median(sides)), 1 if is_gray else 3
 
 
-def _sized(
-    name: str, run_dir: Path, channels: int, has_classes: bool, folders: dict[str, Path | None]
-) -> Plan:
-    run, prior_run = TOKENIZER_PRESETS[name], PRIOR_PRESETS[name]
+def _over(
+    candidate: Candidate,
+    run_dir: Path,
+    channels: int,
+    has_classes: bool,
+    folders: dict[str, Path | None],
+) -> Candidate:
+    """The same over a folder of images."""
+    run, prior_run = candidate.plan
     changes = {**folders, "channels": channels, "skip_unreadable": True}
-    return Plan(
+    plan = Plan(
         run.model_copy(
             update={
                 "run_dir": run_dir,
@@ -175,20 +264,18 @@ def _sized(
             }
         ),
     )
+    return candidate._replace(plan=plan)
 
 
-def _steps(
-    plan: Plan, seconds: float, device: torch.device
-) -> tuple[tuple[int, int], tuple[float, float]]:
-    """Steps of both stages that fit, and seconds of one."""
+def _seconds_per_step(plan: Plan, device: torch.device) -> tuple[float, float]:
+    """Of both stages."""
+    run, prior_run = plan
     tasks = (
-        tokenizer_task(plan.tokenizer, plan.tokenizer.training.batch_size, device),
-        prior_task(plan.prior, plan.tokenizer, plan.prior.training.batch_size, device),
+        tokenizer_task(run, run.training.batch_size, device),
+        prior_task(prior_run, run, prior_run.training.batch_size, device),
     )
-    times = [seconds_per_step(*task) for task in tasks]
-    shares = (TOKENIZER_SHARE, PRIOR_SHARE)
-    counts = [
-        min(max(int(share * seconds / each), 10), MOST_STEPS)
-        for share, each in zip(shares, times, strict=True)
+    times = [
+        seconds_per_step(*task, own.training.precision)
+        for task, own in zip(tasks, plan, strict=True)
     ]
-    return (counts[0], counts[1]), (times[0], times[1])
+    return times[0], times[1]

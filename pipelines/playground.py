@@ -1,8 +1,7 @@
 """What the page of `hqvae app` does to pictures and codes, without the page."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,8 +9,8 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from pipelines.data.given_conditions import read_given
 from pipelines.generation import ImageGenerationPipeline
-from pipelines.hub import find_folder
 from pipelines.images import enlarged, enlargement, similar_colors, to_pil, to_uint8
 from pipelines.preprocessing import Picture
 from pipelines.sampling_config import SamplingConfig
@@ -81,16 +80,22 @@ class Playground:
     # From noise
 
     def sample(
-        self, num_images: int, label: int | None, seed: int, sampling: SamplingConfig
+        self,
+        num_images: int,
+        label: int | None,
+        seed: int,
+        sampling: SamplingConfig,
+        condition: Any = None,
     ) -> list[Image.Image]:
-        """New pictures, of one class or of all in turn.
+        """New pictures, of one class or of all in turn, or of a condition.
 
         Raises:
             InputError: there is no prior, or an argument is out of range.
         """
-        options = sampling.model_dump()
-        drawn = self._prior()(num_images, label, seed, progress=False, **options)
-        return list(drawn)
+        prior = self._prior()
+        is_guided = prior.prior.config.num_classes > 0 or condition is not None
+        options = self._options(sampling, is_guided) | {"condition": condition}
+        return list(prior(num_images, label, seed, progress=False, **options))
 
     def redraw(
         self,
@@ -100,6 +105,7 @@ class Playground:
         label: int | None,
         seed: int,
         sampling: SamplingConfig,
+        condition: Any = None,
     ) -> list[Image.Image]:
         """Pictures whose painted part is drawn anew.
 
@@ -110,6 +116,7 @@ class Playground:
             label: a class; None is that of no class, which cannot be guided.
             seed: of all random numbers.
             sampling: how codes are drawn.
+            condition: in place of a class.
 
         Raises:
             InputError: nothing is painted, there is no prior, or an argument is out of range.
@@ -120,14 +127,27 @@ class Playground:
         )
         if not mask.any():
             raise InputError("mask must cover a part of the picture: paint over what is to change")
-        options = sampling.model_dump()
-        if label is None:
-            options["guidance_scale"] = 1.0
+        is_guided = label is not None or condition is not None
+        options = self._options(sampling, is_guided) | {"condition": condition}
         small = picture.resize(size, Image.Resampling.NEAREST)  # inverts `enlarged`
         drawn = self._prior().inpaint(
             small, mask > 0, num_images, label, seed, progress=False, **options
         )
         return list(drawn)
+
+    def _options(self, sampling: SamplingConfig, is_guided: bool) -> dict[str, Any]:
+        options = sampling.model_dump()
+        return options if is_guided else options | {"guidance_scale": 1.0}
+
+    def condition_of_file(self, path: str, row: int, num_images: int) -> Any:
+        """A row of a file of vectors or tokens, for all images.
+
+        Raises:
+            InputError: it is no such file, has no such row, or does not fit the prior.
+        """
+        given = read_given((path, str(row)), self._prior().prior.config)
+        assert given is not None
+        return given.take([0] * num_images)
 
     def _prior(self) -> ImageGenerationPipeline:
         if self.generation is None:
@@ -273,21 +293,3 @@ class Playground:
         cell = enlargement(layer.width, MAP_SIDE)
         row, column = int(picture_y // cell), int(picture_x // cell)
         return Place(number, min(row, layer.height - 1), min(column, layer.width - 1))
-
-
-def load_playground(source: str, device: torch.device) -> Playground:
-    """That of a run, finished or under way, of a saved pipeline or tokenizer, or of the hub's.
-
-    Raises:
-        InputError: there is no tokenizer, or a model is damaged.
-    """
-    folder = find_folder(source, ("tokenizer", "prior"))
-    configs = [folder / "prior" / name for name in ("config.json", "model/config.json")]
-    has_prior = configs[1].is_file() or (configs[0].is_file() and _is_model(folder / "prior"))
-    kind = ImageGenerationPipeline if has_prior else TokenizerPipeline
-    return Playground(kind.from_pretrained(folder, device=device))
-
-
-def _is_model(folder: Path) -> bool:
-    """A run that is under way has a config.json of its own there, and no weights yet."""
-    return (folder / "model.safetensors").is_file()

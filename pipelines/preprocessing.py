@@ -24,7 +24,7 @@ from tokenizer.storage.errors import InputError
 Picture = Image.Image | str | Path | np.ndarray | Tensor
 Pictures = Picture | Sequence[Picture]
 ImageSize = int | Literal["original"] | None
-Mask = Image.Image | np.ndarray | Tensor
+Mask = Image.Image | str | Path | np.ndarray | Tensor
 
 KINDS = (
     "a PIL image, a path, a uint8 array (height, width, channels), a tensor (channels, height, "
@@ -186,8 +186,8 @@ def prepare_mask(
     A pixel is drawn anew if any part of it is.
 
     Args:
-        mask: white is drawn anew, and black is known: a PIL image, or an array or tensor (H, W) of
-            bytes, from 128 up; or of nothing but zeros and ones, of any type.
+        mask: white is drawn anew, and black is known: a PIL image, a path of one, or an array or
+            tensor (H, W) of bytes, from 128 up; or of nothing but zeros and ones, of any type.
         size: width and height of the picture.
         conversion: of the picture.
         is_tensor: whether the picture is a tensor, which is taken as it is.
@@ -223,9 +223,16 @@ def _mask_values(mask: Any) -> Bool[np.ndarray, "height width"]:
     values = mask.cpu().numpy() if isinstance(mask, Tensor) else mask
     if isinstance(mask, Image.Image):
         values = np.asarray(mask.convert("L"))
+    elif isinstance(mask, str | Path):
+        try:
+            values = decode_image(Path(mask), None, 2).pixels[..., 0]  # without its alpha
+        except UnreadableImageError as error:
+            raise InputError(f"mask: {mask} is not a readable image: {error}") from error
     if not isinstance(values, np.ndarray) or values.ndim != 2 or not values.size:
         found = getattr(values, "shape", type(values).__name__)
-        raise InputError(f"mask must be a PIL image or an array (height, width), got {found}")
+        raise InputError(
+            f"mask must be a PIL image, a path or an array (height, width), got {found}"
+        )
     if values.dtype == np.uint8 and values.max() > 1:
         return values >= 128
     if not np.isin(values, (0, 1)).all():

@@ -40,10 +40,15 @@ TINY_NETWORKS = NetworkConfig(width=8, max_width=8, num_blocks=1)
 
 # Budgets
 
-SHAPES_TRAINING = TrainingConfig(
-    total_steps=1_000, learning_rate=3e-3, validation_interval=500, checkpoint_interval=500
-)
 # Many updates with few images each bring a processor furthest.
+SHAPES_TRAINING = TrainingConfig(
+    total_steps=2_400,
+    batch_size=16,
+    learning_rate=3e-3,
+    ema_decay=0.995,
+    validation_interval=1_200,
+    checkpoint_interval=1_200,
+)
 SMALL_TRAINING = TrainingConfig(
     total_steps=8_000,
     batch_size=16,
@@ -81,7 +86,7 @@ BASELINES = {
 
 def _tokenizers() -> dict[str, tuple[TokenizerConfig, DataConfig, TrainingConfig]]:
     shapes = {
-        "sqvae2": sq_vae_2((8, 4), 64, 32, networks=SHAPES_NETWORKS),
+        "sqvae2": sq_vae_2((8, 4), 256, 32, networks=SHAPES_NETWORKS),
         "rsqvae": rsq_vae(4, 2, 64, 32, networks=SHAPES_NETWORKS),
         "hqvae": hq_vae((8, 4), (2, 1), 64, 32, networks=SHAPES_NETWORKS),
         "fsq": fsq_vae(4, (8, 8), 32, depth=2, networks=SHAPES_NETWORKS),
@@ -150,19 +155,32 @@ def _prior(name: str, tokenizer: TokenizerConfig) -> PriorRunConfig:
         return PriorRunConfig(
             run_dir=run_dir,
             prior=PriorNetworkConfig(
-                width=64, num_spatial_layers=4, num_depth_layers=2, num_heads=2, dropout=0.0
+                width=64,
+                num_spatial_layers=4,
+                num_depth_layers=1,
+                num_heads=2,
+                dropout=0.0,
+                value_residual=True,
+                adaptive_norm=True,
             ),
+            targets="posterior" if tokenizer.has_posterior else "indices",
             training=SHAPES_TRAINING.model_copy(
-                update={"total_steps": 1_500, "batch_size": 32, "weight_decay": 0.05}
+                update={"total_steps": 3_600, "weight_decay": 0.05}
             ),
-            sampling_temperature=0.8,
-            guidance_scale=3.0,
+            sampling_temperature=0.5,
+            guidance_scale=2.0,
         )
     if name.endswith("small"):
         return PriorRunConfig(
             run_dir=run_dir,
             prior=PriorNetworkConfig(
-                width=128, num_spatial_layers=4, num_depth_layers=1, num_heads=4, dropout=0.0
+                width=128,
+                num_spatial_layers=4,
+                num_depth_layers=1,
+                num_heads=4,
+                dropout=0.0,
+                value_residual=True,
+                adaptive_norm=True,
             ),
             targets="posterior",
             training=SMALL_TRAINING.model_copy(

@@ -36,6 +36,7 @@ def reconstruct(config: ReconstructConfig) -> None:
     tokenizer = load_tokenizer(config.run_dir, None)
     size = config.image_size or run.data.image_size
     tokenizer.code_maps(size, size)
+    tokenizer.costs_for(config.search)
     folder, names = _find(config.images)
     outputs = [(config.output_dir / name).with_suffix(".png") for name in names]
     comparison_path = config.output_dir / "comparison.png"
@@ -65,10 +66,9 @@ def reconstruct(config: ReconstructConfig) -> None:
     originals = torch.stack(arrays).movedim(-1, 1)
     decoded = torch.cat(
         [
-            to_uint8(
-                tokenizer.decode(tokenizer.encode(to_float(images).to(device)), config.num_layers)
-            ).cpu()
+            to_uint8(tokenizer.decode(indices, config.num_layers)).cpu()
             for images in torch.split(originals, BATCH)
+            for indices in [tokenizer.encode(to_float(images).to(device), config.search)]
         ]
     )
     for image, path in zip(decoded, outputs, strict=True):

@@ -13,6 +13,7 @@ from pipelines.hub import upload
 from pipelines.model_card import CARD, load_measurements, write_card, write_measurements
 from pipelines.model_folders import check_device
 from tokenizer.storage.errors import InputError
+from tokenizer.storage.files import make_folder
 from tokenizer.storage.pretrained import DTYPES, PretrainedModule
 
 PipelineT = TypeVar("PipelineT", bound="SavedPipeline")
@@ -44,8 +45,12 @@ class SavedPipeline(ABC):
         """Writes the models, a folder each, what was measured of the run, and a model card.
 
         A README.md that is there already is left as it is: you may have filled it in.
+
+        Raises:
+            InputError: `folder` is a file.
         """
         folder = Path(folder)
+        make_folder(folder)
         for name, model in self._parts().items():
             model.save_pretrained(folder / name)
         measurements = load_measurements(self._source, self._measured)

@@ -18,6 +18,7 @@ from tokenizer import Tokenizer
 from tokenizer.code_maps import given_images
 from tokenizer.fields import check_whole
 from tokenizer.quantizers import BuildQuantizer
+from tokenizer.search_config import NO_SEARCH, SearchConfig
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.pretrained import PretrainedModule
 
@@ -121,9 +122,14 @@ class TokenizerPipeline(SavedPipeline):
             raise InputError(f"image_size must be None for a tensor of another, got {image_size}")
         return prepared
 
-    def encode(self, images: Pictures, image_size: ImageSize = None) -> list[Tensor]:
-        """Code indices (B, depth, h, w) per group, coarse to fine; takes what `preprocess` does."""
-        return self.tokenizer.encode(self.preprocess(images, image_size))
+    def encode(
+        self, images: Pictures, image_size: ImageSize = None, search: SearchConfig = NO_SEARCH
+    ) -> list[Tensor]:
+        """Code indices (B, depth, h, w) per group, coarse to fine; takes what `preprocess` does.
+
+        `search` asks for codes that draw the images better than the nearest ones, in more time.
+        """
+        return self.tokenizer.encode(self.preprocess(images, image_size), search)
 
     @overload
     def decode(
@@ -159,8 +165,9 @@ class TokenizerPipeline(SavedPipeline):
         image_size: ImageSize = None,
         output: Output | None = None,
         num_layers: int | None = None,
+        search: SearchConfig = NO_SEARCH,
     ) -> OutputImages:
-        """Images after encoding and decoding; takes what `preprocess` does.
+        """Images after encoding and decoding; takes what `preprocess` and `encode` do.
 
         `output` None gives what was given: for a tensor of floats one on about [-1, 1], for
         anything else PIL images.
@@ -169,7 +176,7 @@ class TokenizerPipeline(SavedPipeline):
             output = "pil"
         if output is not None:
             check_output(output)
-        indices = self.encode(images, image_size)
+        indices = self.encode(images, image_size, search)
         images = self.tokenizer.decode(indices, num_layers)
         return images if output is None else to_output(to_uint8(images).cpu(), output)
 

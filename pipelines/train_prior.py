@@ -21,7 +21,7 @@ from pipelines.presets import PRIOR_PRESETS
 from pipelines.processes import batch_size_without_gradient
 from pipelines.report.summary import renew_summary
 from pipelines.run.checkpoints import check_sources, newest_sources
-from pipelines.run.folder import check_output_dir, load_run
+from pipelines.run.folder import check_output_dir, check_trained_tokenizer, load_run
 from pipelines.text_encoders import HuggingFaceEncoder, TextEncoder
 from pipelines.training.loop import make_accelerator, train
 from pipelines.training.prior_stage import PriorStage, make_prior
@@ -54,10 +54,8 @@ def train_prior(
         InputError: something in the config, the tokenizer's run or the folder is wrong.
         DivergenceError: the loss is no longer finite.
     """
-    tokenizer_config = config.tokenizer_dir / "config.json"
-    if not tokenizer_config.is_file():
-        raise InputError(f"run_dir must hold a trained tokenizer: there is no {tokenizer_config}")
-    tokenizer_run = load_run(TokenizerRunConfig, tokenizer_config).moved_data(
+    check_trained_tokenizer(config.run_dir)
+    tokenizer_run = load_run(TokenizerRunConfig, config.tokenizer_dir / "config.json").moved_data(
         config.data_root, config.data_validation_root
     )
     config = check_output_dir(config)
@@ -126,6 +124,7 @@ def prior_stage(
             flips=is_training and config.horizontal_flip,
             keeps_latents=is_training and config.targets == "posterior",
             batch_size=batch_size_without_gradient(config.training, accelerator),
+            search=config.codes.search,
         )
         for images, is_training in ((train_images, True), (validation_images, False))
     )

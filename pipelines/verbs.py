@@ -1,7 +1,10 @@
 """The commands: what each is for, and how its command line is read before anything is imported."""
 
+import functools
+import os
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from pipelines.command_configs import (
     AppConfig,
@@ -14,12 +17,15 @@ from pipelines.command_configs import (
     ReconstructConfig,
     SummaryConfig,
 )
-from pipelines.config import RunConfig
+from pipelines.config import RunConfig, TokenizerRunConfig
 from pipelines.decoder_run import parse_decoder_run
 from pipelines.options import fail, parse_options, parse_run
 from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
+from pipelines.run.folder import check_trained_tokenizer
+from pipelines.tuning_config import TuneSamplingConfig
 from tokenizer.storage.configs import StrictConfig
 from tokenizer.storage.errors import InputError
+from tokenizer.storage.json_files import shortened
 
 
 class Verb(NamedTuple):
@@ -44,6 +50,9 @@ VERBS = {
     "generate": Verb("draws images from a trained run", GenerateConfig),
     "reconstruct": Verb("encodes images and decodes them again", ReconstructConfig),
     "evaluate": Verb("measures reconstructions and generated images", EvaluateConfig),
+    "tune-sampling": Verb(
+        "chooses temperature, guidance and top-p by the training images", TuneSamplingConfig
+    ),
     "summary": Verb("writes a page about a run, during training too", SummaryConfig),
     "explain": Verb("writes a page about what the codes of a run mean", ExplainConfig),
     "app": Verb("shows a page in a browser on which to play with a run", AppConfig),
@@ -58,10 +67,36 @@ def check_command_line(verb: str) -> None:
     takes = VERBS[verb].takes
     try:
         if isinstance(takes, Mapping):
-            parse_run(takes, command)
+            check_inputs(parse_run(takes, command))
         elif isinstance(takes, type):
-            parse_options(takes, command)
+            check_inputs(parse_options(takes, command))
         else:
-            takes(command)
+            check_inputs(takes(command))
     except InputError as error:
         fail(str(error))
+
+
+def check_inputs(config: StrictConfig) -> None:
+    """Checks that the runs, folders and files that a command reads are there; no more than that.
+
+    Raises:
+        InputError: one is not, whose field is named.
+    """
+    for name in config.inputs:
+        value: Any = functools.reduce(getattr, name.split("."), config)
+        for path in value if isinstance(value, tuple) else (value,):
+            if path is None or _may_be_elsewhere(config, name, path):
+                continue
+            if name == "run_dir" and not isinstance(config, AppConfig):
+                check_trained_tokenizer(path)
+            elif not os.path.exists(path):
+                raise InputError(f"{name}: {shortened(str(path))} does not exist")
+
+
+def _may_be_elsewhere(config: StrictConfig, name: str, path: Path | str) -> bool:
+    """Whether it may be a run of the hub, a data set that is downloaded, or no path at all."""
+    if isinstance(config, AppConfig):
+        return name == "run_dir" and str(path).count("/") == 1
+    if isinstance(config, TokenizerRunConfig):
+        return name.startswith("data.") and config.data.dataset != "folder"
+    return not isinstance(path, Path)  # a word, such as "train" for what a run is compared with

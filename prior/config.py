@@ -32,6 +32,12 @@ class PriorNetworkConfig(StrictConfig):
     positions: Literal["learned", "rotary", "rotary_only"] = "learned"
     """One learned vector per step (learned), and 2-D rotary embeddings over row and column beside
     it (rotary). rotary_only, of earlier priors, tells distances but not where a step lies."""
+    value_residual: bool = False
+    """Later layers mix the first one's values into their own, by a share that depends on input and
+    head (arXiv 2410.17897)."""
+    adaptive_norm: bool = False
+    """The condition's vector, if it has one, also scales the channels behind every norm (adaptive
+    normalization, as in arXiv 2404.02905)."""
     dropout: ProperShare = 0.1
     """Dropout of attention and feed-forward layers."""
     label_dropout: ProperShare = 0.1

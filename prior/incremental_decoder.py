@@ -76,6 +76,8 @@ class IncrementalDecoder:
         self._spatial_length, self._depth_length = 0, 0
         if self._vector is not None and vector is not None:
             self._vector[: self.batch] = vector
+            for transformer in (self._spatial_transformer, self._depth_transformer):
+                transformer.condition(self._vector)
         if tokens is not None:
             self._tokens[: self.batch] = tokens
         for first in range(0, self._num_tokens, MOST_AT_ONCE):

@@ -1,5 +1,7 @@
 """Parts of the prior's networks."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -10,6 +12,8 @@ from prior.ordering import CodeOrdering, SlotType
 
 ROTARY_BASE = 100.0
 EMBEDDING_STD = 0.5
+# CUDA's attention kernels fail beyond this many sequences (pytorch/pytorch issue 142228).
+MAX_SEQUENCES = 65_535
 
 
 def random_embedding(number: int, width: int) -> nn.Parameter:
@@ -32,10 +36,33 @@ def transformer(network: PriorNetworkConfig, depth: int) -> nn.Module:
             ff_dropout=network.dropout,
             ff_glu=True,
             ff_swish=True,
-            use_rmsnorm=True,
+            use_rmsnorm=not network.adaptive_norm,
+            use_adaptive_rmsnorm=network.adaptive_norm,
+            dim_condition=network.width,
+            add_value_residual=network.value_residual,
         ),
     )
     return module
+
+
+def apply(
+    module: nn.Module,
+    sequences: Float[Tensor, "sequences inputs width"],
+    vector: Float[Tensor, "images width"] | None,
+    **given: Any,
+) -> Float[Tensor, "sequences inputs width"]:
+    """What a transformer makes of sequences, as many of each image in a row.
+
+    An image's `vector` scales what adaptive norms give; None: nothing does.
+    """
+    parts = torch.split(sequences, MAX_SEQUENCES)
+    if not module.attn_layers.need_condition:  # type: ignore[union-attr]
+        return torch.cat([module(part, **given) for part in parts])
+    if vector is None:
+        vector = sequences.new_zeros(1, sequences.shape[2])
+    vectors = torch.split(vector.repeat_interleave(len(sequences) // len(vector), 0), MAX_SEQUENCES)
+    pairs = zip(parts, vectors, strict=True)
+    return torch.cat([module(part, condition=own, **given) for part, own in pairs])
 
 
 def predecessor_matrix(step: list[SlotType]) -> Float[Tensor, "slots values"]:

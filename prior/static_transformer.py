@@ -1,72 +1,32 @@
 """One token after another through a trained transformer, with a cache of fixed size."""
 
 import math
-from collections.abc import Iterator
-from importlib import metadata
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tokenizer.storage.errors import InputError
+from prior.structure import NAMES, check_structure
 
 # Gains of norms, 1 / norm, softmax and rotation are those of x-transformers' `Decoder` as
 # `prior.layers.transformer` builds it; the tests compare the two.
 SMALLEST_NORM = 1e-12
-NAMES = ("q", "k", "v")
-
-DECODER = {
-    "causal": True,
-    "pre_norm": True,
-    "sandwich_norm": False,
-    "residual_attn": False,
-    "softclamp_output": False,
-    "unet_skips": False,
-    "reinject_input": False,
-    "num_residual_streams": 1,
-}
-ATTENTION = {
-    "causal": True,
-    "qk_norm": False,
-    "attn_on_attn": False,
-    "head_scale": False,
-    "laser": False,
-    "num_mem_kv": 0,
-    "max_attend_past": None,
-    "sparse_topk": None,
-    "value_rmsnorm": None,
-    "attend.softclamp_logits": False,
-    "attend.l2_distance": False,
-    "attend.selective": False,
-    "attend.add_zero_kv": False,
-}
-RESIDUAL = {"residual_scale": None, "scale_residual_constant": 1.0}
-ATTENTION_WEIGHTS = {
-    "0.0.g",
-    *(f"1.to_{name}.weight" for name in NAMES),
-    "1.q_rmsnorm.gamma",
-    "1.k_rmsnorm.gamma",
-    "1.to_out.weight",
-}
-GATED_WEIGHTS = {
-    "0.0.g",
-    *(f"1.ff.{name}" for name in ("0.proj.weight", "0.proj.bias", "2.weight", "2.bias")),
-}
-"""What of x-transformers' layers is read here, and what is relied upon."""
 
 
 class Linear:
     """A linear map over few rows, which is bound by reading its weight.
 
-    Float32 weights on a CPU are stored in oneDNN's blocked layout: twice as fast or more for up
-    to some dozen rows, and a row's result is the same bit for bit among any number of rows from
-    `LEAST_ROWS` on.
+    Weights on a CPU are stored in oneDNN's blocked layout: twice as fast or more for up to some
+    dozen rows, bfloat16 another twice where the processor multiplies it, and a row's result is the
+    same bit for bit among any number of rows from `LEAST_ROWS` on.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, rows: int) -> None:
         self._is_blocked = (
-            weight.device.type == "cpu" and weight.dtype == torch.float32 and torch._C._has_mkldnn
+            weight.device.type == "cpu"
+            and weight.dtype in (torch.float32, torch.bfloat16)
+            and torch._C._has_mkldnn
         )
         self._bias = bias
         self._weight = weight
@@ -95,6 +55,7 @@ class _Layer(NamedTuple):
     """Weights and cache of an attention and a feed-forward layer."""
 
     to_heads: Linear
+    """Queries, keys, values and, behind them, how much of the values are the layer's own."""
     gains: Tensor  # (2, heads, dim) of queries and keys, with the scale of attention
     from_heads: Linear
     to_gates: Linear
@@ -127,10 +88,17 @@ class StaticTransformer:
         length: int,
         angles: Float[Tensor, "1 length angles"] | None = None,
     ) -> None:
-        _check_structure(module)
+        check_structure(module)
         decoder: Any = module.attn_layers
         pairs = list(zip(decoder.layers[::2], decoder.layers[1::2], strict=True))
         self._layers = [_layer(*pair, rows, length) for pair in pairs]
+        self._has_value_residual = decoder.add_value_residual
+        norms = [*(layer[0][0] for layer in decoder.layers), decoder.final_norm]
+        self._gains: Tensor | None = None
+        if decoder.norm_need_condition:
+            weight = torch.cat([norm.to_gamma.weight for norm in norms])
+            self._to_gains = Linear(weight, None, rows)
+            self._gains = weight.new_ones(len(norms), rows, 1, weight.shape[1])
         self._rotation = None
         if angles is not None:
             # Pairs of channels turn together: a complex product with e^(i angle).
@@ -139,6 +107,13 @@ class StaticTransformer:
         self.gain = _gain(decoder.final_norm)
         """Scales the results, channel by channel."""
 
+    def condition(self, vectors: Float[Tensor, "rows width"]) -> None:
+        """Takes what the norms are scaled by, if they are, in the same memory."""
+        if self._gains is not None:
+            rows = len(vectors)
+            gains = self._to_gains(vectors).add_(1).view(rows, len(self._gains), 1, -1)
+            self._gains.copy_(gains.transpose(0, 1))
+
     def __call__(
         self, inputs: Float[Tensor, "rows new width"], first: int
     ) -> Float[Tensor, "rows new width"]:
@@ -146,12 +121,15 @@ class StaticTransformer:
 
         Returns the outputs before the gain of the last norm, which is left to the caller.
         """
-        hidden = inputs
-        for layer in self._layers:
-            hidden = layer.from_heads(self._attend(layer, hidden, first), hidden)
-            values, gates = layer.to_gates(_normalized(hidden)).chunk(2, dim=-1)
-            hidden = layer.from_gates(nn.functional.silu(gates).mul_(values), hidden)
-        return _normalized(hidden)
+        hidden, first_values = inputs, None
+        for number, layer in enumerate(self._layers):
+            heads = layer.to_heads(self._normed(hidden, 2 * number))
+            mixed, values = self._attend(layer, heads, first, first_values)
+            first_values = first_values if first_values is not None else values
+            hidden = layer.from_heads(mixed, hidden)
+            gated, gates = layer.to_gates(self._normed(hidden, 2 * number + 1)).chunk(2, dim=-1)
+            hidden = layer.from_gates(nn.functional.silu(gates).mul_(gated), hidden)
+        return self._normed(hidden, -1)
 
     def reorder(self, rows: Int[Tensor, " kept"], length: int) -> None:
         """Puts these rows of the cache, of `length` inputs, in place of the first ones."""
@@ -159,19 +137,31 @@ class StaticTransformer:
             for cache in (layer.keys, layer.values):
                 cache[: len(rows), :, :length] = cache[rows, :, :length]
 
-    def _attend(self, layer: _Layer, hidden: Tensor, first: int) -> Tensor:
-        rows, new, width = hidden.shape
-        last = first + new
+    def _normed(self, vectors: Tensor, number: int) -> Tensor:
+        """Unit vectors, scaled where a condition says how."""
+        normalized = _normalized(vectors)
+        return normalized if self._gains is None else normalized.mul_(self._gains[number])
+
+    def _attend(
+        self, layer: _Layer, heads: Tensor, first: int, first_values: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """What the heads gather, and the values of these inputs, (rows, new, heads, dim)."""
         num_heads, dim = layer.gains.shape[1:]
-        heads = layer.to_heads(_normalized(hidden)).view(rows, new, 3, num_heads, dim)
-        layer.values[:, :, first:last] = heads[:, :, 2].transpose(1, 2)
+        rows, new, width = *heads.shape[:2], num_heads * dim
+        last = first + new
+        shares = heads[:, :, 3 * width :]
+        heads = heads[:, :, : 3 * width].view(rows, new, 3, num_heads, dim)
+        values = heads[:, :, 2]
+        if self._has_value_residual and first_values is not None:
+            values = torch.lerp(first_values, values, shares.sigmoid().unsqueeze(-1))
+        layer.values[:, :, first:last] = values.transpose(1, 2)
         turned = self._turned(_normalized(heads[:, :, :2]).mul_(layer.gains), first)
         layer.keys[:, :, first:last] = turned[:, :, 1].transpose(1, 2)
         if last == 1:  # a single key has all the weight
-            return heads[:, :, 2].flatten(2)
+            return values.flatten(2), values
         queries = turned[:, :, 0].transpose(1, 2)
         mixed = _mixed(queries, layer.keys[:, :, :last], layer.values[:, :, :last])
-        return mixed.transpose(1, 2).reshape(rows, new, width)
+        return mixed.transpose(1, 2).reshape(rows, new, width), values
 
     def _turned(self, heads: Tensor, first: int) -> Tensor:
         """Rotates (B, new, 2, heads, dim) by the angles of their places."""
@@ -201,55 +191,15 @@ def _mixed(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     return mixed.view(queries.shape)
 
 
-def _check_structure(module: nn.Module) -> None:
-    """Compares the module with what this file reads and leaves out.
-
-    Raises:
-        InputError: they differ.
-    """
-    difference = next(_differences(module), None)
-    if difference is not None:
-        raise InputError(
-            f"x-transformers {metadata.version('x-transformers')} has another structure than those "
-            f"that pyproject.toml allows: {difference}"
-        )
-
-
-def _differences(module: nn.Module) -> Iterator[str]:
-    decoder: Any = module.attn_layers
-    layers = list(decoder.layers)
-    kinds = ("a", "f") * (len(layers) // 2)
-    yield from _unexpected("Decoder", decoder, DECODER | {"layer_types": kinds})
-    for number, (kind, layer) in enumerate(zip(kinds, layers, strict=True)):
-        name = f"layer {number}"
-        weights = {weight for weight, _ in layer.named_parameters()}
-        expected = ATTENTION_WEIGHTS if kind == "a" else GATED_WEIGHTS
-        optional = {"1.to_out.weight"}  # x-transformers spares it for a single head
-        if (weights ^ expected) - optional:
-            yield f"{name} has the weights {sorted(weights)}, not {sorted(expected)}"
-        yield from _unexpected(name, layer[2], RESIDUAL)
-        if kind == "a":
-            heads = {"kv_heads": layer[1].heads, "rotate_num_heads": layer[1].heads}
-            yield from _unexpected(name, layer[1], ATTENTION | heads)
-        else:
-            yield from _unexpected(name, layer[1].ff[0], {"mult_bias": 1.0})
-            if not isinstance(layer[1].ff[0].act, nn.SiLU):
-                yield f"{name} has the activation {layer[1].ff[0].act}, not SiLU()"
-
-
-def _unexpected(name: str, module: Any, expected: dict[str, Any]) -> Iterator[str]:
-    for path, value in expected.items():
-        found = module
-        for part in path.split("."):
-            found = getattr(found, part, "nothing")
-        if found != value:
-            yield f"{path} of {name} is {found!r}, not {value!r}"
-
-
 def _layer(attention: Any, feed_forward: Any, rows: int, length: int) -> _Layer:
     """Reads a pair of x-transformers' layers: (norms, module, residual) each."""
     inner, gated = attention[1], feed_forward[1].ff
     weight = torch.cat([getattr(inner, f"to_{name}").weight for name in NAMES])
+    bias = None
+    if isinstance(inner.to_value_residual_mix, nn.Sequential):
+        mix: Any = inner.to_value_residual_mix[0]
+        bias = torch.cat([weight.new_zeros(len(weight)), mix.bias])
+        weight = torch.cat([weight, mix.weight])
     gains = torch.stack([1 + norm.gamma.squeeze(1) for norm in (inner.q_rmsnorm, inner.k_rmsnorm)])
     _, num_heads, dim = gains.shape
     cache = [weight.new_zeros(rows, num_heads, length, dim) for _ in range(2)]
@@ -257,7 +207,7 @@ def _layer(attention: Any, feed_forward: Any, rows: int, length: int) -> _Layer:
     is_linear = isinstance(inner.to_out, nn.Linear)  # x-transformers spares it for a single head
     from_heads = inner.to_out.weight if is_linear else torch.eye(dim).to(weight)
     return _Layer(
-        to_heads=Linear(weight * _gain(attention[0][0]), None, rows),
+        to_heads=Linear(weight * _gain(attention[0][0]), bias, rows),
         gains=gains * gains.new_tensor([1.0, math.sqrt(dim)]).view(2, 1, 1),
         from_heads=Linear(from_heads, None, rows),
         to_gates=Linear(to_gates.weight * _gain(feed_forward[0][0]), to_gates.bias, rows),
@@ -268,8 +218,12 @@ def _layer(attention: Any, feed_forward: Any, rows: int, length: int) -> _Layer:
 
 
 def _gain(norm: Any) -> Tensor:
-    """What an RMSNorm multiplies unit vectors by."""
-    gain: Tensor = (norm.g + float(norm.unit_offset)) * norm.scale
+    """What an RMSNorm multiplies unit vectors by, whatever the condition."""
+    gain: Tensor
+    if hasattr(norm, "to_gamma"):
+        gain = norm.to_gamma.weight.new_full((len(norm.to_gamma.weight),), norm.scale)
+        return gain
+    gain = (norm.g + float(norm.unit_offset)) * norm.scale
     return gain
 
 

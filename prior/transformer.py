@@ -12,13 +12,10 @@ from prior.conditioner import Condition, Conditioner, check_condition
 from prior.conditioners import make_conditioner
 from prior.config import PriorConfig, upgrade_names, upgrade_network
 from prior.embedding import CodeEmbedding
-from prior.layers import predecessor_matrix, random_embedding, rotary_angles, transformer
+from prior.layers import apply, predecessor_matrix, random_embedding, rotary_angles, transformer
 from prior.ordering import CodeOrdering
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.pretrained import PretrainedModule, WeightT
-
-# CUDA's attention kernels fail beyond this many sequences (pytorch/pytorch issue 142228).
-MAX_SEQUENCES = 65_535
 
 
 class PriorOutput(NamedTuple):
@@ -187,11 +184,11 @@ class Prior(PretrainedModule[PriorConfig]):
         if condition.tokens is not None:
             sequence = torch.cat([condition.tokens, sequence], dim=1)
         rotary = {} if self.rotary is None else {"rotary_pos_emb": (self.rotary, 1.0)}
-        hidden = self.spatial_transformer(sequence, **rotary)[:, self.conditioner.num_tokens :]
+        hidden = apply(self.spatial_transformer, sequence, condition.vector, **rotary)
+        hidden = hidden[:, self.conditioner.num_tokens :]
         values = torch.cat([hidden.unsqueeze(2), embeddings], dim=2)
         sequences = self.depth_inputs(values, 0, num_steps, 0, num_slots).flatten(0, 1)
-        parts = torch.split(sequences, MAX_SEQUENCES)
-        hidden = torch.cat([self.depth_transformer(part) for part in parts])
+        hidden = apply(self.depth_transformer, sequences, condition.vector)
         hidden = hidden.view(batch, num_steps * num_slots, -1)
         return [
             [

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 FIRST_HOUR = (ROOT / "docs" / "first-hour.md").read_text()
 SMALLER = {
     "shapes32-sqvae2": "tiny",
-    "--extend-to 1500": "--extend-to 6",
+    "--extend-to 2400": "--extend-to 6",
     "--minutes 5": "--minutes 0.01",
     "--num-images 16": "--num-images 24",
 }

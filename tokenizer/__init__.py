@@ -18,15 +18,19 @@ if TYPE_CHECKING:
     from tokenizer.model import Tokenizer
     from tokenizer.objective import EvidenceLowerBound, TokenizerOutput
     from tokenizer.quantizers import Quantizer, QuantizerOutput
+    from tokenizer.search import CodeCosts
+    from tokenizer.search_config import SearchConfig
     from tokenizer.storage.errors import InputError
 
 __all__ = [
+    "CodeCosts",
     "CodeMapConfig",
     "EvidenceLowerBound",
     "GroupConfig",
     "InputError",
     "Quantizer",
     "QuantizerOutput",
+    "SearchConfig",
     "Tokenizer",
     "TokenizerConfig",
     "TokenizerOutput",
@@ -41,12 +45,14 @@ __all__ = [
 ]
 
 _MODULES = {
+    "CodeCosts": "search",
     "CodeMapConfig": "config",
     "EvidenceLowerBound": "objective",
     "GroupConfig": "config",
     "InputError": "storage.errors",
     "Quantizer": "quantizers",
     "QuantizerOutput": "quantizers",
+    "SearchConfig": "search_config",
     "Tokenizer": "model",
     "TokenizerConfig": "config",
     "TokenizerOutput": "objective",

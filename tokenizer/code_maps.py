@@ -143,6 +143,6 @@ def check_indices(
             wrong = values[(values < lowest) | (values >= size)]
             if len(wrong):
                 raise InputError(
-                    f"{name}[{group}], layer {layer}, must lie in [{lowest}, {size}), "
+                    f"{name}[{group}][:, {layer}] must lie in [{lowest}, {size}), "
                     f"got {int(wrong[0])}"
                 )

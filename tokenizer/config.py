@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 from pydantic import model_validator as validates
 
+from tokenizer.code_prior_config import CodePriorConfig
 from tokenizer.fields import (
     CodebookSizes,
     Depth,
@@ -163,12 +164,15 @@ class TokenizerConfig(StrictConfig):
     networks: NetworkConfig = NetworkConfig()
     backbone: BackboneConfig | None = None
     """A timm model in place of the residual bottom-up path."""
+    code_prior: CodePriorConfig = CodePriorConfig()
+    """Inside the tokenizer: how likely codes are."""
     channels: Annotated[int, Field(ge=1, le=4)] = 3
     """Image channels."""
     preprocessing: PreprocessingConfig | None = None
     """Of the training images; training fills it. None in what earlier versions saved."""
     loss_networks: Annotated[
-        tuple[Annotated[str, Field(max_length=300)], ...], Field(max_length=16)
+        tuple[Annotated[str, Field(pattern=r"^\S{1,100} [0-9a-f]{64}$")], ...],
+        Field(max_length=16),
     ] = ()
     """NAME SHA256 of the networks whose features the training compared; training fills it. They
     must not judge the tokenizer."""

@@ -2,44 +2,39 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from tokenizer.backbone import TimmBottomUpPath
-from tokenizer.code_maps import check_images, code_maps_of, given_images, given_indices
-from tokenizer.config import CodeMapConfig, TokenizerConfig, without_recipe
+from tokenizer.code_maps import check_images, given_images, given_indices
+from tokenizer.code_prior import CodePrior, CodeTerms, most_likely
+from tokenizer.config import TokenizerConfig, without_recipe
 from tokenizer.networks import BottomUpPath, ImageDecoder, Widths
 from tokenizer.objective import (
-    MIN_VARIANCE,
     BoundCodes,
     EvidenceLowerBound,
     TokenizerOutput,
+    bound_of,
     check_bound,
-    discretized_code_length,
 )
-from tokenizer.quantizers import BuildQuantizer, Quantizer, build_quantizer
+from tokenizer.own_prior import WithOwnPrior
+from tokenizer.quantizers import BuildQuantizer, build_quantizer
 from tokenizer.quantizers.base import Collective, Mode
+from tokenizer.search import CodeCosts, search_codes
+from tokenizer.search_config import NO_SEARCH, SearchConfig
+from tokenizer.sensitivity import Decoding
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.hashes import weights_hash
-from tokenizer.storage.pretrained import PretrainedModule
-from tokenizer.topdown import TopDownOutput, TopDownPath
+from tokenizer.topdown import Encoding, TopDownOutput, TopDownPath
 
 Images = Float[Tensor, "batch channels height width"]
 Indices = list[Int[Tensor, "batch _ _ _"]]
 
 
-class Encoding(NamedTuple):
-    """Hard codes and what they were taken from, coarse to fine."""
-
-    indices: Indices
-    latents: list[Float[Tensor, "batch _ _ _"]]
-    """Ẑ of each group, given the hard codes of the groups before."""
-
-
-class Tokenizer(PretrainedModule[TokenizerConfig]):
+class Tokenizer(WithOwnPrior):
     """SQ-VAE, SQ-VAE-2, RSQ-VAE, any hybrid, or their deterministic baselines, by its config.
 
     Args:
@@ -70,11 +65,13 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
         self.decoder = ImageDecoder(
             widths, config.groups[-1].code_dim, downsamplings[-1], config.channels
         )
+        self.code_prior = CodePrior(config) if config.code_prior.width else None
 
     def identity_hash(self) -> str:
-        """SHA-256 over what decides the codes and what they stand for: all but the decoder."""
+        """SHA-256 over what decides the codes and what they stand for, and nothing that follows."""
+        others = ("decoder.", "code_prior.")
         weights = self.state_dict()
-        return weights_hash({n: w for n, w in weights.items() if not n.startswith("decoder.")})
+        return weights_hash({n: w for n, w in weights.items() if not n.startswith(others)})
 
     @classmethod
     def upgrade_config(cls, fields: dict[str, Any], version: int) -> dict[str, Any]:
@@ -104,7 +101,14 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
                 name: torch.stack([group.latent_terms[name].mean() for group in groups]).sum()
                 for name in names
             },
+            code_terms=self._code_terms(output) if self.training else None,
         )
+
+    def _code_terms(self, output: TopDownOutput) -> CodeTerms | None:
+        if self.code_prior is None:
+            return None
+        indices = [group.indices for group in output.groups]
+        return self.code_prior.terms(self.top_down, indices, output.latents)
 
     @torch.no_grad()
     def initialize_from_data(self, images: Images, generator: torch.Generator) -> None:
@@ -131,31 +135,30 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
         for quantizer in self.quantizers:
             quantizer.after_step(total, from_main)
 
-    def learned_roles(self) -> dict[str, Literal["codebook", "variance"]]:
-        """By name, parameters of the quantizers that learn at rates of their own."""
-        return {
-            f"top_down.groups.{number}.quantizer.{name}": role
-            for number, quantizer in enumerate(self.quantizers)
-            for name, role in quantizer.learned_roles().items()
-        }
-
-    def no_weight_decay(self) -> set[str]:
-        """Names of the codebooks and variances."""
-        return set(self.learned_roles())
-
     # Images to indices and back
 
     @torch.no_grad()
-    def encode(self, images: Images) -> Indices:
+    def encode(
+        self,
+        images: Images,
+        search: SearchConfig = NO_SEARCH,
+        costs: CodeCosts | None = None,
+    ) -> Indices:
         """Hard code indices, one int64 (B, depth, h, w) per group, coarse to fine.
 
         Args:
             images: on [-1, 1], of any floating-point type, on any device; waits for it.
+            search: for better codes than the nearest ones; see `tokenizer/search.py`.
+            costs: of the codes, where `search.rate_weight` counts them.
 
         Raises:
-            InputError: they do not fit the config, or are not finite or far outside [-1, 1].
+            InputError: they do not fit the config, or are not finite or far outside [-1, 1]; or
+                the search is to count costs and there are none.
         """
-        return self.encode_with_latents(images).indices
+        costs = self.costs_for(search, costs)
+        indices = self.encode_with_latents(images).indices
+        decoding = Decoding(self.top_down, self.decoder, self.config.groups)
+        return search_codes(decoding, images.to(self._weight.device), indices, search, costs)
 
     @torch.no_grad()
     def encode_with_latents(self, images: Images) -> Encoding:
@@ -169,7 +172,8 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
 
         Args:
             indices: as from `encode`, on any device.
-            num_layers: use only so many layers, counted from the coarsest (progressive decoding).
+            num_layers: use only so many layers, counted from the coarsest (progressive decoding);
+                the others add nothing, or what the tokenizer's own prior takes for most likely.
 
         Raises:
             InputError: indices of another shape or out of range, or no such number of layers.
@@ -179,13 +183,18 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
         if not isinstance(num_layers, int) or not 1 <= num_layers <= len(sizes):
             raise InputError(f"num_layers must be from 1 to {len(sizes)}, got {num_layers!r}")
         indices = given_indices(indices, self.config, self._weight)
+        if self.code_prior is not None and num_layers < len(sizes):
+            indices = self.code_prior.completed(self.top_down, indices, num_layers, most_likely)
+            num_layers = len(sizes)
         return self.decoder(self.top_down.decode(indices, num_layers))  # type: ignore[no-any-return]
 
     @torch.no_grad()
-    def reconstruct(self, images: Images) -> Images:
+    def reconstruct(
+        self, images: Images, search: SearchConfig = NO_SEARCH, costs: CodeCosts | None = None
+    ) -> Images:
         """Images after hard quantization; takes what `encode` takes."""
         images = given_images(images, self.config, self._weight)
-        return self.decoder(self._quantize(images, "nearest").state)  # type: ignore[no-any-return]
+        return self.decode(self.encode(images, search, costs))
 
     @torch.no_grad()
     def log_posteriors(
@@ -207,9 +216,9 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
         generator: torch.Generator | None = None,
         codes: BoundCodes = "posterior",
     ) -> EvidenceLowerBound:
-        """An exact upper bound of -log p(image), where p(codes) is uniform.
+        """An exact upper bound of -log p(image), where p(codes) is uniform or the own prior.
 
-        -log P(x | Z) - Σ_l H(P_l) + Σ_l (positions) log K_l
+        -log P(x | Z) - Σ_l H(P_l) - log p(codes), the last being Σ_l (positions) log K_l
 
         The decoder sees codes alone, so the dequantized latents of the training objective are
         integrated out. With "posterior" Z is one sample of it; with "nearest" the approximate
@@ -229,64 +238,15 @@ class Tokenizer(PretrainedModule[TokenizerConfig]):
         images = given_images(images, self.config, self._weight)
         mode: Mode = "sample" if codes == "posterior" else "nearest"
         output = self._quantize(images, mode, generator=generator)
-        reconstructions = self.decoder(output.state)
-        squared_errors = (images - reconstructions).square().flatten(1).sum(1)
-        num_values = images[0].numel()
-        if decoder_variance is None:
-            mean = squared_errors.double().mean().item() / num_values
-            decoder_variance = max(mean, MIN_VARIANCE)
-        nats = discretized_code_length(images, reconstructions, decoder_variance)
+        nats = torch.zeros(len(images), dtype=torch.float64, device=images.device)
+        if self.code_prior is not None:
+            lengths = self.code_length([group.indices for group in output.groups])
+            nats = lengths.sum(1) * math.log(2)
         for group, config in zip(output.groups, self.config.groups, strict=True):
-            num_positions = group.indices[0, 0].numel()
-            uniform = num_positions * sum(math.log(size) for size in config.codebook_sizes)
-            nats = nats + uniform - group.posterior_entropy.double().sum(1)
-        return EvidenceLowerBound(nats, nats / (num_values * math.log(2)), squared_errors)
-
-    # Shapes and parameters
-
-    @property
-    def codebook_sizes(self) -> list[int]:
-        """Number of codes of each layer, coarse to fine over all groups."""
-        return [size for group in self.config.groups for size in group.codebook_sizes]
-
-    def code_maps(self, height: int, width: int) -> tuple[CodeMapConfig, ...]:
-        """Shapes of the code indices of images of this size, coarse to fine.
-
-        Raises:
-            InputError: the coarsest downsampling does not divide the size.
-        """
-        return code_maps_of(self.config.groups, height, width)
-
-    @property
-    def quantizers(self) -> list[Quantizer]:
-        """The quantizer of each group, coarse to fine."""
-        return [group.quantizer for group in self.top_down]
-
-    @property
-    def has_posterior(self) -> bool:
-        """Whether every quantizer has a distribution over its codes."""
-        return all(quantizer.has_posterior for quantizer in self.quantizers)
-
-    def code_vectors(self) -> list[list[Float[Tensor, "codes dim"]]]:
-        """Code vectors (K, code_dim) of each layer of each group."""
-        return [
-            [quantizer.codebook(layer).detach() for layer in range(quantizer.num_layers)]
-            for quantizer in self.quantizers
-        ]
-
-    def dequantization_variances(self) -> Float[Tensor, " layers"]:
-        """s² of each layer, coarse to fine over all groups; none where quantizers have none."""
-        return torch.cat([quantizer.variances() for quantizer in self.quantizers])
-
-    @property
-    def last_decoder_weight(self) -> nn.Parameter:
-        """Of the layer that makes the pixels: where losses of an image are weighed."""
-        return self.decoder.last_layer.get_parameter("weight")
-
-    @property
-    def _weight(self) -> Tensor:
-        """One of the weights, for its type and device."""
-        return next(self.parameters())
+            if self.code_prior is None:
+                nats += group.indices[0, 0].numel() * sum(map(math.log, config.codebook_sizes))
+            nats -= group.posterior_entropy.double().sum(1)
+        return bound_of(images, self.decoder(output.state), nats, decoder_variance)
 
     def _quantize(
         self,

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from tokenizer.code_prior import CodeTerms
 from tokenizer.storage.errors import InputError
 
 
@@ -25,6 +26,8 @@ class TokenizerOutput(NamedTuple):
     """H(P_l) of each layer; zeros without a posterior."""
     latent_terms: dict[str, Float[Tensor, ""]]
     """The quantizers' terms, summed over the groups: `QuantizerOutput.latent_terms`."""
+    code_terms: CodeTerms | None = None
+    """Of the prior inside the tokenizer, in training."""
 
 
 MIN_VARIANCE = 1e-12
@@ -90,3 +93,22 @@ def discretized_code_length(
     log_mass = log_upper + torch.log(-torch.expm1(log_lower - log_upper))
     nats: Tensor = -log_mass.flatten(1).sum(1)
     return nats
+
+
+def bound_of(
+    images: Float[Tensor, "batch channels height width"],
+    reconstructions: Float[Tensor, "batch channels height width"],
+    code_nats: Float64[Tensor, " batch"],
+    decoder_variance: float | None,
+) -> EvidenceLowerBound:
+    """The bound from the codes' part of it, -log p(codes) minus what their posterior gives back.
+
+    `decoder_variance` None is SSE / D of these images.
+    """
+    squared_errors = (images - reconstructions).square().flatten(1).sum(1)
+    num_values = images[0].numel()
+    if decoder_variance is None:
+        mean = squared_errors.double().mean().item() / num_values
+        decoder_variance = max(mean, MIN_VARIANCE)
+    nats = discretized_code_length(images, reconstructions, decoder_variance) + code_nats
+    return EvidenceLowerBound(nats, nats / (num_values * math.log(2)), squared_errors)

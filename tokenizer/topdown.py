@@ -60,6 +60,17 @@ class TopDownGroup(nn.Module):
         output: Tensor = self.to_latents(inputs)
         return output
 
+    def quantized(
+        self, indices: Int[Tensor, "batch depth height width"], num_layers: int | None = None
+    ) -> Float[Tensor, "batch dim height width"]:
+        """Sum of the code vectors of the first layers, all by default."""
+        depth = self.quantizer.num_layers
+        codebooks = [at_least_float32(self.quantizer.codebook(layer)) for layer in range(depth)]
+        total = torch.zeros_like(codebooks[0][indices[:, 0]])  # (B, H, W, D)
+        for layer in range(depth if num_layers is None else min(num_layers, depth)):
+            total = total + codebooks[layer][indices[:, layer]]
+        return total.movedim(-1, 1)
+
 
 class TopDownOutput(NamedTuple):
     """Of all groups, coarse to fine."""
@@ -69,6 +80,14 @@ class TopDownOutput(NamedTuple):
     latents: list[Float[Tensor, "batch _ _ _"]]
     """Ẑ of each group."""
     groups: list[QuantizerOutput]
+
+
+class Encoding(NamedTuple):
+    """Hard codes and what they were taken from, coarse to fine."""
+
+    indices: list[Int[Tensor, "batch _ _ _"]]
+    latents: list[Float[Tensor, "batch _ _ _"]]
+    """Ẑ of each group, given the hard codes of the groups before."""
 
 
 class TopDownPath(nn.Module):
@@ -131,18 +150,25 @@ class TopDownPath(nn.Module):
         self, indices: Sequence[Int[Tensor, "batch _ _ _"]], num_layers: int
     ) -> Float[Tensor, "batch dim height width"]:
         """The state y from the first `num_layers` layers; the later ones add nothing."""
-        state: Tensor | None = None
+        quantized = []
         for group, group_indices in zip(self, indices, strict=True):
-            depth = group_indices.shape[1]
-            upsampled = group.upsampled(state)
-            codebooks = [
-                at_least_float32(group.quantizer.codebook(layer)) for layer in range(depth)
-            ]
-            quantized = torch.zeros_like(codebooks[0][group_indices[:, 0]])  # (B, H, W, D)
-            for layer in range(min(num_layers, depth)):
-                quantized = quantized + codebooks[layer][group_indices[:, layer]]
-            num_layers = max(num_layers - depth, 0)
-            quantized = quantized.movedim(-1, 1)
-            state = quantized if upsampled is None else upsampled + quantized
-        assert state is not None
-        return state
+            quantized.append(group.quantized(group_indices, num_layers))
+            num_layers = max(num_layers - group.quantizer.num_layers, 0)
+        return self.states(quantized)[-1]
+
+    def states(
+        self, quantized: Sequence[Float[Tensor, "batch _ _ _"]], upsampled: Tensor | None = None
+    ) -> list[Float[Tensor, "batch _ _ _"]]:
+        """The state y after each of the last groups, as many as `quantized` has.
+
+        Args:
+            quantized: what stands for the latents of these groups, coarse to fine.
+            upsampled: U of the first of them; None for the coarsest, which has none.
+        """
+        states: list[Tensor] = []
+        for group, group_quantized in zip(
+            list(self)[len(self.groups) - len(quantized) :], quantized, strict=True
+        ):
+            upsampled = group.upsampled(states[-1]) if states else upsampled
+            states.append(group_quantized if upsampled is None else upsampled + group_quantized)
+        return states

@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--squeezenet", type=Path, required=True, help=".safetensors")
     parser.add_argument("--budget", choices=sorted(BUDGETS), default="cpu")
     parser.add_argument("--run-dir", type=Path, help="default: runs/sharp-BUDGET")
+    parser.add_argument("--workers", type=int, help="cells at a time; default: the budget's")
     parser.add_argument("--minutes", type=float, default=1e6, help="start no cell after so many")
     parser.add_argument("--only", nargs="+", default=[], help="names of cells, or parts of them")
     parser.add_argument("--report", action="store_true", help="only write the report")
@@ -65,7 +66,12 @@ def main() -> None:
             for name, cell in cells.items()
             if not arguments.only or any(part in name for part in arguments.only)
         ]
-        run_all(chosen, budget.num_workers, folder, time.monotonic() + 60 * arguments.minutes)
+        run_all(
+            chosen,
+            arguments.workers or budget.num_workers,
+            folder,
+            time.monotonic() + 60 * arguments.minutes,
+        )
     results = folder if arguments.budget == "tiny" else RESULTS
     write_report(folder, results, arguments.budget, list(cells.values()))
 
@@ -84,15 +90,15 @@ def _data(name: Images, cifar10: Path | None, flowers: Path | None) -> DataConfi
 
 
 def run_all(cells: list[Cell], num_workers: int, folder: Path, deadline: float) -> None:
-    """Each cell in a process of its own, several at a time; a tuned one after its base.
+    """Each cell in a process of its own, several at a time; those to be tuned first.
 
     Raises:
         SystemExit: a cell failed; its log is named.
     """
     missing = [cell for cell in cells if not (folder / cell.name / "result.json").exists()]
-    for waits in (False, True):
+    for is_base in (True, False):
         with concurrent.futures.ThreadPoolExecutor(num_workers) as pool:
-            jobs = [cell.name for cell in missing if cell.is_tuned == waits]
+            jobs = [cell.name for cell in missing if (cell == cell.base) == is_base]
             futures = [pool.submit(_run_process, name, folder, deadline) for name in jobs]
             for done in concurrent.futures.as_completed(futures):
                 if done.exception():

@@ -2,14 +2,15 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from pipelines.config import DataConfig, TokenizerRecipe, TokenizerRunConfig, TrainingConfig
-from pipelines.loss_config import AdversarialConfig, PerceptualConfig
+from pipelines.recipe import AdversarialConfig, PerceptualConfig
 from tokenizer.builders import deterministic, hq_vae
 from tokenizer.config import NetworkConfig
 
 Images = Literal["cifar10", "flowers64", "flowers128"]
+Losses = Literal["squared", "perceptual", "adversarial", "both"]
 Judge = Literal["MobileNetV2", "SqueezeNet"]
 SIZES: dict[Images, int] = {"cifar10": 32, "flowers64": 64, "flowers128": 128}
 
@@ -27,7 +28,7 @@ class Cell(NamedTuple):
     images: Images
     is_stochastic: bool
     """Ours, or the fair deterministic baseline."""
-    losses: Literal["squared", "perceptual", "adversarial", "both"]
+    losses: Losses
     is_tuned: bool = False
     """Whether the decoder alone is trained, after squared error."""
     teacher: Judge = "SqueezeNet"
@@ -72,6 +73,8 @@ class Budget(NamedTuple):
     learning_rate: float
     precision: Literal["fp32", "bf16"]
     perceptual_weight: float
+    teacher_size: int
+    """Side to which smaller images are enlarged for the perceptual loss."""
     adversarial: AdversarialConfig
     num_images: int
     """Of each side of a distance."""
@@ -84,15 +87,16 @@ CPU = Budget(
     code_dim=32,
     codebook_size=256,
     downsamplings={"cifar10": (8, 4), "flowers64": (8, 4), "flowers128": (16, 8)},
-    total_steps=4_000,
-    tuning_steps=1_500,
+    total_steps=3_000,
+    tuning_steps=1_000,
     batch_size=32,
     tuning_batch_size=32,
     learning_rate=3e-3,
     precision="fp32",
-    perceptual_weight=0.3,
+    perceptual_weight=0.1,
+    teacher_size=48,
     adversarial=AdversarialConfig(
-        weight=0.5, width=32, num_downsamplings=2, lead_steps=300, learning_rate=5e-4
+        weight=0.3, width=32, num_downsamplings=2, lead_steps=300, learning_rate=5e-4
     ),
     num_images=2_000,
     num_workers=1,
@@ -102,12 +106,12 @@ GPU = CPU._replace(
     networks=NetworkConfig(patch_size=4, width=128, max_width=256),
     code_dim=64,
     codebook_size=1024,
-    total_steps=5_000,
+    total_steps=4_000,
     tuning_steps=1_500,
     tuning_batch_size=16,
     learning_rate=2e-3,
     precision="bf16",
-    adversarial=AdversarialConfig(weight=0.5, lead_steps=300, learning_rate=5e-4),
+    adversarial=AdversarialConfig(weight=0.3, lead_steps=300, learning_rate=5e-4),
     num_workers=14,
     images=("flowers128",),
 )
@@ -130,14 +134,14 @@ def cells_of(images: Images) -> Iterator[Cell]:
     """The rows of one set of images; squared error first, since tuning needs it."""
     for is_stochastic in (True, False):
         yield Cell(images, is_stochastic, "squared")
-    yield Cell(images, True, "squared", length=2)
-    for is_tuned in (True, False):
+    for losses in get_args(Losses):
         for is_stochastic in (True, False):
-            if is_tuned:
-                yield Cell(images, is_stochastic, "squared", True)
-            for losses in ("both", "adversarial", "perceptual"):
-                yield Cell(images, is_stochastic, losses, is_tuned)
-    yield Cell(images, True, "both", True, "MobileNetV2")
+            yield Cell(images, is_stochastic, losses, is_tuned=True)
+    yield Cell(images, True, "perceptual", True, "MobileNetV2")
+    yield Cell(images, True, "squared", length=2)
+    for losses in get_args(Losses)[1:]:
+        for is_stochastic in (True, False):
+            yield Cell(images, is_stochastic, losses)
 
 
 def run_config(
@@ -177,7 +181,7 @@ def recipe(cell: Cell, budget: Budget, weights: Weights) -> TokenizerRecipe:
     if cell.losses in ("perceptual", "both"):
         perceptual = PerceptualConfig(
             weight=budget.perceptual_weight,
-            image_size=max(64, SIZES[cell.images]),
+            image_size=max(budget.teacher_size, SIZES[cell.images]),
             **_network(cell.teacher, weights),
         )
     if cell.losses in ("adversarial", "both"):

@@ -10,7 +10,6 @@ from PIL import Image, ImageDraw
 from benchmarks.readme import RESULTS as PAGE
 from benchmarks.readme import markdown_table, replace_section
 from benchmarks.sharp.cells import Cell
-from pipelines.images import save_png
 
 RESULTS = Path(__file__).parents[1] / "results"
 JUDGES = ("MobileNetV2", "SqueezeNet")
@@ -38,7 +37,7 @@ def write_report(folder: Path, results_folder: Path, budget: str, cells: Sequenc
         own = [cell for cell in cells if cell.images == images and cell.name in results]
         sheet = _sheet(folder, images, own)
         if sheet is not None:
-            save_png(sheet, results_folder / f"sharp_{budget}_{images}.png")
+            sheet.save(results_folder / f"sharp_{budget}_{images}.jpg", quality=92)
     if f"<!-- sharp-{budget} -->" in PAGE.read_text():
         rows = [results[cell.name] for cell in cells if cell.name in results]
         replace_section(f"sharp-{budget}", table(rows))

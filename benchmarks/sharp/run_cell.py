@@ -22,7 +22,7 @@ from pipelines.data.sources import load_images
 from pipelines.decoder_run import decoder_run
 from pipelines.evaluation.distances import Comparison, extract_features
 from pipelines.evaluation.features import FeatureExtractor
-from pipelines.evaluation.measurements import check_extractor
+from pipelines.evaluation.judges import check_extractor
 from pipelines.evaluation.metrics import frechet_distance, reconstruction_metrics
 from pipelines.evaluation.reconstruction import bound_bits_per_dim, measure_reconstruction
 from pipelines.finetune_decoder import finetune_decoder

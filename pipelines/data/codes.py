@@ -19,6 +19,7 @@ from pipelines.data.dataset import ImageDataset, image_shape
 from pipelines.images import to_float
 from pipelines.processes import bar_disabled
 from tokenizer import Tokenizer
+from tokenizer.search_config import NO_SEARCH, SearchConfig
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.files import flush_to_disk, naming
 
@@ -56,6 +57,7 @@ def extract_codes(
     flips: bool,
     keeps_latents: bool,
     batch_size: int = 250,
+    search: SearchConfig = NO_SEARCH,
 ) -> CodeDataset:
     """Encodes `dataset` into `folder/<key>/`, or opens what an earlier run has left there.
 
@@ -66,7 +68,13 @@ def extract_codes(
     Raises:
         InputError: what an earlier run has left there is damaged.
     """
-    options = {"data": dataset.fingerprint, "flips": flips, "latents": keeps_latents}
+    options: dict[str, Any] = {
+        "data": dataset.fingerprint,
+        "flips": flips,
+        "latents": keeps_latents,
+    }
+    if search.is_on:  # what the decoder draws decides, too
+        options["search"] = {**search.model_dump(), "weights": tokenizer.content_hash()}
     keyed: dict[str, dict[str, Any]] = {}
     for identity in tokenizer.identities():  # earlier versions called the tokenizer otherwise
         metadata = {"tokenizer": identity, **options}
@@ -84,7 +92,10 @@ def extract_codes(
             for name, (dtype, shape) in arrays.items():
                 _create(temporary / name, dtype, shape)
         accelerator.wait_for_everyone()
-        _encode(tokenizer, dataset, temporary, accelerator, num_entries, keeps_latents, batch_size)
+        _encode(
+            *(tokenizer, dataset, temporary, accelerator),
+            *(num_entries, keeps_latents, batch_size, search),
+        )
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             with naming(target):
@@ -127,6 +138,7 @@ def _encode(
     num_entries: int,
     keeps_latents: bool,
     batch_size: int,
+    search: SearchConfig,
 ) -> None:
     groups = range(len(tokenizer.config.groups))
     indices = [np.lib.format.open_memmap(folder / f"indices_{n}.npy", "r+") for n in groups]
@@ -143,8 +155,10 @@ def _encode(
         images = to_float(dataset.images_at(entries % len(dataset)))
         is_mirrored = torch.from_numpy(entries >= len(dataset)).view(-1, 1, 1, 1)
         images = torch.where(is_mirrored, images.flip(-1), images)
-        encoding = tokenizer.encode_with_latents(images.to(accelerator.device))
-        for target, own_indices in zip(indices, encoding.indices, strict=True):
+        images = images.to(accelerator.device)
+        encoding = tokenizer.encode_with_latents(images)
+        chosen = tokenizer.encode(images, search) if search.is_on else encoding.indices
+        for target, own_indices in zip(indices, chosen, strict=True):
             target[entries] = own_indices.cpu().numpy()
         for target, own_latents in zip(latents, encoding.latents, strict=False):
             target[entries] = own_latents.float().cpu().numpy()

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pipelines.condition_inputs import attributes_of_text
 from pipelines.data.embeddings import open_embeddings
 from pipelines.data.folder_scan import printable
 from prior import AttributeConditionConfig, EmbeddingConditionConfig, PriorConfig, Tokens
@@ -42,7 +43,7 @@ def read_given(words: Sequence[str], prior: PriorConfig) -> GivenConditions | No
         return None
     condition = prior.condition
     if isinstance(condition, AttributeConditionConfig):
-        entries = [_attributes(word) for word in words]
+        entries = [attributes_of_text(word, condition) for word in words]
         return GivenConditions(list(entries), entries)
     if not isinstance(condition, EmbeddingConditionConfig):
         raise InputError(f"condition must be empty for this prior, got {words[0]!r}: give labels")
@@ -59,16 +60,6 @@ def read_given(words: Sequence[str], prior: PriorConfig) -> GivenConditions | No
     with path.open("rb") as file:
         file_hash = hashlib.file_digest(file, "sha256").hexdigest()
     return GivenConditions(chosen, [{"row": row} for row in rows], file_hash)
-
-
-def _attributes(word: str) -> dict[str, str]:
-    entry = {}
-    for part in filter(None, word.split(",")):
-        name, sign, value = part.partition("=")
-        if not sign:
-            raise InputError(f"condition must be name=value,name=value to this prior, got {word!r}")
-        entry[name] = value
-    return entry
 
 
 def _row(word: str, num_rows: int) -> int:

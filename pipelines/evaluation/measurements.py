@@ -1,5 +1,6 @@
 """Reconstruction and generation, measured: each number with the protocol it was measured by."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pipelines.evaluation.classifier import ClassifierExtractor
 from pipelines.evaluation.conditions import reference_conditions, reference_labels
 from pipelines.evaluation.distances import Comparison
 from pipelines.evaluation.features import FeatureExtractor
+from pipelines.evaluation.judges import check_extractor, trained_by
 from pipelines.evaluation.metrics import check_num_images, reconstruction_metrics
 from pipelines.evaluation.protocol import Protocol, Results
 from pipelines.evaluation.reconstruction import (
@@ -25,9 +27,10 @@ from pipelines.evaluation.reconstruction import (
 from pipelines.evaluation.reference import Reference, SavedStatistics
 from pipelines.generation import ImageGenerationPipeline
 from pipelines.images import to_float, to_uint8
+from pipelines.sampling_config import SamplingConfig
+from pipelines.tuned_sampling import filled, uses_tuned
 from prior import Tokens
 from tokenizer import Tokenizer
-from tokenizer.storage.errors import InputError
 
 
 def evaluate_reconstruction(
@@ -60,7 +63,9 @@ def evaluate_reconstruction(
     if reference is not None and not isinstance(reference, SavedStatistics):
         images = reference
     items = chosen_items(len(images), min(config.num_images, len(images)), config.seed)
-    errors, usage = measure_reconstruction(tokenizer, images, items, accelerator, config.batch_size)
+    errors, usage = measure_reconstruction(
+        tokenizer, images, items, accelerator, config.batch_size, config.search
+    )
     values: dict[str, Any] = dict(reconstruction_metrics(errors))
     values["perplexity"] = usage.perplexity()
     values["codebook_usage"] = usage.usage()
@@ -69,6 +74,8 @@ def evaluate_reconstruction(
     bound, codes = bound_bits_per_dim(
         tokenizer, train, images, accelerator, config.batch_size, config.seed
     )
+    fields = config.search.model_dump(exclude_none=True) if config.search.is_on else {}
+    searched = {f"search.{name}": value for name, value in fields.items()}
     protocol = Protocol(
         reference=images.description,
         reference_hash=images.fingerprint,
@@ -77,8 +84,8 @@ def evaluate_reconstruction(
         seed=config.seed,
         settings={
             "codes": "hard",
-            **decoder_setting(tokenizer),
-            **_training_networks(tokenizer),
+            **searched,
+            **trained_by(tokenizer),
         },
     )
     num_bound = min(NUM_BOUND_IMAGES, len(images))
@@ -98,7 +105,7 @@ def evaluate_reconstruction(
 
     def reconstructions(rows: np.ndarray) -> Tensor:
         originals = to_float(images.images_at(items[rows])).to(accelerator.device)
-        return to_uint8(tokenizer.reconstruct(originals))
+        return to_uint8(tokenizer.reconstruct(originals, config.search))
 
     comparison = Comparison(
         extractor, accelerator, config.batch_size, config.num_images, config.seed
@@ -148,26 +155,16 @@ def evaluate_generation(
         reference, other = splits if config.reference == "train" else splits[::-1]
     is_saved = isinstance(reference, SavedStatistics)
     check_num_images(config.num_images, config.num_images if is_saved else len(reference))
-    chosen_by = (config.labels, config.num_images, config.seed)
-    labels: Tensor | Tokens | None
-    if conditions is None:
-        labels, which = reference_labels(pipeline.prior.config, train, reference, *chosen_by)
-    else:
-        splits = (train, validation)
-        labels, which = reference_conditions(conditions, splits, reference, *chosen_by)
-    sampler = pipeline.sampler(config.sampling)
-
-    def generated(rows: np.ndarray) -> Tensor:
-        chosen = None if labels is None else labels[torch.from_numpy(rows)]
-        names = ("labels", "condition")
-        name = names[conditions is not None or pipeline.prior.config.has_custom_conditioner]
-        settings: dict[str, Any] = {"seed": config.seed, "sampling": sampler, name: chosen}
-        return torch.cat(list(pipeline.draw(rows.tolist(), batch_size=len(rows), **settings)))
-
+    labels, which = given_to(pipeline, (train, validation), reference, config, conditions)
+    sampling = filled(config.sampling, pipeline.tuned, labels is not None)
     comparison = Comparison(
         extractor, accelerator, config.batch_size, config.num_images, config.seed
     )
-    fake = comparison.features(generated, config.num_images, "generated")
+    draw = drawing(pipeline, sampling, labels, config.seed)
+    fake = comparison.features(draw, config.num_images, "generated")
+    described: dict[str, Any] = sampling.model_dump(mode="json")
+    if pipeline.tuned is not None and uses_tuned(config.sampling):
+        described["tuned"] = pipeline.tuned.protocol
     protocol = Protocol(
         reference=reference.description,
         reference_hash=reference.fingerprint,
@@ -175,12 +172,11 @@ def evaluate_generation(
         num_images=config.num_images,
         seed=config.seed,
         extractor=extractor.protocol,
-        sampling=config.sampling.model_dump(mode="json"),
+        sampling=described,
         settings={
             "labels": which,
-            **decoder_setting(pipeline.tokenizer),
             "tokenizer_hash": pipeline.tokenizer.content_hash(),
-            **_training_networks(pipeline.tokenizer),
+            **trained_by(pipeline.tokenizer),
             "prior_hash": pipeline.prior.content_hash(),
         },
     )
@@ -191,9 +187,38 @@ def evaluate_generation(
     return results
 
 
-def decoder_setting(tokenizer: Tokenizer) -> dict[str, str]:
-    """What a protocol says of a fine-tuned decoder; nothing of another."""
-    return {"decoder": "fine-tuned on hard codes"} if tokenizer.former_identities() else {}
+def given_to(
+    pipeline: ImageGenerationPipeline,
+    splits: tuple[ImageDataset, ImageDataset],
+    reference: Reference,
+    config: EvaluationConfig,
+    conditions: tuple[Conditions, Conditions] | None,
+) -> tuple[Tensor | Tokens | None, str]:
+    """Labels or conditions of the generated images, and which they are in words."""
+    chosen_by = (config.labels, config.num_images, config.seed)
+    if conditions is None:
+        return reference_labels(pipeline.prior.config, splits[0], reference, *chosen_by)
+    return reference_conditions(conditions, splits, reference, *chosen_by)
+
+
+def drawing(
+    pipeline: ImageGenerationPipeline,
+    sampling: SamplingConfig,
+    labels: Tensor | Tokens | None,
+    seed: int,
+) -> Callable[[np.ndarray], Tensor]:
+    """What draws the images with some numbers, of which `labels` holds what is given to each."""
+    sampler = pipeline.sampler(sampling, labels is not None)
+    prior = pipeline.prior.config
+    is_condition = prior.condition is not None or prior.has_custom_conditioner
+
+    def draw(rows: np.ndarray) -> Tensor:
+        chosen = None if labels is None else labels[torch.from_numpy(rows)]
+        given: dict[str, Any] = {"condition" if is_condition else "labels": chosen}
+        settings = {"seed": seed, "sampling": sampler, "batch_size": len(rows), **given}
+        return torch.cat(list(pipeline.draw(rows.tolist(), **settings)))
+
+    return draw
 
 
 def _class_agreement(
@@ -214,42 +239,6 @@ def _class_agreement(
         name = f"class agreement{comparison.extractor.suffix}{whose}"
         results |= protocol.model_copy(update=numbers).attach({name: share})
     return results
-
-
-def _training_networks(tokenizer: Tokenizer) -> dict[str, str]:
-    """For the protocol, the networks that the training's losses compared features of."""
-    networks = tokenizer.config.loss_networks
-    return {"trained_with": ", ".join(networks)} if networks else {}
-
-
-def check_extractor(extractor: FeatureExtractor | None, tokenizer: Tokenizer) -> None:
-    """A network that the tokenizer was trained with would judge its own features.
-
-    Raises:
-        InputError: it is the tokenizer's backbone, or a network of its perceptual loss.
-    """
-    if extractor is None:
-        return
-    for network in tokenizer.config.loss_networks:
-        loss_name, sha256 = network.split(" ")
-        model = str(extractor.protocol.get("model", "")).partition(".")[0]
-        if (
-            sha256 == extractor.protocol.get("weights_sha256")
-            or loss_name.partition(".")[0] == model
-        ):
-            raise InputError(
-                f"extractor.model must not be {model!r}, whose features the training compared: it "
-                "would judge what it has taught; give another, or extractor.kind none"
-            )
-    backbone = tokenizer.config.backbone
-    if backbone is None:
-        return
-    name = backbone.name.partition(".")[0]
-    if str(extractor.protocol.get("model", "")).partition(".")[0] == name:
-        raise InputError(
-            f"extractor.model must not be {name!r}, the backbone of this tokenizer, which would "
-            "judge its own features; give another, or extractor.kind none"
-        )
 
 
 def compare_sets(

@@ -12,6 +12,7 @@ from pipelines.images import to_float, to_uint8
 from pipelines.processes import gather_shares, own_share, sum_over_processes
 from tokenizer import Tokenizer
 from tokenizer.objective import MIN_VARIANCE, BoundCodes
+from tokenizer.search_config import NO_SEARCH, SearchConfig
 
 NUM_BOUND_IMAGES = 1_000
 """Images for the evidence lower bound, and as many training images for its decoder variance."""
@@ -23,6 +24,7 @@ def measure_reconstruction(
     items: np.ndarray,
     accelerator: Accelerator,
     batch_size: int = 250,
+    search: SearchConfig = NO_SEARCH,
 ) -> tuple[ImageErrors, CodeUsage]:
     """Errors of these images after 8-bit rounding, and the counts of their hard codes.
 
@@ -34,7 +36,7 @@ def measure_reconstruction(
     columns = []
     for start in range(0, len(own_items), batch_size):
         images = dataset.images_at(own_items[start : start + batch_size])
-        indices = tokenizer.encode(to_float(images).to(accelerator.device))
+        indices = tokenizer.encode(to_float(images).to(accelerator.device), search)
         usage.update([layer.cpu() for layer in indices])
         errors = image_errors(images, to_uint8(tokenizer.decode(indices)).cpu())
         columns.append(torch.stack(errors, 1))

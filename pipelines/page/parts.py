@@ -29,13 +29,21 @@ def told(function: Callable[..., Any]) -> Callable[..., Any]:
     return answer
 
 
-def new_picture(playground: Playground, button: gr.Button, target: Any, side: int = 0) -> None:
-    """Makes a button put a new picture of the prior into `target`."""
+def new_picture(
+    playground: Playground,
+    button: gr.Button,
+    target: Any,
+    side: int = 0,
+    kept: gr.State | None = None,
+) -> None:
+    """Makes a button put a new picture of the prior into `target`, and into `kept` as it is."""
     counter = gr.State(0)
+    kept = gr.State() if kept is None else kept
 
     @told
-    def draw(seed: int) -> tuple[Any, int]:
-        pictures = playground.sample(1, None, seed, SamplingConfig())
-        return enlarged(pictures[0], side or playground.side), seed + 1
+    def draw(seed: int) -> tuple[Any, Any, int]:
+        (picture,) = playground.sample(1, None, seed, SamplingConfig())
+        return enlarged(picture, side or playground.side), picture, seed + 1
 
-    button.click(draw, counter, [target, counter], show_progress="hidden", **ONE_AT_A_TIME)
+    outputs = [target, kept, counter]
+    button.click(draw, counter, outputs, show_progress="hidden", **ONE_AT_A_TIME)

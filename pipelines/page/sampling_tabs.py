@@ -1,11 +1,13 @@
 """Tabs that need a prior: new pictures, and parts that are drawn anew."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import gradio as gr
 from PIL import Image
 
 from pipelines.images import enlarged
+from pipelines.page.conditions import condition_inputs
 from pipelines.page.parts import GALLERY, ONE_AT_A_TIME, new_picture, told
 from pipelines.playground import CANVAS_SIDE, Playground
 from pipelines.sampling_config import SamplingConfig
@@ -23,9 +25,9 @@ def samples_tab(playground: Playground) -> None:
 
     @told
     def draw(*values: Any) -> list[Any]:
-        return playground.sample(*_sampling(*values))
+        return playground.sample(*inputs.read(*values))
 
-    button.click(draw, _listed(inputs), pictures, **ONE_AT_A_TIME)
+    button.click(draw, inputs.components, pictures, **ONE_AT_A_TIME)
 
 
 def redraw_tab(playground: Playground) -> None:
@@ -52,19 +54,21 @@ def redraw_tab(playground: Playground) -> None:
             hint = gr.Markdown(elem_id="hint")
             new = gr.Button("Take a new one from the prior")
         pictures = gr.Gallery(columns=2, elem_id="redrawn", **GALLERY)
+    kept = gr.State()  # what the canvas shows, which would give other alpha back
     blank = Image.new("RGBA", (playground.side, playground.side))
     has_null = playground.generation.prior.conditioner.has_null
     inputs = _sampling_inputs(playground, 4, "any (unguided)" if has_null else "")
     button = gr.Button("Redraw", variant="primary")
 
     @told
-    def prepare(drawing: dict[str, Any]) -> tuple[Any, str]:
+    def prepare(drawing: dict[str, Any]) -> tuple[Any, Any, str]:
         """As the networks see it, large enough to paint on."""
         picture = playground.prepared(drawing["background"])
-        return enlarged(picture, CANVAS_SIDE), "This is what the networks see of it: paint over it."
+        said = "This is what the networks see of it: paint over it."
+        return enlarged(picture, CANVAS_SIDE), picture, said
 
     @told
-    def redraw(drawing: dict[str, Any] | None, *values: Any) -> list[Any]:
+    def redraw(drawing: dict[str, Any] | None, picture: Any, *values: Any) -> list[Any]:
         if drawing is None or drawing["background"] is None:
             raise InputError("a picture must be there first: drop one")
         if drawing["background"].size != enlarged(blank, CANVAS_SIDE).size:
@@ -72,29 +76,26 @@ def redraw_tab(playground: Playground) -> None:
                 "the picture must be ready first: wait until it is shown as the networks see it"
             )
         painted = drawing["layers"][0] if drawing["layers"] else blank
-        return playground.redraw(drawing["background"], painted, *_sampling(*values))
+        return playground.redraw(picture, painted, *inputs.read(*values))
 
     # Hidden: over a canvas whose value is set, "processing" would stay, and keep the brush off.
-    canvas.upload(prepare, canvas, [canvas, hint], show_progress="hidden", **ONE_AT_A_TIME)
-    button.click(redraw, [canvas, *_listed(inputs)], pictures, **ONE_AT_A_TIME)
-    new_picture(playground, new, canvas, CANVAS_SIDE)
+    canvas.upload(prepare, canvas, [canvas, kept, hint], show_progress="hidden", **ONE_AT_A_TIME)
+    button.click(redraw, [canvas, kept, *inputs.components], pictures, **ONE_AT_A_TIME)
+    new_picture(playground, new, canvas, CANVAS_SIDE, kept)
 
 
 # How codes are drawn
 
 
 class SamplingInputs(NamedTuple):
-    """Components, in the order in which `_sampling` takes their values."""
+    """Components, and what `Playground.sample` takes of their values, in this order."""
 
-    number: gr.Slider
-    label: gr.Dropdown
-    seed: gr.Number
-    guidance: gr.Slider
-    per_layer: list[gr.Slider]
+    components: list[Any]
+    read: Callable[..., tuple[int, int | None, int, SamplingConfig, Any]]
 
 
 def _sampling_inputs(playground: Playground, number: int, no_label: str) -> SamplingInputs:
-    """Asks for a class, how many, and settings per layer.
+    """Asks for a class or condition, how many, and settings per layer.
 
     Args:
         playground: with a prior.
@@ -105,6 +106,7 @@ def _sampling_inputs(playground: Playground, number: int, no_label: str) -> Samp
     prior = playground.generation.prior
     names = prior.config.class_names or [str(i) for i in range(prior.config.num_classes)]
     choices = [(name, i) for i, name in enumerate(names)]
+    is_conditional = prior.config.num_classes > 0 or prior.config.condition is not None
     if no_label or not choices:
         choices = [(no_label, -1), *choices]
     with gr.Row():
@@ -119,8 +121,9 @@ def _sampling_inputs(playground: Playground, number: int, no_label: str) -> Samp
             1,
             step=0.5,
             label="Guidance (1: off)",
-            visible=prior.config.num_classes > 0 and prior.conditioner.has_null,
+            visible=is_conditional and prior.conditioner.has_null,
         )
+    condition = condition_inputs(playground)
     with gr.Accordion("Per layer: temperature and top-p", open=False):
         gr.Markdown(
             "Below 1, temperature gives likelier codes; top-p draws from the likeliest codes of "
@@ -132,19 +135,16 @@ def _sampling_inputs(playground: Playground, number: int, no_label: str) -> Samp
                 name = playground.describe_layer(layer)
                 temperatures.append(gr.Slider(0.1, 2, 1, step=0.05, label=f"Temperature, {name}"))
                 top_ps.append(gr.Slider(0.05, 1, 1, step=0.05, label=f"Top-p, {name}"))
-    return SamplingInputs(count, label, seed, guidance, temperatures + top_ps)
+    per_layer = temperatures + top_ps
 
+    def read(
+        number: float, chosen: int, given_seed: float, scale: float, *values: Any
+    ) -> tuple[int, int | None, int, SamplingConfig, Any]:
+        half, both = len(temperatures), len(per_layer)
+        config = SamplingConfig.checked(
+            temperature=values[:half], top_p=values[half:both], guidance_scale=scale
+        )
+        given = condition.read(int(number), *values[both:])
+        return int(number), None if chosen < 0 else chosen, int(given_seed or 0), config, given
 
-def _listed(inputs: SamplingInputs) -> list[Any]:
-    return [*inputs[:-1], *inputs.per_layer]
-
-
-def _sampling(
-    number: float, label: int, seed: float, guidance: float, *per_layer: float
-) -> tuple[int, int | None, int, SamplingConfig]:
-    """How many, the class, the seed, and how codes are drawn, by the values of the components."""
-    half = len(per_layer) // 2
-    config = SamplingConfig.checked(
-        temperature=per_layer[:half], top_p=per_layer[half:], guidance_scale=guidance
-    )
-    return int(number), None if label < 0 else label, int(seed or 0), config
+    return SamplingInputs([count, label, seed, guidance, *per_layer, *condition.components], read)

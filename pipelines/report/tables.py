@@ -111,7 +111,12 @@ def what_was_run(run: SummarizedRun, durations: Mapping[str, float]) -> dict[str
 
 def _models(run: SummarizedRun) -> dict[str, str]:
     tokenizer = run.tokenizer_config.tokenizer
-    presets = [name for name, preset in TOKENIZER_PRESETS.items() if preset.tokenizer == tokenizer]
+    size = run.tokenizer_config.data.image_size
+    presets = [
+        name
+        for name, preset in TOKENIZER_PRESETS.items()
+        if preset.tokenizer == tokenizer and preset.data.image_size == size
+    ]
     maps = [
         f"{code_map.height}×{code_map.width} with "
         f"{' + '.join(map(str, code_map.codebook_sizes))} codes"

@@ -101,6 +101,19 @@ def check_output_dir(config: RunConfigT) -> RunConfigT:
     return config
 
 
+def check_trained_tokenizer(run_dir: Path) -> None:
+    """Checks that a folder is one of a run, or of a saved pipeline.
+
+    Raises:
+        InputError: it has no tokenizer, which all that is done with a run needs.
+    """
+    path = run_dir / "tokenizer" / "config.json"
+    if not os.path.isfile(path):
+        raise InputError(
+            f"run_dir must hold a trained tokenizer: there is no {shortened(str(path))}"
+        )
+
+
 def load_run(config_class: type[RunConfigT], path: Path) -> RunConfigT:
     """Reads a saved run configuration.
 

@@ -96,7 +96,11 @@ class RunLog:
         flat: dict[str, float] = {}
         for name, value in metrics.items():
             if isinstance(value, list):
-                flat |= {f"{phase}/{name}/layer_{n}": entry for n, entry in enumerate(value)}
+                # As people count. Earlier versions counted from 0: a run that goes on mixes none.
+                flat |= {
+                    f"{phase}/{name}/layer_{n}_of_{len(value)}": entry
+                    for n, entry in enumerate(value, 1)
+                }
             elif math.isfinite(value):
                 flat[f"{phase}/{name}"] = value
         with naming(self._folder / "tensorboard"):

@@ -57,6 +57,10 @@ class LayerHealth:
                 elif (name, layer) not in self._warned:
                     self._warned.add((name, layer))
                     logger.warning(
-                        "layer %d: %s: %.3g, beyond recipe.%s", layer, name, values[layer], option
+                        "layer %d: %s: %.3g, beyond recipe.%s",
+                        layer + 1,
+                        name,
+                        values[layer],
+                        option,
                     )
         return flags

@@ -102,6 +102,8 @@ def _train(run: "_Run[Any, Any]") -> None:
             finished = step + 1
             progress.note_step(finished)
             is_last = finished == config.total_steps
+            if is_last:
+                run.stage.finish(run.model)
             stops = stop.is_agreed()
             saves = finished % config.checkpoint_interval == 0 or is_last or stops
             logs = finished % config.log_interval == 0 or is_last
@@ -171,11 +173,8 @@ class _Run(Generic[LoadedT, BatchT]):
 
     def progress(self) -> Progress:
         """What the run tells people."""
-        count = sum(
-            parameter.numel()
-            for network in self.networks
-            for parameter in network.module.parameters()
-        )
+        modules = [network.module for network in self.networks]
+        count = sum(own.numel() for module in modules for own in module.parameters())
         what = (self.stage.description, self.stage.image_size, count)
         return Progress(self.config, self.accelerator, self.first_step, *what)
 

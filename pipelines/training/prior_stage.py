@@ -76,6 +76,11 @@ def make_prior(
     """
     if config.targets == "posterior" and not tokenizer.has_posterior:
         raise InputError("targets must be 'indices' with a deterministic tokenizer")
+    if config.targets == "posterior" and config.codes.search.is_on:
+        raise InputError(
+            "codes.search.candidates must be 1 for targets 'posterior', which are the encoder's, "
+            f"got {config.codes.search.candidates}"
+        )
     has_classes = config.condition_kind == "class"
     assert (conditions is None) == (config.condition_kind in ("class", "none"))
     if has_classes and not images.class_names:
@@ -186,7 +191,26 @@ class PriorStage(Stage[LoadedCodes, CodeBatch]):
         soft_targets = None
         if self.config.targets == "posterior":
             log_posteriors = self.tokenizer.log_posteriors(batch.latents, batch.indices)
-            soft_targets = [[layer.exp() for layer in group] for group in log_posteriors]
+            temperature = self.config.target_temperature
+            soft_targets = [
+                [  # at 1 the bits are those of earlier versions
+                    layer.exp() if temperature == 1 else (layer / temperature).softmax(-1)
+                    for layer in group
+                ]
+                for group in log_posteriors
+            ]
+            if self.config.drawn_inputs:
+                drawn = [
+                    torch.stack(
+                        [
+                            torch.multinomial(layer.exp().flatten(0, 2), 1).view(layer.shape[:3])
+                            for layer in group
+                        ],
+                        1,
+                    )
+                    for group in log_posteriors
+                ]
+                return CodeBatch(drawn, batch.inputs, soft_targets)
         return CodeBatch(batch.indices, batch.inputs, soft_targets)
 
     def loss(

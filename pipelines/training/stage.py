@@ -20,7 +20,7 @@ BatchT = TypeVar("BatchT")
 class Stage(Protocol[LoadedT, BatchT]):
     """A training task, generic in what is loaded on the host and in the batch made of it.
 
-    A class that derives from it may leave out `initialize`, `before_step` and `after_step`.
+    A class that derives from it may leave out `initialize`, `before_step`, `after_step`, `finish`.
     """
 
     num_items: int
@@ -69,6 +69,10 @@ class Stage(Protocol[LoadedT, BatchT]):
 
     def after_step(self, accelerator: Accelerator) -> None:
         """What has to follow an optimizer step: the baselines' codebooks."""
+        return
+
+    def finish(self, model: nn.Module) -> None:
+        """What has to follow the last step, done to the model in use; on all processes alike."""
         return
 
     def validate(self, model: nn.Module, accelerator: Accelerator) -> Metrics:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,9 @@ def prior_task(
     return model, loss
 
 
-def seconds_per_step(model: nn.Module, loss: ComputeLoss) -> float:
+def seconds_per_step(
+    model: nn.Module, loss: ComputeLoss, precision: Literal["fp32", "bf16"] = "fp32"
+) -> float:
     """The fastest of some steps of AdamW; of fewer where they take long."""
     device = next(model.parameters()).device
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -64,7 +67,9 @@ def seconds_per_step(model: nn.Module, loss: ComputeLoss) -> float:
     while len(seconds) < NUM_STEPS and sum(seconds) < PATIENCE:
         start = time.perf_counter()
         optimizer.zero_grad()
-        torch.autograd.backward(loss())
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            value = loss()
+        torch.autograd.backward(value)
         optimizer.step()
         if device.type != "cpu":
             torch.accelerator.synchronize(device)

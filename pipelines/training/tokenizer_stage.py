@@ -27,10 +27,12 @@ from pipelines.evaluation.similarity import SSIM_WINDOW
 from pipelines.images import comparison, to_float, to_uint8
 from pipelines.processes import batch_size_without_gradient, seed_everything
 from pipelines.run.log import Metrics
+from pipelines.training.calibration import calibrate_code_prior, code_lengths
 from pipelines.training.initial_weights import load_initial_weights
 from pipelines.training.layer_health import LayerHealth, relative_variances
 from pipelines.training.losses import Bound, Loss, TokenizerLoss
 from pipelines.training.losses.adversarial import Adversary, mean_over
+from pipelines.training.losses.code_terms import with_code_terms
 from pipelines.training.losses.perceptual import PerceptualDistance
 from pipelines.training.optimizer import Network
 from pipelines.training.stage import Stage
@@ -97,7 +99,7 @@ class TokenizerStage(Stage[LoadedImages, Tensor]):
         seed_everything(config.training.seed)
         self.config = config
         self.is_initialized = False
-        self.perceptual = _perceptual(config, accelerator.device)
+        self.perceptual = PerceptualDistance.of_run(config, accelerator.device)
         self.model = self.build(config, quantizer)
         self.objective = loss or Bound(config.recipe, self.model.has_posterior, self.perceptual)
         try:
@@ -107,7 +109,7 @@ class TokenizerStage(Stage[LoadedImages, Tensor]):
         rate_factors = config.recipe.rate_factors(self.model.learned_roles())
         network = Network.from_config(self.model, config.training, rate_factors)
         self.networks = {"tokenizer": network}
-        self.adversary = _adversary(config, self.model, accelerator)
+        self.adversary = Adversary.of_run(config, self.model, accelerator)
         if self.adversary is not None:
             self.networks["discriminator"] = self.adversary.network()
         self.train_images, self.validation_images = images or load_splits(config.data, accelerator)
@@ -210,6 +212,8 @@ class TokenizerStage(Stage[LoadedImages, Tensor]):
             judge = modules["discriminator"]
             images = output.reconstructions
             loss = self.adversary.tokenizer_loss(loss, batch, images, judge, step)
+        recipe, total_steps = self.config.recipe, self.config.training.first_total_steps
+        loss = with_code_terms(loss, output, recipe.code_prior, step, total_steps)
         if self.model.has_posterior:
             loss.terms["temperature"] = torch.full((), temperature, device=self.device)
             loss.terms["dequantization_variance"] = self.model.dequantization_variances()
@@ -230,6 +234,13 @@ class TokenizerStage(Stage[LoadedImages, Tensor]):
                 lambda tensor: accelerator.reduce(tensor, "sum"), lambda tensor: broadcast(tensor)
             )
 
+    def finish(self, model: nn.Module) -> None:
+        """Fits the prior inside to the hard codes of the model in use."""
+        assert isinstance(model, Tokenizer)
+        steps = self.config.recipe.code_prior.calibration_steps
+        seed = self.config.training.seed
+        calibrate_code_prior(model, self.train_images, steps, seed, self.device)
+
     def validate(self, model: nn.Module, accelerator: Accelerator) -> Metrics:
         """RMSE on [0, 1], PSNR, and per layer perplexity, usage, s² and warnings; hard codes."""
         assert isinstance(model, Tokenizer)
@@ -248,6 +259,7 @@ class TokenizerStage(Stage[LoadedImages, Tensor]):
             "dequantization_variance": model.dequantization_variances().tolist(),
             "relative_variance": ratios,
             **judged,
+            **code_lengths(model, dataset, items, self.device),
             **self.health.check(model.codebook_sizes, usage.usage(), usage.perplexity(), ratios),
         }
 
@@ -265,30 +277,6 @@ def reconstruction_preview(
     images = dataset.images_at(items)
     decoded = to_uint8(model.reconstruct(to_float(images).to(device))).cpu()
     return comparison(images, decoded)
-
-
-def _perceptual(config: TokenizerRunConfig, device: torch.device) -> PerceptualDistance | None:
-    if not config.recipe.perceptual.weight:
-        return None
-    data = config.data
-    distance = PerceptualDistance(config.recipe.perceptual, data.channels, data.image_size)
-    return distance.to(device)
-
-
-def _adversary(
-    config: TokenizerRunConfig, model: Tokenizer, accelerator: Accelerator
-) -> Adversary | None:
-    if not config.recipe.adversarial.weight:
-        return None
-    return Adversary(
-        config.recipe.adversarial,
-        config.training,
-        config.data.channels,
-        config.data.image_size,
-        model.last_decoder_weight,
-        accelerator.device,
-        mean_over(accelerator),
-    )
 
 
 def _load_backbone_weights(model: Tokenizer, source: Path | str) -> None:

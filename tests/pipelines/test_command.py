@@ -71,7 +71,7 @@ def test_a_saved_config_stands_for_a_preset(tmp_path: Path) -> None:
 def test_sampling_options_are_one_number_or_one_per_layer() -> None:
     config = parse_generate("--output-dir", "out", "--labels", "1", "2")
     assert config.labels == ("1", "2")
-    assert config.sampling.temperature == 1.0
+    assert config.sampling.temperature is None
     config = parse_generate("--output-dir", "out", "--sampling.temperature", "1", "0.5")
     assert config.sampling.temperature == (1.0, 0.5)
 
@@ -116,7 +116,14 @@ def test_help_after_a_preset_explains_what_matters_or_every_option(
         ("none.json", "none.json: no such file"),
         ("tiny --training.nope 3", "Unrecognized options: --training.nope"),
         ("tiny stray", "Unrecognized options: stray"),
-        ("tiny --training.total-steps many", "--training.total-steps.*'many'"),
+        (
+            "tiny --training.total-steps many",
+            r"^training\.total_steps must be a whole number, got 'many'$",
+        ),
+        ("tiny --extend-to x", "^extend_to must be a whole number or None, got 'x'$"),
+        ("tiny --training.learning-rate=x", r"^training\.learning_rate must be a number, got 'x'$"),
+        ("tiny --recipe.variance-band 1 x", "variance_band must be 2 numbers, got '1 x'$"),
+        ("tiny --tokenizer.groups.0.codebook-sizes 8 y", "codebook_sizes must be whole numbers, "),
         ("tiny --training.total-steps", "--training.total-steps"),
         ("tiny --training.total-steps 0", "total_steps: .*greater than 0, got 0"),
         ("tiny --training.precision fp8", "fp8.*precision"),
@@ -159,6 +166,10 @@ def test_a_wrong_command_line_gives_one_line_that_names_the_field(
         ("--output-dir=", "^output_dir: must be a path"),
         ("--output-dir o --num-images 0", "^num_images: .*greater than 0, got 0"),
         ("--output-dir o --sampling.temperature -1", r"^sampling\.temperature.*equal to 0.000001"),
+        (
+            "--output-dir o --sampling.top-k 3 x",
+            r"^sampling\.top_k must be a whole number or several or None, got '3 x'$",
+        ),
         ("--output-dir o --sampling.top-p 1.5", r"^sampling\.top_p.*less than or equal to 1"),
     ],
 )

@@ -225,6 +225,10 @@ def test_reconstruct_writes_each_image_under_its_name(
     assert run("reconstruct", tiny_run, images / "0.png", *one).status == 0
     with Image.open(tmp_path / "one" / "0.png") as image:
         assert image.size == (32, 32)
+    searched = ["--output-dir", tmp_path / "searched", "--search.candidates", "4"]
+    assert run("reconstruct", tiny_run, folder, *searched).status == 0
+    path = Path("class0") / "0.png"
+    assert (tmp_path / "searched" / path).read_bytes() != (out / path).read_bytes()
 
 
 # Bad input: one line, exit status 2
@@ -286,7 +290,7 @@ def test_reconstruct_refuses_what_it_cannot_read_or_would_overwrite(
     image = write_image(tmp_path / "images" / "a.png")
     command = ["--output-dir", "out"]
     assert_refused(run("reconstruct", tiny_run, "none.png", *command), "none.png does not exist")
-    assert_refused(run("reconstruct", tmp_path, image, *command), "config.json: no such file")
+    assert_refused(run("reconstruct", tmp_path, image, *command), "must hold a trained tokenizer")
     assert_refused(run("reconstruct", tiny_run, image, *command, "--image-size", "20"), "divisible")
     assert_refused(run("reconstruct", tiny_run, image, *command, "--num-layers", "4"), "num_layers")
     twin = write_image(tmp_path / "images" / "a.webp")

@@ -17,17 +17,23 @@ from torch import Tensor, nn
 
 from pipelines import ImageGenerationPipeline
 from pipelines.condition_config import ConditionSourceConfig
+from pipelines.condition_inputs import ConditionReader
 from pipelines.config import DataConfig, PriorRunConfig, TokenizerRunConfig
 from pipelines.data.decoded_images import DecodedImages
 from pipelines.data.sources import trained_images
 from pipelines.evaluate import EvaluateConfig, evaluate
 from pipelines.evaluation.features import FeatureExtractor, FeatureOutput
 from pipelines.generate import GenerateConfig, generate
+from pipelines.playground import Playground
 from pipelines.report.summary import write_summary
 from pipelines.run.folder import load_run
+from pipelines.sampling_config import SamplingConfig
 from pipelines.train_prior import train_prior
 from pipelines.train_tokenizer import train_tokenizer
+from prior import AttributeConditionConfig, PriorConfig
+from prior.config import AttributeConfig
 from tests.image_files import noise, save
+from tests.prior.small_priors import FLAT
 from tests.text_encoders import LetterEncoder
 from tests.tiny_runs import prior_run, tokenizer_run
 from tokenizer.storage.errors import InputError
@@ -127,6 +133,26 @@ def test_the_pipeline_takes_one_condition_for_all_or_one_for_each(kind: str, run
         pipeline(3, 0, progress=False)
 
 
+def test_attributes_may_be_texts() -> None:
+    config = AttributeConditionConfig(
+        attributes=(
+            AttributeConfig(name="color", values=("red", "green", "none")),
+            AttributeConfig(name="rim", values=("blue", "none")),
+        )
+    )
+    reader = ConditionReader(PriorConfig(code_maps=FLAT, condition=config))
+    for text, entry in (
+        ("red", {"color": "red"}),
+        ("blue,green", {"rim": "blue", "color": "green"}),
+        ("rim=none,red,color=green", {"rim": "none", "color": ["red", "green"]}),
+        ("", {}),
+    ):
+        assert torch.equal(reader.read(text, 2), reader.read([entry, entry], 2))
+        assert torch.equal(reader.read([text] * 2, 2), reader.read(entry, 2))
+    with pytest.raises(InputError, match=r"such as color=none or rim=none, got 'none', .* several"):
+        reader.read("none", 1)
+
+
 def test_what_does_not_suit_the_prior_is_refused_in_one_line(run_dir: Path) -> None:
     wrong: list[tuple[str, Any, str]] = [
         ("vectors", "a red dot", "this prior was not trained on texts"),
@@ -136,8 +162,9 @@ def test_what_does_not_suit_the_prior_is_refused_in_one_line(run_dir: Path) -> N
         ("tokens", torch.zeros(3, 4, 2), r"shape \(3, 4, 3\), got \(3, 4, 2\)"),
         ("attributes", {"colour": "red"}, "no attribute is called 'colour', there are color, size"),
         ("attributes", {"color": "pink"}, "color cannot be 'pink', there are blue, green, red"),
-        ("attributes", "red", "dictionary of attributes, or one for each image, got str"),
-        ("attributes", ["red"] * 3, "dictionary of attributes, or one for each image, got str"),
+        ("attributes", "pink", "name=value,name=value, such as color=blue, got 'pink', a value of"),
+        ("attributes", [3] * 3, "dictionary of attributes, or one for each image, got int"),
+        ("attributes", ["red"], "must have one row for 3 images, got 1; what is for all of them"),
         ("attributes", {"color": object()}, "a value must be a text or a number"),
     ]
     for kind, given, message in wrong:
@@ -145,6 +172,28 @@ def test_what_does_not_suit_the_prior_is_refused_in_one_line(run_dir: Path) -> N
             load(run_dir, kind)(3, condition=given, progress=False)
     with pytest.raises(InputError, match="text_encoder must be None"):
         ImageGenerationPipeline.from_pretrained(run_dir / "vectors", text_encoder=LetterEncoder())
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_the_page_draws_and_redraws_under_a_condition(kind: str, run_dir: Path) -> None:
+    """Without one, guidance has nothing to guide to and is off."""
+    pipeline, given = load(run_dir, kind), GIVEN[kind]
+    playground = Playground(pipeline)
+    if kind in ("vectors", "tokens"):
+        file = run_dir / "images" / f"conditions.{'npy' if kind == 'vectors' else 'safetensors'}"
+        given = playground.condition_of_file(str(file), 3, 2)
+        with pytest.raises(InputError, match=r"a row must lie in \[0, 80\), got '80'"):
+            playground.condition_of_file(str(file), 80, 2)
+    sampling = SamplingConfig(guidance_scale=3.0)
+    drawn = playground.sample(2, None, 1, sampling, given)
+    assert drawn == pipeline(2, seed=1, condition=given, guidance_scale=3.0, progress=False)
+    free = playground.sample(2, None, 1, sampling)
+    assert drawn != free == pipeline(2, seed=1, progress=False)
+    picture, painted = drawn[0], Image.new("RGBA", (16, 16))
+    painted.paste((255, 0, 0, 255), (0, 0, 16, 9))
+    redrawn = playground.redraw(picture, painted, 2, None, 1, sampling, given)
+    assert redrawn != playground.redraw(picture, painted, 2, None, 1, sampling)
+    assert redrawn[0].crop((0, 9, 16, 16)) == picture.crop((0, 9, 16, 16))
 
 
 def test_another_encoder_or_none_is_refused_at_the_first_text_alone(run_dir: Path) -> None:
@@ -242,7 +291,7 @@ def test_generate_takes_conditions_in_turn_and_says_them_as_a_data_set_does(
 @pytest.mark.parametrize(
     ("kind", "words", "message"),
     [
-        ("attributes", ("red",), "must be name=value,name=value"),
+        ("attributes", ("pink",), "must be name=value,name=value, such as color=blue, got 'pink'"),
         ("attributes", ("color=pink",), "color cannot be 'pink'"),
         ("vectors", ("nothing.npy",), "there is no file nothing.npy"),
         ("vectors", ("FILE", "80"), r"a row must lie in \[0, 80\), got '80'"),

@@ -7,19 +7,25 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from pipelines import console
-from pipelines.verbs import VERBS
+from pipelines.command_configs import AppConfig
+from pipelines.presets import TOKENIZER_PRESETS
+from pipelines.verbs import VERBS, check_inputs
+from tokenizer.storage.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 CALLS = [
     ["-m", "pipelines.train_tokenizer"],
     ["-c", "from pipelines.console import main; main()", "train-tokenizer"],
 ]
+
+NO_RUN = "run_dir must hold a trained tokenizer: there is no "
 
 
 def start(*arguments: str, folder: Path) -> "subprocess.Popen[str]":
@@ -83,16 +89,46 @@ def test_a_verb_is_the_module_and_named_as_it_was_called(
     )
 
 
+def test_what_a_command_may_fetch_need_not_be_there(tmp_path: Path) -> None:
+    cifar10 = TOKENIZER_PRESETS["cifar10-sqvae"]
+    assert cifar10.data.root is not None
+    check_inputs(cifar10)
+    check_inputs(TOKENIZER_PRESETS["tiny"])
+    check_inputs(AppConfig(run_dir="user/model"))
+    for name in ("user/model/prior", str(tmp_path / "none")):
+        with pytest.raises(InputError, match=r"^run_dir: .* does not exist$"):
+            check_inputs(AppConfig(run_dir=name))
+
+
+def test_the_version_is_that_of_the_package(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert hqvae(monkeypatch, "--version") == 0
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert capsys.readouterr().out == f"hqvae {project['version']}\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
         (["generat"], "unknown verb 'generat': did you mean 'generate'?"),
         (["check_data"], "unknown verb 'check_data': did you mean 'check-data'?"),
         (["xyz", "--help"], f"unknown verb 'xyz': give one of {', '.join(VERBS)}"),
-        (["generate", "none", "--output-dir", "out"], "none holds no Tokenizer"),
+        (["generate", "none", "--output-dir", "out"], f"{NO_RUN}none/tokenizer/config.json\n"),
+        (["evaluate", "none"], NO_RUN),
+        (["evaluate", "--folders", "none", "x", "--image-size", "8"], "folders: none does not"),
+        (["reconstruct", "none", "x.png", "--output-dir", "out"], NO_RUN),
+        (["summary", "none"], NO_RUN),
+        (["explain", "none"], NO_RUN),
+        (["train-prior", "tiny", "--run-dir", "none"], NO_RUN),
+        (["train-tokenizer", "images32-small", "--data.root", "none"], "data.root: "),
+        (["train-tokenizer", "tiny", "--initialize-from", "none"], "initialize_from: "),
+        (["app", "none"], "run_dir: none does not exist\n"),
+        (["check-data", "none"], "folder: none does not exist\n"),
+        (["quickstart", "none"], "folder: none does not exist\n"),
     ],
 )
-def test_what_is_wrong_gives_one_line_and_exit_status_2(
+def test_what_is_wrong_or_not_there_gives_one_line_before_a_command_is_imported(
     arguments: list[str],
     line: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -100,6 +136,7 @@ def test_what_is_wrong_gives_one_line_and_exit_status_2(
     tmp_path: Path,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(console, "importlib", None)
     assert hqvae(monkeypatch, *arguments) == 2
     output = capsys.readouterr()
     assert output.out == ""

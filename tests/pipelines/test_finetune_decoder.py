@@ -16,10 +16,18 @@ from pipelines.decoder_run import DecoderRunConfig, decoder_run, parse_decoder_r
 from pipelines.evaluate import evaluate
 from pipelines.finetune_decoder import finetune_decoder
 from pipelines.model_folders import load_tokenizer
-from pipelines.run.folder import load_run
+from pipelines.recipe import AdversarialConfig
+from pipelines.run.folder import load_run, write_run_config
 from pipelines.train_prior import train_prior
 from pipelines.train_tokenizer import train_tokenizer
-from tests.tiny_runs import CrashError, assert_same_run, crash, tokenizer_run, train_with
+from tests.tiny_runs import (
+    CrashError,
+    assert_same_run,
+    crash,
+    logged,
+    tokenizer_run,
+    train_with,
+)
 from tokenizer import InputError, Tokenizer
 
 V1 = Path(__file__).parents[1] / "fixtures" / "v1"
@@ -75,6 +83,35 @@ def test_the_codes_and_the_prior_stay_and_the_decoder_alone_moves(
     )
     half = ImageGenerationPipeline.from_pretrained(run_dir, dtype=torch.bfloat16)
     assert half.tokenizer.former_identities()
+
+
+def test_a_discriminator_may_teach_the_decoder(run_dir: Path, images: torch.Tensor) -> None:
+    adversarial = AdversarialConfig(weight=0.5, width=4, num_downsamplings=2, lead_steps=2)
+    config = tuning(run_dir)
+    recipe = config.recipe.model_copy(update={"adversarial": adversarial})
+    finetune_decoder(config.model_copy(update={"recipe": recipe}))
+    lines = logged(run_dir / "decoder")
+    weights = [line["tokenizer/adversarial_weight"] for line in lines if line["phase"] == "train"]
+    assert [weight > 0 for weight in weights] == [False, False, True, True]
+    original, tuned = in_use(run_dir)
+    for ours, theirs in zip(tuned.encode(images), original.encode(images), strict=True):
+        assert torch.equal(ours, theirs)
+    assert not torch.equal(tuned.reconstruct(images), original.reconstruct(images))
+
+
+def test_the_discriminator_of_a_run_starts_anew_and_early_enough(run_dir: Path) -> None:
+    run = load_run(TokenizerRunConfig, run_dir / "tokenizer" / "config.json")
+    adversarial = AdversarialConfig(weight=0.5, start_step=50, lead_steps=40)
+    long = run.model_copy(
+        update={
+            "run_dir": run_dir,
+            "training": run.training.model_copy(update={"total_steps": 100}),
+            "recipe": run.recipe.model_copy(update={"adversarial": adversarial}),
+        }
+    )
+    write_run_config(long)
+    tuned = decoder_run(run_dir)
+    assert (tuned.recipe.adversarial.start_step, tuned.recipe.adversarial.lead_steps) == (0, 2)
 
 
 def drawn(pipeline: ImageGenerationPipeline) -> np.ndarray:

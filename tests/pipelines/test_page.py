@@ -19,7 +19,12 @@ from PIL import Image
 
 from pipelines import ImageGenerationPipeline
 from pipelines.images import to_uint8
+from prior import AttributeConditionConfig, Prior, PriorConfig
+from prior.config import AttributeConfig, PriorNetworkConfig
 from tests.image_files import noise
+from tokenizer import Tokenizer
+from tokenizer.builders import hq_vae
+from tokenizer.config import NetworkConfig
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 ROOT = Path(__file__).parents[2]
@@ -149,6 +154,62 @@ def test_a_visitor_samples_reconstructs_changes_a_code_and_redraws(
         button(page, "Show").click()
         pictures(page, "codebook").nth(7).wait_for()
         save_screenshot(page, "codebook")
+        page.close()  # or it would miss the server
+
+
+@pytest.fixture
+def attributed(tmp_path: Path) -> Path:
+    """Untrained models of pictures with alpha, and of two attributes."""
+    networks = NetworkConfig(width=8, max_width=8, num_blocks=1)
+    tokenizer = Tokenizer(hq_vae((8, 4), (1, 1), 8, 4, channels=4, networks=networks))
+    config = PriorConfig(
+        network=PriorNetworkConfig(width=16, num_spatial_layers=1, num_depth_layers=1, num_heads=2),
+        code_maps=tokenizer.code_maps(16, 16),
+        condition=AttributeConditionConfig(
+            attributes=(
+                AttributeConfig(name="color", values=("red", "green")),
+                AttributeConfig(name="size", values=("small", "large")),
+            )
+        ),
+        tokenizer_hash=tokenizer.content_hash(),
+    )
+    ImageGenerationPipeline(tokenizer, Prior(config)).save_pretrained(tmp_path / "attributed")
+    return tmp_path / "attributed"
+
+
+def test_attributes_are_chosen_and_what_is_redrawn_keeps_its_alpha(
+    attributed: Path, page: Any, tmp_path: Path
+) -> None:
+    pipeline = ImageGenerationPipeline.from_pretrained(attributed)
+    pixels = noise(16, 16, channels=4)
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    with served(attributed) as address:
+        page.goto(address)
+        page.get_by_label("color (or any)").locator("visible=true").click()
+        page.get_by_role("option", name="green").click()
+        button(page, "Draw").click()
+        pictures(page, "samples").nth(7).wait_for()
+        expected = pipeline(8, condition="green", progress=False)
+        for number, own in enumerate(expected):
+            drawn = downloaded(page, pictures(page, "samples").nth(number))
+            assert np.array_equal(drawn, np.asarray(own))
+        save_screenshot(page, "attributes")
+
+        page.get_by_role("tab", name="Redraw a part").click()
+        page.locator("#canvas canvas").first.wait_for()
+        page.wait_for_timeout(3000)  # before it is ready it would drop the picture
+        page.locator("#canvas input[type=file]").first.set_input_files(tmp_path / "picture.png")
+        page.get_by_text("This is what the networks see of it").wait_for()
+        paint(page)
+        button(page, "Redraw").click()
+        pictures(page, "redrawn").nth(3).wait_for()
+        redrawn = downloaded(page, pictures(page, "redrawn").first)
+        change = np.abs(redrawn[12:].astype(int) - pixels[12:])
+        assert not change[..., 3].any()
+        # A browser multiplies colors by alpha, and rounds, before anything is uploaded.
+        assert (change[..., :3] * (pixels[12:, :, 3:] / 255)).max() <= 1
+        assert not np.array_equal(redrawn[:8], pixels[:8])
+        save_screenshot(page, "redraw_alpha")
         page.close()  # or it would miss the server
 
 

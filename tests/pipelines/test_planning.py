@@ -4,10 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pipelines.data.folder_listing import split_folders
-from pipelines.planning import look_at
+from pipelines.planning import Plan, candidates, choose, look_at
+from pipelines.presets import SMALL_NETWORKS, TOKENIZER_PRESETS
+from prior import Prior, PriorConfig
+from tokenizer import Tokenizer
 from tokenizer.storage.errors import InputError
 
 
@@ -50,3 +54,70 @@ def test_training_and_validation_folders_are_known_by_their_names(
         (tmp_path / name).mkdir()
     train, validation = expected
     assert split_folders(tmp_path) == (tmp_path / train, validation and tmp_path / validation)
+
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+def chosen(
+    device: torch.device, minutes: float, **seconds: float
+) -> tuple[int, str, tuple[int, int]]:
+    """Image size, networks and steps, where a step takes so long at 128×128 pixels.
+
+    A quarter of it at half the size. `large` is that of the larger networks.
+    """
+
+    def time_steps(plan: Plan) -> tuple[float, float]:
+        is_small = plan.tokenizer.tokenizer.networks == SMALL_NETWORKS
+        each = seconds["small" if is_small else "large"]
+        if not each:
+            raise torch.OutOfMemoryError
+        return each * (plan.tokenizer.data.image_size / 128) ** 2, each / 10
+
+    candidate, counts, _ = choose(candidates(device), minutes * 60.0, time_steps)
+    return candidate.image_size, candidate.networks_of, (counts[0], counts[1])
+
+
+@pytest.mark.parametrize(
+    ("device", "minutes", "seconds", "expected"),
+    [
+        (CPU, 30, {"small": 0.5}, (128, "images128-small", (1620, 14400))),
+        (CPU, 10, {"small": 0.5}, (64, "images64-small", (2160, 4800))),
+        (CPU, 1, {"small": 0.5}, (32, "images32-small", (864, 480))),
+        # A GPU on which the larger networks are not worth it, one for which they are, and one
+        # whose memory they do not fit.
+        (GPU, 10, {"small": 0.01, "large": 0.2}, (128, "images128-small", (27000, 100000))),
+        (GPU, 10, {"small": 0.2, "large": 0.2}, (64, "cifar10-sqvae2", (5400, 12000))),
+        (GPU, 10, {"small": 0.01, "large": 0.05}, (128, "images128-sqvae2", (5400, 48000))),
+        (GPU, 10, {"small": 0.01, "large": 0.0}, (128, "images128-small", (27000, 100000))),
+    ],
+)
+def test_the_largest_images_and_networks_are_taken_whose_steps_fit_the_minutes(
+    device: torch.device,
+    minutes: float,
+    seconds: dict[str, float],
+    expected: tuple[int, str, tuple[int, int]],
+) -> None:
+    assert chosen(device, minutes, **seconds) == expected
+
+
+def test_larger_networks_are_for_a_gpu_alone_and_can_be_built_and_trained() -> None:
+    assert [own.networks_of for own in candidates(CPU)] == [
+        f"images{size}-small" for size in (128, 64, 32)
+    ]
+    larger = candidates(GPU)[::2]
+    assert [own.image_size for own in larger] == [128, 64, 32]
+    for size, name, plan, _ in larger:
+        run = plan.tokenizer
+        assert (run.data.image_size, run.data.dataset) == (size, "folder")
+        assert run.tokenizer.networks == TOKENIZER_PRESETS[name].tokenizer.networks
+        with torch.device("meta"):
+            tokenizer = Tokenizer(run.tokenizer)
+            code_maps = tokenizer.code_maps(size, size)
+            Prior(PriorConfig(network=plan.prior.prior, code_maps=code_maps))
+        assert [own.height for own in code_maps] == [8, 16]
+        # Pictures of people's own are not mirrored unasked.
+        assert not run.data.horizontal_flip
+        assert not plan.prior.horizontal_flip
+    with pytest.raises(torch.OutOfMemoryError):
+        chosen(GPU, 1, small=0.0, large=0.0)

@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 
 from pipelines import ImageGenerationPipeline, TokenizerPipeline
+from pipelines.app import load_playground
 from pipelines.images import difference, enlarged, similar_colors
 from pipelines.playground import (
     MOST_CODES,
     Place,
     Playground,
-    load_playground,
 )
 from pipelines.sampling_config import SamplingConfig
 from tests.image_files import noise

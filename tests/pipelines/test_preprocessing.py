@@ -139,11 +139,17 @@ MASK = np.arange(20 * 30).reshape(20, 30) % 7 == 3
         Image.fromarray(MASK),
         Image.fromarray(MASK.astype(np.uint8) * 255),
         Image.fromarray(MASK.astype(np.uint8) * 255).convert("RGB"),
+        Image.fromarray(np.dstack([MASK.astype(np.uint8) * 255, np.zeros(MASK.shape, np.uint8)])),
     ],
 )
-def test_masks_of_all_kinds_mean_the_same(mask: Any) -> None:
+def test_masks_of_all_kinds_mean_the_same(mask: Any, tmp_path: Path) -> None:
     found = prepare_mask(mask, (30, 20), SQUARE, is_tensor=True)
     np.testing.assert_array_equal(found, MASK)
+    if isinstance(mask, Image.Image):
+        mask.save(path := tmp_path / "mask.png")
+        for given_path in (path, str(path)):
+            found = prepare_mask(given_path, (30, 20), SQUARE, is_tensor=True)
+            np.testing.assert_array_equal(found, MASK)
 
 
 @given(row=st.integers(0, 39), column=st.integers(0, 59))
@@ -166,8 +172,9 @@ def test_a_pixel_is_redrawn_if_any_part_of_it_is(row: int, column: int) -> None:
     [
         (MASK[:, 1:], "mask must have the size of image, 30 by 20, got 29 by 20"),
         (Image.fromarray(MASK.T), "mask must have the size of image, 30 by 20, got 20 by 30"),
-        (MASK[..., None], r"mask must be a PIL image or an array .* got \(20, 30, 1\)"),
-        ("mask.png", "mask must be a PIL image or an array .* got str"),
+        (MASK[..., None], r"mask must be a PIL image, a path or an array .* got \(20, 30, 1\)"),
+        ("no-mask.png", "^mask: no-mask.png is not a readable image: No such file"),
+        (3, "mask must be a PIL image, a path or an array .* got int"),
         (MASK * 0.5, "mask must hold bytes, or nothing but zeros and ones, got float64 from 0.0"),
     ],
 )

@@ -15,6 +15,7 @@ from pipelines.evaluate import EvaluateConfig, ExtractorConfig, evaluate
 from pipelines.images import to_float
 from tests.image_files import noise
 from tokenizer import Tokenizer
+from tokenizer.search_config import SearchConfig
 from tokenizer.storage.errors import InputError
 
 V1 = Path(__file__).parent.parent / "fixtures" / "v1"
@@ -84,6 +85,17 @@ def test_output_comes_in_the_kind_that_is_asked_for(own: TokenizerPipeline) -> N
         assert_same_codes(again, own.encode(to_float(pixels)))
     coarse = own.reconstruct(picture, num_layers=1, output="pt")
     assert torch.equal(coarse, own.decode(own.encode(picture), 1, output="pt"))
+
+
+def test_a_search_finds_codes_that_draw_pictures_better(own: TokenizerPipeline) -> None:
+    images = own.preprocess([noise(16, 16, seed=seed) for seed in range(3)])
+    search = SearchConfig(candidates=4)
+    found = own.reconstruct(images, search=search)
+    assert torch.equal(found, own.decode(own.encode(images, search=search)))
+    plain = own.reconstruct(images)
+    errors = [(own_images - images).square().sum((1, 2, 3)) for own_images in (plain, found)]
+    assert (errors[1] <= errors[0]).all()
+    assert (errors[1] < errors[0]).any()
 
 
 def test_a_tensor_is_not_resized(own: TokenizerPipeline) -> None:

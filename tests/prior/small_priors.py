@@ -75,10 +75,10 @@ def make_prior(
 
 
 @functools.cache
-def trained_prior(*layout: str, condition: str = "class") -> Prior:
+def trained_prior(*layout: str, condition: str = "class", **network: bool) -> Prior:
     """One whose every parameter has moved, gains of norms included; read it only."""
     sizes: dict[str, Any] = {"width": 32, "num_depth_layers": 2, "num_heads": 4, "sharpness": 1.0}
-    prior = make_prior(PYRAMID, *layout, condition=condition, **sizes).train()
+    prior = make_prior(PYRAMID, *layout, condition=condition, **sizes, **network).train()
     optimizer = torch.optim.Adam(prior.parameters(), 2e-2)
     inputs = inputs_of(prior, [0, 2, 1, 1])
     for _ in range(8):

@@ -1,6 +1,7 @@
 """The static cache beside the plain forward of x-transformers."""
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,8 @@ from tests.prior.small_priors import (
 )
 from tokenizer.storage.errors import InputError
 
+SHORT_RUNS = ("value_residual", "adaptive_norm")
+
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 @CONDITIONS
@@ -45,13 +48,45 @@ def test_cached_logits_equal_the_full_forward(
         decoder.append(codes[:, step, slot])
 
 
+@CONDITIONS
+@pytest.mark.parametrize(
+    "network",
+    [{"value_residual": True}, {"adaptive_norm": True}, dict.fromkeys(SHORT_RUNS, True)],
+    ids=" and ".join,
+)
+def test_cached_logits_equal_the_full_forward_with_what_helps_short_runs(
+    network: dict[str, bool], condition: str
+) -> None:
+    prior = trained_prior("coarse_to_fine", "rotary", condition=condition, **network)
+    indices, labels = random_indices(prior, 13), [number % 4 for number in range(13)]
+    expected = every_logit(prior, indices, inputs_of(prior, labels))
+    decoder = decoder_of(prior, inputs_of(prior, labels[::-1]), 13)
+    parts = prior.condition(inputs_of(prior, labels), 13)
+    decoder.restart(parts)  # the condition is taken anew
+    together = cached_logits(decoder, indices)
+    assert_close(together, expected, 1e-5)
+    for rows in (slice(0, 1), slice(5, 8)):
+        some = type(parts)(*(None if part is None else part[rows] for part in parts))
+        alone = IncrementalDecoder(prior, some, rows.stop - rows.start)
+        found = cached_logits(alone, [group[rows] for group in indices])
+        assert_close(found, [logits[rows] for logits in together])
+
+
 @pytest.mark.skipif(not torch._C._has_mkldnn, reason="promised with oneDNN")
-@pytest.mark.parametrize(("num_threads", "condition"), [(1, "class"), (1, "custom"), (2, "custom")])
+@pytest.mark.parametrize(
+    ("num_threads", "condition", "dtype"),
+    [
+        (1, "class", torch.float32),
+        (1, "custom", torch.float32),
+        (2, "custom", torch.float32),
+        (1, "custom", torch.bfloat16),
+    ],
+)
 @LAYOUTS
 def test_on_a_cpu_logits_do_not_depend_on_the_batch_bit_for_bit(
-    order: str, positions: str, num_threads: int, condition: str
+    order: str, positions: str, num_threads: int, condition: str, dtype: torch.dtype
 ) -> None:
-    prior = trained_prior(order, positions, condition=condition)
+    prior = copy.deepcopy(trained_prior(order, positions, condition=condition)).to(dtype)
     indices, labels = random_indices(prior, 13), [number % 4 for number in range(13)]
     parts = prior.condition(inputs_of(prior, labels), 13)
     previous = torch.get_num_threads()
@@ -66,6 +101,20 @@ def test_on_a_cpu_logits_do_not_depend_on_the_batch_bit_for_bit(
             assert_close(alone, [logits[rows] for logits in together])
     finally:
         torch.set_num_threads(previous)
+
+
+@LAYOUTS
+def test_half_the_bytes_draw_nearly_the_same_codes(order: str, positions: str) -> None:
+    prior = trained_prior(order, positions)
+    half = copy.deepcopy(prior).bfloat16()
+    labels, generators = torch.arange(60) % NULL, functools.partial(sample_generators, 0)
+    whole_codes, half_codes = (sample(own, labels, generators(range(60))) for own in (prior, half))
+    same = [one == other for one, other in zip(whole_codes, half_codes, strict=True)]
+    assert torch.cat([group.flatten() for group in same]).double().mean() > 0.9
+    whole, halved = (every_logit(own, whole_codes, labels) for own in (prior, half))
+    assert_close([logits.bfloat16() for logits in halved], [own.bfloat16() for own in whole], 0.25)
+    found = cached_logits(decoder_of(half, labels, 60), whole_codes)
+    assert_close(found, [logits.bfloat16() for logits in halved], 0.25)
 
 
 @pytest.mark.parametrize(

@@ -123,11 +123,11 @@ def test_wrong_indices_are_rejected() -> None:
         ([coarse[:, :1], fine], r"indices\[0\] must have shape \(1, 2, 2, 2\)"),
         ([coarse, fine.repeat(2, 1, 1, 1)], r"indices\[1\] must have shape \(1, 1, 4, 4\)"),
         ([coarse.int(), fine], r"indices\[0\] must be int64"),
-        ([coarse, fine + 7], r"indices\[1\], layer 0, must lie in \[0, 7\), got 7"),
-        ([coarse - 1, fine], r"indices\[0\], layer 0, must lie in \[0, 3\), got -1"),
+        ([coarse, fine + 7], r"indices\[1\]\[:, 0\] must lie in \[0, 7\), got 7"),
+        ([coarse - 1, fine], r"indices\[0\]\[:, 0\] must lie in \[0, 3\), got -1"),
     ):
         with pytest.raises(InputError, match=message):
             ordering.check(indices)
     ordering.check([coarse - 1, fine], allows_unknown=True)
-    with pytest.raises(InputError, match=r"indices\[0\], layer 0, must lie in \[-1, 3\), got -2"):
+    with pytest.raises(InputError, match=r"indices\[0\]\[:, 0\] must lie in \[-1, 3\), got -2"):
         ordering.check([coarse - 2, fine], allows_unknown=True)

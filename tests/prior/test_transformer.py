@@ -16,10 +16,10 @@ from prior import (
     Prior,
     PriorConfig,
     PriorNetworkConfig,
+    layers,
     sample,
     sample_generators,
 )
-from prior import transformer as transformer_module
 from tests.prior.small_priors import (
     CONDITIONS,
     FLAT,
@@ -251,11 +251,14 @@ def test_weights_of_16_bits_give_samples_and_likelihoods(
     assert torch.equal(again.log_prob(indices, labels), log_prob)
 
 
-def test_the_depth_transformer_gives_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    prior = make_prior()
+@pytest.mark.parametrize("adaptive_norm", [False, True])
+def test_the_depth_transformer_gives_the_same_in_parts(
+    adaptive_norm: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prior = trained_prior("cell", "learned", adaptive_norm=adaptive_norm)
     indices, labels = random_indices(prior, 3), torch.tensor([0, 2, 1])
     whole = prior.log_prob(indices, labels)
-    monkeypatch.setattr(transformer_module, "MAX_SEQUENCES", 5)
+    monkeypatch.setattr(layers, "MAX_SEQUENCES", 5)
     torch.testing.assert_close(prior.log_prob(indices, labels), whole)
 
 
@@ -328,7 +331,7 @@ def test_log_prob_rejects_wrong_indices_and_training_mode() -> None:
     prior = make_prior(condition="none")
     indices = random_indices(prior, 2)
     indices[1][0, 0, 0, 0] = 6
-    with pytest.raises(InputError, match=r"indices\[1\], layer 0, must lie in \[0, 6\), got 6"):
+    with pytest.raises(InputError, match=r"indices\[1\]\[:, 0\] must lie in \[0, 6\), got 6"):
         prior.log_prob(indices)
     with pytest.raises(InputError, match="evaluation mode"):
         prior.train().log_prob(random_indices(prior, 2))

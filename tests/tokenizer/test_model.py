@@ -304,8 +304,8 @@ def test_images_of_any_floating_type_are_meant_and_those_on_zero_to_one_warned_o
         (1, torch.zeros(1, 3, 2, 4), r"indices\[1\] must have shape"),
         (0, torch.zeros(2, 1, 2), r"\(batch, depth, height, width\)"),
         (1, torch.zeros(2), r"indices\[1\] must have shape"),
-        (1, torch.full((2, 3, 2, 4), -1), r"indices\[1\], layer 0, must lie in \[0, 6\), got -1"),
-        (1, torch.full((2, 3, 2, 4), 6), r"indices\[1\], layer 0, must lie in \[0, 6\), got 6"),
+        (1, torch.full((2, 3, 2, 4), -1), r"indices\[1\]\[:, 0\] must lie in \[0, 6\), got -1"),
+        (1, torch.full((2, 3, 2, 4), 6), r"indices\[1\]\[:, 0\] must lie in \[0, 6\), got 6"),
     ],
 )
 def test_indices_that_do_not_fit_are_rejected(group: int, wrong: Tensor, message: str) -> None:

@@ -127,6 +127,16 @@ class Quantizer(nn.Module, ABC):
         """By name, parameters that weight decay spares and that learn at rates of their own."""
         return {}
 
+    def log_posterior(
+        self, layer: int, residual: Float[Tensor, "positions dim"]
+    ) -> Float[Tensor, "positions codes"]:
+        """Logarithm of P_l(k | residual).
+
+        Raises:
+            InputError: this quantizer has no posterior.
+        """
+        raise InputError(f"{type(self).__name__} has no posterior over its codes")
+
     def log_posteriors(
         self,
         latents: Float[Tensor, "batch dim height width"],

@@ -87,6 +87,15 @@ class StochasticQuantizer(CodebookQuantizer):
             {"quantization_error": error},
         )
 
+    def log_posterior(
+        self, layer: int, residual: Float[Tensor, "positions dim"]
+    ) -> Float[Tensor, "positions codes"]:
+        """Logarithm of P_l(k | residual)."""
+        with full_precision(residual.device):
+            vectors = at_least_float32(self.codebook(layer))
+            latents, codebook, _ = centered(at_least_float32(residual), vectors)
+            return proximity(latents, codebook, 1 / self.variances()[layer]).log_softmax(1)
+
     def log_posteriors(
         self,
         latents: Float[Tensor, "batch dim height width"],
@@ -96,12 +105,10 @@ class StochasticQuantizer(CodebookQuantizer):
         with full_precision(latents.device):
             residual = at_least_float32(latents).movedim(1, -1)  # (B, H, W, D)
             log_posteriors = []
-            for layer, variance in enumerate(self.variances()):
-                vectors = at_least_float32(self.codebook(layer))
-                latents, codebook, _ = centered(residual.flatten(0, 2), vectors)
-                scores = proximity(latents, codebook, 1 / variance)
-                log_posterior = scores.log_softmax(1)
+            for layer in range(self.num_layers):
+                log_posterior = self.log_posterior(layer, residual.flatten(0, 2))
                 log_posteriors.append(log_posterior.view(*residual.shape[:3], -1))
+                vectors = at_least_float32(self.codebook(layer))
                 residual = residual - vectors[indices[:, layer]]
         return log_posteriors
 
@@ -116,8 +123,8 @@ class StochasticQuantizer(CodebookQuantizer):
         variance = inputs.var(0, correction=0).mean()
         if not variance > 0:
             raise InputError(
-                "images: to start from them, what layer "
-                f"{layer} gets must vary, got variance {variance.item()}"
+                f"images: to start from them, what layer {layer + 1} of a group gets must vary, "
+                f"got variance {variance.item()}"
             )
         if layer < self.num_codebooks:
             codebook = self.codebook(layer)

@@ -38,6 +38,8 @@ class StrictConfig(BaseModel):
 
     main_options: ClassVar[tuple[str, ...]] = ()
     """Of a command: those that its short help shows, by their path such as training.seed."""
+    inputs: ClassVar[tuple[str, ...]] = ()
+    """Of a command: those that name a run, a folder or a file that must be there."""
 
     @field_validator("*")
     @classmethod

@@ -10,6 +10,23 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from tokenizer.storage.errors import InputError
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder to save in, and those above it.
+
+    Raises:
+        InputError: there is a file in its place.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        file = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+        raise InputError(
+            f"folder must be a new one or a folder, got {folder}: {file} is a file"
+        ) from error
+
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Lets `write` fill a temporary file, then moves it to `path` atomically.

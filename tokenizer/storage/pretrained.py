@@ -21,7 +21,7 @@ from tokenizer.storage.configs import (
     validate_fields,
 )
 from tokenizer.storage.errors import InputError
-from tokenizer.storage.files import replace_file
+from tokenizer.storage.files import make_folder, replace_file
 from tokenizer.storage.hashes import check_hashes, format_1_hash, hash_entry, weights_hash
 from tokenizer.storage.json_files import read_json, shortened
 from tokenizer.storage.untrusted import StoredTensor, load_safetensors, read_header
@@ -134,9 +134,12 @@ class PretrainedModule(nn.Module, Generic[ConfigT]):
         """Writes `config.json` and `model.safetensors` into `folder`, each atomically.
 
         Saving again is safe at any moment as long as the config stays the same.
+
+        Raises:
+            InputError: `folder` is a file.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         fields = self.config.model_dump(mode="json")
         fields = {"model": type(self).__name__, "format": FORMAT, **fields}
         weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}

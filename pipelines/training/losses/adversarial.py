@@ -9,13 +9,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from pipelines.config import TrainingConfig
-from pipelines.loss_config import AdversarialConfig
+from pipelines.config import TokenizerRunConfig, TrainingConfig
+from pipelines.recipe import AdversarialConfig
 from pipelines.run.log import Metrics
 from pipelines.training.losses.augmentation import augment
 from pipelines.training.losses.base import Loss
 from pipelines.training.losses.discriminator import PatchDiscriminator
 from pipelines.training.optimizer import Network
+from tokenizer import Tokenizer
 from tokenizer.storage.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,23 @@ class Adversary:
         self._reconstructions: Tensor | None = None
         self._logits: list[Tensor] = []
         self._num_lost = 0
+
+    @classmethod
+    def of_run(
+        cls, config: TokenizerRunConfig, model: Tokenizer, accelerator: Accelerator
+    ) -> "Adversary | None":
+        """That of the run's recipe; None where its weight is 0."""
+        if not config.recipe.adversarial.weight:
+            return None
+        return cls(
+            config.recipe.adversarial,
+            config.training,
+            config.data.channels,
+            config.data.image_size,
+            model.last_decoder_weight,
+            accelerator.device,
+            mean_over(accelerator),
+        )
 
     def network(self) -> Network:
         """The discriminator, and how it is trained."""

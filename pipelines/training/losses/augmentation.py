@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pipelines.loss_config import Augmentation
+from pipelines.recipe import Augmentation
 
 Images = Float[Tensor, "batch channels height width"]
 

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pipelines.loss_config import AdversarialConfig
+from pipelines.recipe import AdversarialConfig
 from tokenizer.storage.errors import InputError
 
 

@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipelines.loss_config import PerceptualConfig
+from pipelines.config import TokenizerRunConfig
+from pipelines.recipe import PerceptualConfig
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.files import file_sha256
 from tokenizer.storage.hashes import weights_hash
@@ -82,9 +83,18 @@ class PerceptualDistance(nn.Module):
             ("std", config.std or entry.get("std", STD)),
         ):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
-        side = config.image_size or image_size
-        self._check_maps(side)
+        self._check_maps(config.image_size or image_size)
         self.heads = _heads(config.network) if config.network in LPIPS else None
+
+    @classmethod
+    def of_run(
+        cls, config: TokenizerRunConfig, device: torch.device
+    ) -> "PerceptualDistance | None":
+        """That of the run's recipe; None where its weight is 0."""
+        perceptual, data = config.recipe.perceptual, config.data
+        if not perceptual.weight:
+            return None
+        return cls(perceptual, data.channels, data.image_size).to(device)
 
     def train(self, mode: bool = True) -> "PerceptualDistance":
         """Stays in evaluation mode, whatever contains it."""
@@ -96,10 +106,12 @@ class PerceptualDistance(nn.Module):
         reconstructions: Float[Tensor, "batch channels height width"],
     ) -> Float[Tensor, ""]:
         """Mean distance of the pairs, both on [-1, 1]; the gradient reaches `reconstructions`."""
+        most = self.config.max_shift
+        place = torch.randint(most + 1, (2,)).tolist() if most else [0, 0]
         with torch.autocast(images.device.type, enabled=False):
             with torch.no_grad():
-                wanted = list(map(_unit, self.maps(images)))
-            found = map(_unit, self.maps(reconstructions))
+                wanted = list(map(_unit, self.maps(images, place)))
+            found = map(_unit, self.maps(reconstructions, place))
             differences = [(one - own).square() for one, own in zip(wanted, found, strict=True)]
             if self.heads is not None:
                 weighted = zip(differences, self.heads, strict=True)
@@ -109,11 +121,15 @@ class PerceptualDistance(nn.Module):
             shares = images.new_tensor(self.config.layer_weights or [1.0] * len(distances))
             return torch.stack(distances) @ (shares / shares.sum())
 
-    def maps(self, images: Float[Tensor, "batch channels height width"]) -> Maps:
-        """Features of images on [-1, 1]."""
+    def maps(
+        self, images: Float[Tensor, "batch channels height width"], place: Sequence[int] = (0, 0)
+    ) -> Maps:
+        """Features of images on [-1, 1], cropped by `max_shift` with a corner at `place`."""
         size = self.config.image_size
         if size is not None:
             images = functional.interpolate(images, (size, size), mode="bilinear")
+        for dim, start in zip((-2, -1), place, strict=True):
+            images = images.narrow(dim, start, images.shape[dim] - self.config.max_shift)
         images = (images.expand(-1, 3, -1, -1) + 1) / 2
         maps: Maps = self.network((images - self.mean) / self.std)
         return maps
@@ -121,6 +137,11 @@ class PerceptualDistance(nn.Module):
     def _check_maps(self, side: int) -> None:
         """Refuses images without positions, and weights of another number of maps."""
         name = self.config.network
+        if side <= self.config.max_shift:
+            raise InputError(
+                f"recipe.perceptual.max_shift must be below {side}, the images' side, "
+                f"got {self.config.max_shift}"
+            )
         try:
             maps = self.maps(torch.zeros(1, 3, side, side))
         except RuntimeError as error:

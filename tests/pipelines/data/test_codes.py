@@ -17,6 +17,7 @@ from pipelines.images import to_float
 from pipelines.presets import TOKENIZER_PRESETS
 from tests.tiny_runs import tokenizer_run
 from tokenizer import Tokenizer
+from tokenizer.search_config import NO_SEARCH, SearchConfig
 from tokenizer.storage.errors import InputError
 
 
@@ -36,9 +37,13 @@ def extract(
     folder: Path,
     flips: bool = False,
     keeps_latents: bool = False,
+    search: SearchConfig = NO_SEARCH,
 ) -> CodeDataset:
     return extract_codes(
-        tokenizer, images, folder, Accelerator(), flips=flips, keeps_latents=keeps_latents
+        *(tokenizer, images, folder, Accelerator()),
+        flips=flips,
+        keeps_latents=keeps_latents,
+        search=search,
     )
 
 
@@ -102,6 +107,24 @@ def test_another_tokenizer_other_images_or_options_make_another_cache(
         other_tokenizer.identity_hash(),
     }
     assert {own["data"] for own in facts} == {images.fingerprint, other_images.fingerprint}
+
+
+def test_searched_codes_have_a_cache_of_their_own(
+    tokenizer: Tokenizer, images: ImageDataset, tmp_path: Path
+) -> None:
+    search = SearchConfig(candidates=3)
+    codes = extract(tokenizer, images, tmp_path, search=search)
+    extract(tokenizer, images, tmp_path)
+    extract(tokenizer, images, tmp_path, search=SearchConfig(candidates=2))
+    assert len(list(tmp_path.iterdir())) == 3
+    batch = to_float(images.images_at(np.arange(len(images))))
+    expected = tokenizer.encode(batch, search)
+    for found, group in zip(codes.indices, expected, strict=True):
+        np.testing.assert_array_equal(found, group.numpy())
+    assert any(
+        (found != plain).any()
+        for found, plain in zip(codes.indices, encoded(tokenizer, images), strict=True)
+    )
 
 
 def test_codes_are_taken_from_the_cache_whatever_the_decoder_and_the_version(

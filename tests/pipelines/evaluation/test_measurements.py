@@ -103,7 +103,8 @@ def test_each_number_carries_its_protocol(
     assert protocol["num_reference_images"] == protocol["num_images"] == 32
     assert protocol["seed"] == 5
     assert protocol["extractor"] == extractor.protocol
-    assert protocol["sampling"] == SamplingConfig().model_dump()
+    as_learned = {"temperature": 1.0, "top_k": None, "top_p": None, "guidance_scale": 1.0}
+    assert protocol["sampling"] == as_learned
     assert protocol["settings"]["tokenizer_hash"] == pipeline.tokenizer.content_hash()
     assert protocol["settings"]["prior_hash"] == pipeline.prior.content_hash()
     assert protocol["settings"]["KID_subset_size"] == 32

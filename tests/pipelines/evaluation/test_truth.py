@@ -31,8 +31,8 @@ from pipelines.evaluation.features import (
     composite_on_white,
     load_extractor,
 )
+from pipelines.evaluation.judges import check_extractor
 from pipelines.evaluation.measurements import (
-    check_extractor,
     compare_sets,
     evaluate_generation,
     evaluate_reconstruction,
@@ -51,6 +51,7 @@ from tests.image_files import Malicious
 from tests.tiny_runs import prior_run, tokenizer_run
 from tokenizer import Tokenizer
 from tokenizer.config import BackboneConfig
+from tokenizer.search_config import NO_SEARCH, SearchConfig
 from tokenizer.storage.errors import InputError
 
 
@@ -369,6 +370,20 @@ def test_reconstruction_is_measured_offline_by_errors_alone(
     assert "RMSE" in found[0]["reconstruction"]
     with pytest.raises(InputError, match="FID needs"):
         evaluate(EvaluateConfig(run_dir=tiny_run))
+
+
+def test_searched_codes_are_measured_and_named(tiny_run: Path, tmp_path: Path) -> None:
+    common = {"what": "reconstruction", "extractor": ExtractorConfig(kind="none")}
+    plain, searched = (
+        evaluate(EvaluateConfig(run_dir=tiny_run, output_dir=tmp_path, search=search, **common))
+        for search in (NO_SEARCH, SearchConfig(candidates=4))
+    )
+    errors = [results["reconstruction"]["RMSE"] for results in (plain, searched)]
+    assert errors[1]["value"] < errors[0]["value"]
+    assert errors[1]["protocol"]["settings"]["search.candidates"] == 4
+    assert errors[0]["protocol"]["settings"] == {"codes": "hard"}
+    with pytest.raises(InputError, match=r"search\.rate_weight must be 0 without costs of codes"):
+        evaluate(EvaluateConfig(run_dir=tiny_run, search=SearchConfig(rate_weight=1.0), **common))
 
 
 @pytest.mark.usefixtures("inception")

@@ -143,7 +143,7 @@ def test_any_quantizer_without_classes_and_evaluation_can_be_summarized(
     write_summary(tmp_path, tmp_path / "page.html", title="A <title>")
     page = Page(tmp_path / "page.html")
     assert page.text.count("A <title>") == 2
-    assert page.holds("None yet: python -m pipelines.evaluate RUN")
+    assert page.holds("None yet: hqvae evaluate RUN")
     assert "Samples" in page.text
     assert page.holds("no classes")
 

@@ -120,8 +120,8 @@ def test_layers_become_curves_of_their_own_in_the_tracker_and_infinity_none(
     assert recorder.logged == {
         5: {
             "validation/RMSE": 30.0,
-            "validation/perplexity/layer_0": 1.0,
-            "validation/perplexity/layer_1": 2.0,
+            "validation/perplexity/layer_1_of_2": 1.0,
+            "validation/perplexity/layer_2_of_2": 2.0,
         }
     }
     assert recorder.has_ended  # also after an error

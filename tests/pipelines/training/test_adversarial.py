@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pipelines.config import TokenizerRunConfig, TrainingConfig
-from pipelines.loss_config import AdversarialConfig, Augmentation
+from pipelines.recipe import AdversarialConfig, Augmentation
 from pipelines.train_tokenizer import train_tokenizer
 from pipelines.training.losses import Loss
 from pipelines.training.losses.adversarial import Adversary

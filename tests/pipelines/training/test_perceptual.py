@@ -11,9 +11,9 @@ from torch import nn
 
 from pipelines.config import TokenizerRecipe
 from pipelines.evaluation.features import FeatureExtractor
-from pipelines.evaluation.measurements import check_extractor
-from pipelines.loss_config import PerceptualConfig
+from pipelines.evaluation.judges import check_extractor
 from pipelines.presets import TOKENIZER_PRESETS
+from pipelines.recipe import PerceptualConfig
 from pipelines.training.losses.bound import Bound
 from pipelines.training.losses.perceptual import PerceptualDistance
 from tests.tiny_runs import make_stage, tokenizer_run
@@ -38,7 +38,11 @@ def pair(size: int = 32, channels: int = 3) -> tuple[torch.Tensor, torch.Tensor]
 
 def test_the_distance_is_that_of_its_formula(weights: dict[str, Path]) -> None:
     config = PerceptualConfig(
-        weights=weights["squeezenet1_0"], layers=(1, 4), layer_weights=(1, 3), image_size=24
+        weights=weights["squeezenet1_0"],
+        layers=(1, 4),
+        layer_weights=(1, 3),
+        image_size=24,
+        max_shift=0,
     )
     distance = PerceptualDistance(config, 3, 32)
     images, reconstructions = pair()
@@ -65,7 +69,9 @@ def test_the_distance_is_that_of_its_formula(weights: dict[str, Path]) -> None:
 def test_lpips_is_that_of_the_library_with_the_same_network(weights: dict[str, Path]) -> None:
     from torchmetrics.functional.image.lpips import _LPIPS
 
-    config = PerceptualConfig(network="lpips-squeezenet1_1", weights=weights["squeezenet1_1"])
+    config = PerceptualConfig(
+        network="lpips-squeezenet1_1", weights=weights["squeezenet1_1"], max_shift=0
+    )
     reference = _LPIPS(net="squeeze", pnet_rand=True)
     for number, layer in enumerate(torchvision_features(weights["squeezenet1_1"])):
         own = dict(reference.net.named_modules())
@@ -106,7 +112,7 @@ def test_the_energy_holds_the_distance_and_gradients_of_parts_are_those_of_the_b
     weights: dict[str, Path],
 ) -> None:
     recipe = TokenizerRecipe(
-        perceptual=PerceptualConfig(weight=0.3, weights=weights["squeezenet1_0"])
+        perceptual=PerceptualConfig(weight=0.3, weights=weights["squeezenet1_0"], max_shift=0)
     )
     distance = PerceptualDistance(recipe.perceptual, 3, 32)
     bound = Bound(recipe, True, distance)
@@ -134,7 +140,8 @@ def test_the_energy_holds_the_distance_and_gradients_of_parts_are_those_of_the_b
         ({"network": "vgg99"}, 3, "network must be one of squeezenet1_0.*got 'vgg99'"),
         ({"layers": (1, 99)}, 3, "layers must be below 13 for squeezenet1_0, got 99"),
         ({"layer_weights": (1, 1)}, 3, "layer_weights must be 4 numbers for squeezenet1_0, got 2"),
-        ({"image_size": 12}, 3, "image_size must be larger than 12 for squeezenet1_0"),
+        ({"image_size": 20}, 3, "image_size must be larger than 20 for squeezenet1_0"),
+        ({"max_shift": 32}, 3, "max_shift must be below 32, the images' side, got 32"),
         ({}, 4, "weight must be 0 for images of 4 channels"),
         ({"weights": Path("missing.safetensors")}, 3, "missing.safetensors"),
         ({"network": "squeezenet1_1"}, 3, "lacks 12 weights"),
@@ -170,7 +177,7 @@ def test_what_a_tokenizer_was_trained_with_is_saved_and_never_judges_it(
     recipe = config.recipe.model_copy(
         update={
             "perceptual": PerceptualConfig(
-                weight=1, weights=weights["squeezenet1_0"], image_size=32
+                weight=1, weights=weights["squeezenet1_0"], image_size=40
             )
         }
     )
@@ -185,3 +192,24 @@ def test_what_a_tokenizer_was_trained_with_is_saved_and_never_judges_it(
         with pytest.raises(InputError, match="whose features the training compared"):
             check_extractor(judge, loaded)
         check_extractor(judge, Tokenizer(TOKENIZER_PRESETS["tiny"].tokenizer))
+
+
+def test_the_crop_is_the_same_of_both_and_another_in_the_next_step(
+    weights: dict[str, Path],
+) -> None:
+    config = PerceptualConfig(weights=weights["squeezenet1_0"], max_shift=8)
+    distance = PerceptualDistance(config, 3, 40)
+    images, reconstructions = pair(40)
+    whole = PerceptualDistance(config.model_copy(update={"max_shift": 0}), 3, 32)
+    torch.manual_seed(3)
+    found = {round(distance(images, reconstructions).item(), 6) for _ in range(8)}
+    crops = {
+        round(
+            whole(*(own[..., y : y + 32, x : x + 32] for own in (images, reconstructions))).item(),
+            6,
+        )
+        for y in range(9)
+        for x in range(9)
+    }
+    assert len(found) > 1
+    assert found <= crops

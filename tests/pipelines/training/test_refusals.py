@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.data_config import CodesConfig
 from pipelines.run.folder import locked
 from pipelines.train_prior import train_prior
 from pipelines.train_tokenizer import train_tokenizer
 from pipelines.training.loop import make_accelerator, train
 from tests.tiny_runs import make_stage, prior_run, tokenizer_run, weight_files
+from tokenizer.search_config import SearchConfig
 from tokenizer.storage.errors import InputError
 
 
@@ -19,6 +21,16 @@ def copy(tmp_path: Path, tiny_run: Path) -> Path:
     """A finished run of both stages, to be damaged."""
     shutil.copytree(tiny_run, tmp_path / "run")
     return tmp_path / "run"
+
+
+def test_searched_codes_reach_the_prior_and_have_no_posterior(copy: Path) -> None:
+    search = SearchConfig(candidates=4)
+    run = prior_run(copy).model_copy(update={"run_dir": copy, "codes": CodesConfig(search=search)})
+    shutil.rmtree(copy / "prior")
+    stages = [make_stage(own) for own in (run, prior_run(copy))]
+    assert (stages[0].codes.indices[0] != stages[1].codes.indices[0]).any()
+    with pytest.raises(InputError, match=r"codes\.search\.candidates must be 1 for targets"):
+        make_stage(run.model_copy(update={"targets": "posterior"}))
 
 
 def test_another_config_in_the_same_folder_is_refused_naming_the_field(

@@ -322,3 +322,14 @@ def test_an_interrupted_save_keeps_the_old_checkpoint(
         Small(SmallConfig(width=4)).save_pretrained(folder)
     assert sorted(os.listdir(folder)) == ["config.json", "model.safetensors"]
     assert Small.from_pretrained(folder).content_hash() == weights_hash(expected)
+
+
+def test_a_file_in_place_of_the_folder_is_named_in_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("kept")
+    for folder in (file, file / "a" / "b"):
+        with pytest.raises(
+            InputError, match=f"^folder must be .*, got {folder}: {file} is a file$"
+        ):
+            Small(SmallConfig(width=2)).save_pretrained(folder)
+    assert file.read_text() == "kept"

@@ -1,15 +1,24 @@
-"""Parameters of the losses that sharpen pictures: perceptual and adversarial."""
+"""How a tokenizer is trained: temperature, weights, and losses beyond squared error."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic import model_validator as validates
 
-from tokenizer.fields import Factor, MapSide, Mean, PositiveFactor, ProperShare, Width
+from tokenizer.fields import (
+    Factor,
+    MapSide,
+    Mean,
+    PositiveFactor,
+    ProperShare,
+    Share,
+    Temperature,
+    Width,
+)
 from tokenizer.storage.configs import StrictConfig
 
-Count = Annotated[int, Field(gt=0, le=10**9)]
 Augmentation = Literal["color", "translation", "cutout"]
 
 
@@ -30,6 +39,9 @@ class PerceptualConfig(StrictConfig):
     """Share of each map in the distance, made to sum to 1; empty: equal ones."""
     image_size: MapSide | None = None
     """Side to which images and reconstructions are resized before (bilinear); None: as they are."""
+    max_shift: Annotated[int, Field(ge=0, le=64)] = 8
+    """Both are cropped by so many pixels, each step at another place: the network's strides would
+    leave a grid in the gradient, always at the same place."""
     pad_type: Literal["", "same"] = ""
     """timm only: padding of the convolutions; "same" for weights converted from TensorFlow."""
     mean: tuple[Mean, Mean, Mean] | None = None
@@ -91,3 +103,72 @@ class AdversarialConfig(StrictConfig):
     def counts_from(self) -> int:
         """Step from which on the tokenizer follows the discriminator."""
         return self.start_step + self.lead_steps
+
+
+class CodePriorRecipe(StrictConfig):
+    """How the prior inside a tokenizer is trained, and what it does to the codes."""
+
+    rate_weight: Factor = 1.0
+    """Weight μ of the code length under the prior, which makes codes predictable; at 1 it counts as
+    in the bound, at 0 the prior only learns. Without a posterior it counts nothing."""
+    ramp: Share = 0.3
+    """Share of the steps over which μ rises linearly."""
+    calibration_steps: Annotated[int, Field(ge=0, le=10**6)] = 200
+    """Steps of the heads alone, on the hard codes of the finished tokenizer."""
+
+    def rate_weight_at(self, step: int, total_steps: int) -> float:
+        """μ of a step, which counts from 0."""
+        return self.rate_weight * min(1.0, (step + 1) / max(self.ramp * total_steps, 1))
+
+
+class TokenizerRecipe(StrictConfig):
+    """How a tokenizer is trained: what its network and its codes do not depend on."""
+
+    initial_temperature: Temperature = 1.0
+    """Gumbel-softmax temperature at step 0."""
+    final_temperature: Temperature = 0.4
+    """Gumbel-softmax temperature at the last step, reached exponentially."""
+    temperature_hold: ProperShare = 0.7
+    """Share of the steps before the temperature starts to fall."""
+    likelihood: Literal["closed_form", "unit_variance"] | None = None
+    """Variance of the decoder: the best for the batch, or 1. None: closed_form with a posterior."""
+    latent_weight: Factor | None = None
+    """Weight of the quantizer's terms against the reconstruction; at 1 the loss is the bound.
+    None: 0.3 with a posterior, 0.25 (the usual weight of a commitment) without."""
+    codebook_rate: PositiveFactor = 10.0
+    """Learning rate of learned code vectors, in units of the networks'."""
+    variance_rate: Factor = 10.0
+    """Learning rate of log s², in units of the networks'; 0 keeps the initial variances."""
+    perceptual: PerceptualConfig = PerceptualConfig()
+    adversarial: AdversarialConfig = AdversarialConfig()
+    code_prior: CodePriorRecipe = CodePriorRecipe()
+    min_codebook_usage: Share = 0.25
+    """Warn when a layer uses a smaller share of its codes on the validation images."""
+    min_perplexity: Share = 0.05
+    """Warn when a layer's perplexity is a smaller share of its number of codes."""
+    variance_band: tuple[PositiveFactor, PositiveFactor] = (1e-3, 1e2)
+    """Warn when s² over the variance of a layer's code vectors leaves this band."""
+
+    @validates(mode="after")
+    def _check(self) -> "TokenizerRecipe":
+        if self.variance_band[0] >= self.variance_band[1]:
+            raise ValueError(f"variance_band must go from low to high, got {self.variance_band}")
+        return self
+
+    def rate_factors(
+        self, roles: Mapping[str, Literal["codebook", "variance"]]
+    ) -> dict[str, float]:
+        """By name, learning rates in units of the networks', given `Tokenizer.learned_roles`."""
+        rates = {"codebook": self.codebook_rate, "variance": self.variance_rate}
+        return {name: rates[role] for name, role in roles.items()}
+
+    def temperature(self, step: int, total_steps: int) -> float:
+        """Gumbel-softmax temperature τ of a step, which counts from 0.
+
+        A high one gives gradients of low variance; only the end has to resemble hard codes.
+        """
+        hold = self.temperature_hold
+        progress = step / max(total_steps - 1, 1)
+        fallen = min(max((progress - hold) / (1 - hold), 0.0), 1.0)
+        ratio = self.final_temperature / self.initial_temperature
+        return float(self.initial_temperature * ratio**fallen)
