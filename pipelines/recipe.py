@@ -30,7 +30,7 @@ class PerceptualConfig(StrictConfig):
     network: Annotated[str, Field(pattern=r"^[\w.-]{1,100}$")] = "squeezenet1_0"
     """`squeezenet1_0`, `squeezenet1_1` or `vgg16` of torchvision, `lpips-squeezenet1_1`,
     `lpips-vgg16` or `lpips-alexnet` with the published heads, or a model of timm."""
-    weights: Path | Literal["pretrained"] | None = None
+    weights: Literal["pretrained"] | Path | None = None
     """Of the network: a .safetensors file, or the library's own download."""
     layers: Annotated[tuple[Annotated[int, Field(ge=0, le=1000)], ...], Field(max_length=16)] = ()
     """Which maps are compared: numbers in torchvision's `features`, or timm's `out_indices`. Empty:
