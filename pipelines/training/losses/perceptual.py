@@ -94,7 +94,8 @@ class PerceptualDistance(nn.Module):
         perceptual, data = config.recipe.perceptual, config.data
         if not perceptual.weight:
             return None
-        return cls(perceptual, data.channels, data.image_size).to(device)
+        with torch.random.fork_rng([]):  # the tokenizer's first weights are the same with it
+            return cls(perceptual, data.channels, data.image_size).to(device)
 
     def train(self, mode: bool = True) -> "PerceptualDistance":
         """Stays in evaluation mode, whatever contains it."""

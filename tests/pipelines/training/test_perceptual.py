@@ -182,6 +182,9 @@ def test_what_a_tokenizer_was_trained_with_is_saved_and_never_judges_it(
         }
     )
     stage: Any = make_stage(config.model_copy(update={"recipe": recipe}))
+    plain: Any = make_stage(config)
+    for name, weight in plain.model.state_dict().items():
+        assert torch.equal(stage.model.state_dict()[name], weight), name
     stage.model.save_pretrained(tmp_path / "model")
     loaded = Tokenizer.from_pretrained(tmp_path / "model")
     (network,) = loaded.config.loss_networks
