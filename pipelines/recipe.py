@@ -108,9 +108,10 @@ class AdversarialConfig(StrictConfig):
 class CodePriorRecipe(StrictConfig):
     """How the prior inside a tokenizer is trained, and what it does to the codes."""
 
-    rate_weight: Factor = 1.0
-    """Weight μ of the code length under the prior, which makes codes predictable; at 1 it counts as
-    in the bound, at 0 the prior only learns. Without a posterior it counts nothing."""
+    rate_weight: Factor = 0.3
+    """Weight μ of the code length under the prior, which makes codes predictable. At the weight of
+    the latent terms, code length and entropy are one divergence, as in the bound; at 0 the prior
+    only learns. Without a posterior it counts nothing."""
     ramp: Share = 0.3
     """Share of the steps over which μ rises linearly."""
     calibration_steps: Annotated[int, Field(ge=0, le=10**6)] = 200
