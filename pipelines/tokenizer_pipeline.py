@@ -97,6 +97,11 @@ class TokenizerPipeline(SavedPipeline):
         )
         return conversion.resized(image_size)
 
+    @property
+    def original_conversion(self) -> Conversion:
+        """What becomes of a picture that is neither resized nor cropped."""
+        return self._conversion("original")._replace(multiple=1)
+
     def preprocess(
         self, images: Pictures, image_size: ImageSize = None
     ) -> Float[Tensor, "batch channels height width"]:
@@ -197,12 +202,13 @@ class TokenizerPipeline(SavedPipeline):
         Raises:
             InputError: the picture cannot be read or has too many pixels, or an argument is wrong.
         """
-        conversion = self._conversion("original")._replace(multiple=1)
-        return compressed(Codec(self.tokenizer), preprocess(image, conversion), quality, model)
+        prepared = preprocess(image, self.original_conversion)
+        return compressed(Codec(self.tokenizer), prepared, quality, model)
 
     def decompress(self, content: bytes, output: Output = "pil") -> OutputImages:
-        """The only picture of a file that `compress` made; of all its layers, or of the first ones
-        where it was cut behind one.
+        """The picture of a file that `compress` made, which is the only one.
+
+        Of all layers, or of those that are left of a file that was cut behind one.
 
         Raises:
             InputError: it is no such file, damaged, cut elsewhere, of another tokenizer or a later

@@ -200,7 +200,7 @@ def _checked(codes: Tensor, before: int, wanted: Sequence[int], layer: int) -> i
     mask = 0xFFFFFFFF if layer == len(wanted) - 1 else 0xFFFF
     if found & mask != wanted[layer]:
         raise InputError(
-            f"content is damaged or cut in layer {layer + 1} of {len(wanted)}, or was written where "
-            "probabilities are computed otherwise"
+            f"content is damaged or cut in layer {layer + 1} of {len(wanted)}, or written where "
+            "other probabilities are computed"
         )
     return found

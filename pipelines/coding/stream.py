@@ -40,14 +40,14 @@ class StreamWriter:
         end = content[_WORD * num_words : _WORD * num_words + _STATE]
         if int.from_bytes(end, "big") < low:  # the words before were raised by one since
             low -= 256**_STATE
-        first, last = max(low, 0), min(low + size, 256**_STATE) - 1
+        first, last = max(low, 0), low + size - 1
         for length in range(_STATE + 1):
             unit = 256 ** (_STATE - length)
             value = -(-first // unit) * unit
             if value <= last:
                 break
-        shortest = value.to_bytes(_STATE, "big")[:length]
-        return (content[: _WORD * num_words] + shortest).rstrip(b"\0")
+        whole = int.from_bytes(content[: _WORD * num_words], "big") * 256**_STATE + value
+        return whole.to_bytes(_WORD * num_words + _STATE, "big").rstrip(b"\0")
 
 
 class StreamReader:
@@ -69,5 +69,5 @@ class StreamReader:
         try:
             symbols = self._decoder.decode(_FAMILY, tables)
         except AssertionError as error:  # which is what constriction raises
-            raise InputError("content is damaged: no codes look so") from error
+            raise InputError("content is damaged or cut: no codes look so") from error
         return np.asarray(symbols, np.int64)
