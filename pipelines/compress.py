@@ -5,6 +5,9 @@ if __name__ == "__main__":
 
     startup.prepare("compress")
 
+import functools
+from pathlib import Path
+
 from pipelines.coding.codec import Codec
 from pipelines.coding.layout import SUFFIX
 from pipelines.coding.paths import pictures_within, planned
@@ -47,7 +50,7 @@ def compress(config: CompressConfig) -> int:
         image = preprocess(path, conversion).to(pipeline.device)
         content = compressed(codec, image, config.quality, model)
         output.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(output, lambda temporary, own=content: temporary.write_bytes(own))
+        replace_file(output, functools.partial(Path.write_bytes, data=content))
         num_bytes += len(content)
     announce(f"{len(outputs)} files of {num_bytes:,} bytes are in {config.output_dir}")
     return num_bytes

@@ -20,8 +20,8 @@ from tokenizer.topdown import TopDownPath
 TABLE_SIZE = 2**20
 """Of a whole table, nearly: fine enough for 0.1 % of the bits at 1,024 codes, and coarse against
 the rounding errors of another machine."""
-BLOCK_SHARE = 8
-"""Counted codes go into tables in blocks, each this part of those before."""
+BLOCK_SHARE, MAX_BLOCK = 8, 2**12
+"""Counted codes go into tables in blocks, each this part of those before, and no larger."""
 
 
 class Step(NamedTuple):
@@ -43,9 +43,8 @@ class OwnPrior:
     """
 
     def __init__(self, prior: CodePrior, top_down: TopDownPath) -> None:
-        self._prior, self._top_down = (
-            copy.deepcopy(own).cpu().double() for own in (prior, top_down)
-        )
+        self._prior = copy.deepcopy(prior).cpu().double()
+        self._top_down = copy.deepcopy(top_down).cpu().double()
 
     def __call__(self, indices: Sequence[Int[Tensor, "1 _ _ _"]]) -> Iterator[Step]:
         """All steps; `indices` are filled in meanwhile."""
@@ -68,7 +67,7 @@ class Counts:
             places = torch.arange(codes.numel()).view(codes.shape)
             start = 0
             while start < codes.numel():
-                end = start + 1 + start // BLOCK_SHARE
+                end = start + min(1 + start // BLOCK_SHARE, MAX_BLOCK)
                 positions = (places >= start) & (places < end)
                 rows = np.repeat(table[None], int(positions.sum()), 0)
                 yield Step(number, codes, positions, rows)

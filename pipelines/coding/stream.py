@@ -29,12 +29,12 @@ class StreamWriter:
     @property
     def num_bytes(self) -> int:
         """After so many all that was written can be read, whatever follows."""
-        num_words, _ = self._encoder.pos()
+        num_words, _ = self._position()
         return _WORD * num_words + _STATE
 
     def finish(self) -> bytes:
         """The fewest bytes that stand for what was written, if zeros are taken to follow."""
-        num_words, (low, size) = self._encoder.pos()
+        num_words, (low, size) = self._position()
         words = np.concatenate([self._encoder.get_compressed(), np.zeros(2, np.uint32)])
         content = words.astype(">u4").tobytes()
         end = content[_WORD * num_words : _WORD * num_words + _STATE]
@@ -48,6 +48,11 @@ class StreamWriter:
                 break
         whole = int.from_bytes(content[: _WORD * num_words], "big") * 256**_STATE + value
         return whole.to_bytes(_WORD * num_words + _STATE, "big").rstrip(b"\0")
+
+    def _position(self) -> tuple[int, tuple[int, int]]:
+        """Words written, and lower end and size of the interval that is left of the next two."""
+        num_words, (low, size) = self._encoder.pos()
+        return int(num_words), (int(low), int(size))
 
 
 class StreamReader:
