@@ -49,7 +49,8 @@ NETWORK = {
     "dropout": 0.0,
 }
 
-# Fields of the network, then of the run.
+# Fields of the network, then of the run. Sharpened targets and inputs drawn anew
+# from the posterior were tried at commit adafc60, and deleted again.
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "as it was": ({}, {}),
     "value residual": ({"value_residual": True}, {}),
@@ -59,8 +60,6 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "coarse to fine": ({"order": "coarse_to_fine"}, {}),
     "two depth layers": ({"num_depth_layers": 2}, {}),
     "hard targets": ({}, {"targets": "indices"}),
-    "targets sharpened": ({}, {"target_temperature": 0.5}),
-    "inputs drawn anew": ({}, {"drawn_inputs": True}),
 }
 
 

@@ -226,10 +226,6 @@ class PriorRunConfig(RunConfig):
     """Learn the codes of the mirrored training images, too."""
     targets: Literal["indices", "posterior"] = "indices"
     """Learn the hard indices, or the tokenizer's posterior given the same context."""
-    target_temperature: Temperature = 1.0
-    """Of the posterior: below 1 it is sharpened."""
-    drawn_inputs: bool = False
-    """The prior sees codes drawn anew from the posterior at each step, not the nearest ones."""
     codes: CodesConfig = CodesConfig()
     """Which hard indices."""
     sampling_temperature: Temperature = 1.0

@@ -14,6 +14,7 @@ import torch
 
 from benchmarks.quality.budgets import Budget, run_config
 from benchmarks.quality.cells import FAIR, STOCHASTIC, Cell
+from benchmarks.quality.grid import grid_energy
 from benchmarks.quality.run_cell import BATCH, distance, test_data, write_result
 from benchmarks.quality.store import Result
 from benchmarks.readme import markdown_table
@@ -22,7 +23,6 @@ from pipelines.config import DataConfig
 from pipelines.data.dataset import ImageDataset, chosen_items
 from pipelines.data.sources import load_images
 from pipelines.decoder_run import decoder_run
-from pipelines.evaluation.grid import grid_energy
 from pipelines.evaluation.metrics import reconstruction_metrics
 from pipelines.evaluation.reconstruction import measure_reconstruction
 from pipelines.finetune_decoder import finetune_decoder

@@ -11,6 +11,7 @@ from pipelines.page.conditions import condition_inputs
 from pipelines.page.parts import GALLERY, ONE_AT_A_TIME, new_picture, told
 from pipelines.playground import CANVAS_SIDE, Playground
 from pipelines.sampling_config import SamplingConfig
+from pipelines.tuned_sampling import filled
 from tokenizer.storage.errors import InputError
 
 LARGEST_SEED = 2**31 - 1
@@ -104,6 +105,7 @@ def _sampling_inputs(playground: Playground, number: int, no_label: str) -> Samp
     """
     assert playground.generation is not None
     prior = playground.generation.prior
+    first = filled(SamplingConfig(), playground.generation.tuned, is_conditional=True)
     names = prior.config.class_names or [str(i) for i in range(prior.config.num_classes)]
     choices = [(name, i) for i, name in enumerate(names)]
     is_conditional = prior.config.num_classes > 0 or prior.config.condition is not None
@@ -118,7 +120,7 @@ def _sampling_inputs(playground: Playground, number: int, no_label: str) -> Samp
         guidance = gr.Slider(
             1,
             10,
-            1,
+            first.guidance_scale,
             step=0.5,
             label="Guidance (1: off)",
             visible=is_conditional and prior.conditioner.has_null,
@@ -133,8 +135,10 @@ def _sampling_inputs(playground: Playground, number: int, no_label: str) -> Samp
         for layer in range(len(playground.layers)):
             with gr.Row():
                 name = playground.describe_layer(layer)
-                temperatures.append(gr.Slider(0.1, 2, 1, step=0.05, label=f"Temperature, {name}"))
-                top_ps.append(gr.Slider(0.05, 1, 1, step=0.05, label=f"Top-p, {name}"))
+                title = f"Temperature, {name}"
+                temperatures.append(gr.Slider(0.1, 2, first.temperature, step=0.05, label=title))
+                top_p = first.top_p or 1
+                top_ps.append(gr.Slider(0.05, 1, top_p, step=0.05, label=f"Top-p, {name}"))
     per_layer = temperatures + top_ps
 
     def read(

@@ -191,26 +191,7 @@ class PriorStage(Stage[LoadedCodes, CodeBatch]):
         soft_targets = None
         if self.config.targets == "posterior":
             log_posteriors = self.tokenizer.log_posteriors(batch.latents, batch.indices)
-            temperature = self.config.target_temperature
-            soft_targets = [
-                [  # at 1 the bits are those of earlier versions
-                    layer.exp() if temperature == 1 else (layer / temperature).softmax(-1)
-                    for layer in group
-                ]
-                for group in log_posteriors
-            ]
-            if self.config.drawn_inputs:
-                drawn = [
-                    torch.stack(
-                        [
-                            torch.multinomial(layer.exp().flatten(0, 2), 1).view(layer.shape[:3])
-                            for layer in group
-                        ],
-                        1,
-                    )
-                    for group in log_posteriors
-                ]
-                return CodeBatch(drawn, batch.inputs, soft_targets)
+            soft_targets = [[layer.exp() for layer in group] for group in log_posteriors]
         return CodeBatch(batch.indices, batch.inputs, soft_targets)
 
     def loss(

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from pipelines.evaluation.grid import grid_energy
+from benchmarks.quality.grid import grid_energy
 
 
 @pytest.fixture
