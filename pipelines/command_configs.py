@@ -9,6 +9,7 @@ from pydantic import model_validator as validates
 
 from pipelines.data_config import DataConfig, MovedDataConfig
 from pipelines.sampling_config import SamplingConfig
+from tokenizer.fields import Factor
 from tokenizer.search_config import NO_SEARCH, SearchConfig
 from tokenizer.storage.configs import StrictConfig
 
@@ -178,6 +179,52 @@ class ReconstructConfig(StrictConfig):
     """Side in pixels; None takes that of the training images."""
     search: SearchConfig = NO_SEARCH
     """For codes that draw the images better."""
+
+
+class CompressConfig(StrictConfig):
+    """Writes pictures as files of a few bytes: the codes of a tokenizer, which has to be kept.
+
+    Pictures keep their size. OUTPUT_DIR gets the files under the names of the pictures, in the same
+    folders, with the suffix .hq; docs/files.md has the format.
+    """
+
+    inputs: ClassVar[tuple[str, ...]] = ("run_dir", "files")
+    main_options: ClassVar[tuple[str, ...]] = (
+        *("run_dir", "files", "output_dir", "quality", "model"),
+    )
+    run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Folder of the run."""
+    files: Annotated[
+        tuple[Path, ...], Field(min_length=1), tyro.conf.Positional, tyro.conf.arg(metavar="FILES")
+    ]
+    """Image files, and folders of them."""
+    output_dir: Path
+    """Folder for the compressed files; nothing in it is overwritten."""
+    quality: Factor | None = None
+    """The higher, the fewer bits: weight of bits against errors in a search for codes, which takes
+    time. None or 0: no search. Needs a tokenizer with a prior of its own."""
+    model: Literal["own", "counts"] | None = None
+    """Where the probabilities of codes come from: the tokenizer's own prior, or counts of the codes
+    so far, which are the same on every machine. None: the first, if there is one."""
+
+
+class DecompressConfig(StrictConfig):
+    """Writes the pictures of files that `hqvae compress` made with the same tokenizer.
+
+    OUTPUT_DIR gets them as PNG under the names of the files, in the same folders. Of a file that
+    was cut behind a layer it is a picture of the layers that are there.
+    """
+
+    inputs: ClassVar[tuple[str, ...]] = ("run_dir", "files")
+    main_options: ClassVar[tuple[str, ...]] = ("run_dir", "files", "output_dir")
+    run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Folder of the run."""
+    files: Annotated[
+        tuple[Path, ...], Field(min_length=1), tyro.conf.Positional, tyro.conf.arg(metavar="FILES")
+    ]
+    """Compressed files, and folders of them."""
+    output_dir: Path
+    """Folder for the pictures; nothing in it is overwritten."""
 
 
 class SummaryConfig(MovedDataConfig):

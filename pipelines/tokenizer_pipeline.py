@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pipelines.coding.codec import Codec
+from pipelines.coding.pictures import compressed, decompressed
 from pipelines.hub import find_folder
 from pipelines.images import Output, OutputImages, check_output, to_output, to_uint8
 from pipelines.model_card import describe_codes
@@ -95,6 +97,11 @@ class TokenizerPipeline(SavedPipeline):
         )
         return conversion.resized(image_size)
 
+    @property
+    def original_conversion(self) -> Conversion:
+        """What becomes of a picture that is neither resized nor cropped."""
+        return self._conversion("original")._replace(multiple=1)
+
     def preprocess(
         self, images: Pictures, image_size: ImageSize = None
     ) -> Float[Tensor, "batch channels height width"]:
@@ -179,6 +186,37 @@ class TokenizerPipeline(SavedPipeline):
         indices = self.encode(images, image_size, search)
         images = self.tokenizer.decode(indices, num_layers)
         return images if output is None else to_output(to_uint8(images).cpu(), output)
+
+    def compress(
+        self, image: Picture, quality: float | None = None, model: str | None = None
+    ) -> bytes:
+        """A picture as a file of a few bytes, at its own size; docs/files.md has the format.
+
+        Args:
+            image: one picture; neither resized nor cropped.
+            quality: the higher, the fewer bits: μ of a search for codes that weighs bits against
+                errors (see `SearchConfig`), slower; None or 0: the encoder's codes.
+            model: where the probabilities of codes come from: "own" prior of the tokenizer, or
+                "counts" of the codes so far; None: the first, if there is one.
+
+        Raises:
+            InputError: the picture cannot be read or has too many pixels, or an argument is wrong.
+        """
+        prepared = preprocess(image, self.original_conversion)
+        return compressed(Codec(self.tokenizer), prepared, quality, model)
+
+    def decompress(self, content: bytes, output: Output = "pil") -> OutputImages:
+        """The picture of a file that `compress` made, which is the only one.
+
+        Of all layers, or of those that are left of a file that was cut behind one.
+
+        Raises:
+            InputError: it is no such file, damaged, cut elsewhere, of another tokenizer or a later
+                version.
+        """
+        check_output(output)
+        images = decompressed(Codec(self.tokenizer), content)
+        return to_output(to_uint8(images).cpu(), output)
 
     def features(self, images: Pictures, image_size: ImageSize = None) -> Features:
         """Code vectors of images, pooled and in place; takes what `preprocess` does."""

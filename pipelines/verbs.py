@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 from pipelines.command_configs import (
     AppConfig,
     CheckDataConfig,
+    CompressConfig,
+    DecompressConfig,
     DemoConfig,
     EvaluateConfig,
     ExplainConfig,
@@ -49,6 +51,8 @@ VERBS = {
     ),
     "generate": Verb("draws images from a trained run", GenerateConfig),
     "reconstruct": Verb("encodes images and decodes them again", ReconstructConfig),
+    "compress": Verb("writes images as files of a few bytes, by their codes", CompressConfig),
+    "decompress": Verb("writes the images of such files", DecompressConfig),
     "evaluate": Verb("measures reconstructions and generated images", EvaluateConfig),
     "tune-sampling": Verb(
         "chooses temperature, guidance and top-p by the training images", TuneSamplingConfig

@@ -24,7 +24,7 @@ from tokenizer.topdown import TopDownGroup, TopDownPath
 
 NUM_BLOCKS = 2
 
-Choose = Callable[[Float[Tensor, "batch height width codes"]], Int[Tensor, "batch height width"]]
+Choose = Callable[[Float[Tensor, "batch positions codes"]], Int[Tensor, "batch positions"]]
 """Codes by their log-probabilities."""
 
 
@@ -37,9 +37,9 @@ def drawn(generator: torch.Generator | None) -> Choose:
     """Draws each code by its probability."""
 
     def draw(log_probabilities: Tensor) -> Tensor:
-        rows = log_probabilities.exp().flatten(0, 2)
+        rows = log_probabilities.exp().flatten(0, 1)
         chosen = torch.multinomial(rows, 1, generator=generator)
-        return chosen.view(log_probabilities.shape[:3])
+        return chosen.view(log_probabilities.shape[:2])
 
     return draw
 
@@ -51,6 +51,17 @@ class CodeTerms(NamedTuple):
     """E_P[-log p] summed over all codes, whose gradient reaches the posteriors P alone."""
     fit: Float[Tensor, ""]
     """The same number, whose gradient reaches the heads alone."""
+
+
+class CodingPass(NamedTuple):
+    """The codes of a layer that become known together."""
+
+    layer: int
+    """Counted over all groups."""
+    codes: Int[Tensor, "batch height width"]
+    """Of the layer, to be filled in at `positions` before the next pass is asked for."""
+    positions: Bool[Tensor, "height width"]
+    log_probabilities: Float[Tensor, "batch positions codes"]
 
 
 class CodePrior(nn.Module):
@@ -114,15 +125,33 @@ class CodePrior(nn.Module):
     ) -> list[Int[Tensor, "batch _ _ _"]]:
         """The first `num_layers` layers of the codes as they are, the others chosen anew."""
         completed = [group.clone() for group in indices]
-        for number, group, upsampled, codes in self._groups(top_down, completed):
+        for now in self.passes(top_down, completed, num_layers):
+            now.codes[:, now.positions] = choose(now.log_probabilities)
+        return completed
+
+    def passes(
+        self, top_down: TopDownPath, indices: Sequence[Int[Tensor, "batch _ _ _"]], num_layers: int
+    ) -> Iterator[CodingPass]:
+        """In the order of coding all passes but those of the first `num_layers` layers.
+
+        What `indices` hold where nothing is known yet has no influence. Each pass is to be filled
+        in there, in place.
+        """
+        first = 0
+        for number, group, upsampled, codes in self._groups(top_down, indices):
             order = self.order(*codes.shape[2:])
             for layer in range(min(num_layers, codes.shape[1]), codes.shape[1]):
                 for step in range(self.num_passes):
-                    context = _Context(group, layer, upsampled, codes)
-                    chosen = choose(self._log_probabilities(number, context, order < step))
-                    codes[:, layer] = torch.where(order == step, chosen, codes[:, layer])
+                    context, positions = _Context(group, layer, upsampled, codes), order == step
+                    if not positions.any():  # of a small map
+                        continue
+                    rows = positions.expand(len(codes), *positions.shape)
+                    inputs = context.inputs(order < step)
+                    found = self._of_rows(number, layer, inputs, rows)
+                    found = found.view(len(codes), -1, found.shape[1])
+                    yield CodingPass(first + layer, codes[:, layer], positions, found)
+            first += codes.shape[1]
             num_layers = max(num_layers - codes.shape[1], 0)
-        return completed
 
     def terms(
         self,

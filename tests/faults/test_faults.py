@@ -31,6 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("checkpoints", range(40)),
         ("numbers", range(8)),
         ("processes", [0, 3]),
+        ("files", range(12)),
         pytest.param("memory", [0, 2, 5, 7], marks=pytest.mark.slow),
     ],
 )
