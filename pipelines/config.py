@@ -145,7 +145,7 @@ class TokenizerRunConfig(RunConfig):
     data: DataConfig = DataConfig()
     tokenizer: TokenizerConfig
     recipe: TokenizerRecipe = TokenizerRecipe()
-    backbone_weights: Path | Literal["pretrained"] | None = None
+    backbone_weights: Literal["pretrained"] | Path | None = None
     """Initial weights of the backbone: a .safetensors file, or timm's own download."""
 
     @validates(mode="after")

@@ -30,7 +30,7 @@ class PerceptualConfig(StrictConfig):
     network: Annotated[str, Field(pattern=r"^[\w.-]{1,100}$")] = "squeezenet1_0"
     """`squeezenet1_0`, `squeezenet1_1` or `vgg16` of torchvision, `lpips-squeezenet1_1`,
     `lpips-vgg16` or `lpips-alexnet` with the published heads, or a model of timm."""
-    weights: Path | Literal["pretrained"] | None = None
+    weights: Literal["pretrained"] | Path | None = None
     """Of the network: a .safetensors file, or the library's own download."""
     layers: Annotated[tuple[Annotated[int, Field(ge=0, le=1000)], ...], Field(max_length=16)] = ()
     """Which maps are compared: numbers in torchvision's `features`, or timm's `out_indices`. Empty:
@@ -108,9 +108,10 @@ class AdversarialConfig(StrictConfig):
 class CodePriorRecipe(StrictConfig):
     """How the prior inside a tokenizer is trained, and what it does to the codes."""
 
-    rate_weight: Factor = 1.0
-    """Weight μ of the code length under the prior, which makes codes predictable; at 1 it counts as
-    in the bound, at 0 the prior only learns. Without a posterior it counts nothing."""
+    rate_weight: Factor = 0.3
+    """Weight μ of the code length under the prior, which makes codes predictable. At the weight of
+    the latent terms, code length and entropy are one divergence, as in the bound; at 0 the prior
+    only learns. Without a posterior it counts nothing."""
     ramp: Share = 0.3
     """Share of the steps over which μ rises linearly."""
     calibration_steps: Annotated[int, Field(ge=0, le=10**6)] = 200

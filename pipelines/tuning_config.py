@@ -21,6 +21,7 @@ class TuneSamplingConfig(MovedDataConfig):
     main_options: ClassVar[tuple[str, ...]] = (
         *("run_dir", "num_images", "extractor.kind", "extractor.weights"),
     )
+    inputs: ClassVar[tuple[str, ...]] = ("run_dir", *MovedDataConfig.inputs)
     run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run, with tokenizer/ and prior/."""
     num_images: PositiveInt = 2_000

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
+
 ROOT = Path(__file__).parents[1]
 FIRST_HOUR = (ROOT / "docs" / "first-hour.md").read_text()
 SMALLER = {
     "shapes32-sqvae2": "tiny",
-    "--extend-to 2400": "--extend-to 6",
+    "--extend-to 3000": "--extend-to 6",
     "--minutes 5": "--minutes 0.01",
     "--num-images 16": "--num-images 24",
 }
@@ -39,6 +41,13 @@ def run(command: str, log: io.StringIO) -> str:
 def pattern(line: str) -> str:
     """A line of the page, in which numbers may be others."""
     return r"[\d,.]+".join(map(re.escape, re.split(r"[\d,.]*\d", line)))
+
+
+def test_the_first_hour_names_the_steps_of_its_preset() -> None:
+    for run in (TOKENIZER_PRESETS["shapes32-sqvae2"], PRIOR_PRESETS["shapes32-sqvae2"]):
+        steps = run.training.total_steps
+        assert f"step {steps:,} is done" in FIRST_HOUR
+    assert TOKENIZER_PRESETS["shapes32-sqvae2"].training.total_steps < 3_000  # then it is extended
 
 
 @pytest.mark.slow

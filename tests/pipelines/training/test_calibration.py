@@ -57,7 +57,7 @@ def test_the_run_logs_code_lengths_and_saves_the_prior(trained: Path) -> None:
     assert all(length > 0 for length in bits[-1])
     training = read_metrics(trained / "tokenizer", "train")
     assert np.isfinite(training["code_length"][1]).all()
-    assert training["code_rate_weight"][1][-1] == 1.0
+    assert training["code_rate_weight"][1][-1] == pytest.approx(0.3)
 
 
 def test_calibration_lowers_the_code_length_and_touches_nothing_else(
@@ -78,4 +78,4 @@ def test_the_weight_of_the_code_length_rises_over_its_share_of_the_steps() -> No
     recipe = CodePriorRecipe(rate_weight=2.0, ramp=0.5)
     weights = [recipe.rate_weight_at(step, 8) for step in range(8)]
     assert weights == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 2.0, 2.0]
-    assert CodePriorRecipe(ramp=0.0).rate_weight_at(0, 8) == 1.0
+    assert CodePriorRecipe(ramp=0.0).rate_weight_at(0, 8) == 0.3

@@ -12,6 +12,7 @@ from torch import nn
 from pipelines.config import TokenizerRecipe
 from pipelines.evaluation.features import FeatureExtractor
 from pipelines.evaluation.judges import check_extractor
+from pipelines.options import parse_run
 from pipelines.presets import TOKENIZER_PRESETS
 from pipelines.recipe import PerceptualConfig
 from pipelines.training.losses.bound import Bound
@@ -216,3 +217,11 @@ def test_the_crop_is_the_same_of_both_and_another_in_the_next_step(
     }
     assert len(found) > 1
     assert found <= crops
+
+
+def test_the_word_pretrained_is_no_path_on_a_command_line(tmp_path: Path) -> None:
+    words = ["tiny", "--run-dir", str(tmp_path), "--recipe.perceptual.weights"]
+    config = parse_run(TOKENIZER_PRESETS, "train_tokenizer", [*words, "pretrained"])
+    assert config.recipe.perceptual.weights == "pretrained"
+    config = parse_run(TOKENIZER_PRESETS, "train_tokenizer", [*words, "a.safetensors"])
+    assert config.recipe.perceptual.weights == Path("a.safetensors")
