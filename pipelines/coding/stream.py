@@ -9,6 +9,7 @@ from tokenizer.storage.errors import InputError
 _WORD = 4
 _STATE = 2 * _WORD
 """Bytes that the decoder looks at for a symbol."""
+_WHOLE = 1 << 8 * _STATE
 # The fast rule, which is the same function of the table everywhere, whatever its default is.
 _FAMILY = constriction.stream.model.Categorical(perfect=False)
 
@@ -39,14 +40,14 @@ class StreamWriter:
         content = words.astype(">u4").tobytes()
         end = content[_WORD * num_words : _WORD * num_words + _STATE]
         if int.from_bytes(end, "big") < low:  # the words before were raised by one since
-            low -= 256**_STATE
+            low -= _WHOLE
         first, last = max(low, 0), low + size - 1
         for length in range(_STATE + 1):
-            unit = 256 ** (_STATE - length)
+            unit = 1 << 8 * (_STATE - length)
             value = -(-first // unit) * unit
             if value <= last:
                 break
-        whole = int.from_bytes(content[: _WORD * num_words], "big") * 256**_STATE + value
+        whole = int.from_bytes(content[: _WORD * num_words], "big") * _WHOLE + value
         return whole.to_bytes(_WORD * num_words + _STATE, "big").rstrip(b"\0")
 
     def _position(self) -> tuple[int, tuple[int, int]]:
