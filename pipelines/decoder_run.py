@@ -28,12 +28,14 @@ class DecoderRunConfig(TokenizerRunConfig):
     main_options: ClassVar[tuple[str, ...]] = (
         "data.root",
         "data.validation_root",
+        "recipe.perceptual.weight",
+        "recipe.perceptual.network",
+        "recipe.perceptual.weights",
+        "recipe.adversarial.weight",
         "tokenizer.networks.head_width",
         "training.total_steps",
         "training.batch_size",
-        "training.gradient_accumulation_steps",
         "training.learning_rate",
-        "training.precision",
     )
     run_dir: Annotated[Path, tyro.conf.Suppress]
 

@@ -26,7 +26,7 @@ from pipelines.images import image_grid, save_png, to_pil
 from pipelines.options import parse_options
 from pipelines.processes import bar_disabled, new_accelerator, own_share
 from pipelines.run.folder import first_difference
-from pipelines.tuned_sampling import filled
+from pipelines.tuned_sampling import filled, uses_tuned
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.files import replace_file
 from tokenizer.storage.json_files import read_json
@@ -55,6 +55,11 @@ def generate(config: GenerateConfig) -> None:
     chosen = [class_number(label, prior) for label in config.labels]
     numbers = chosen or range(prior.num_classes)
     sampling = filled(config.sampling, pipeline.tuned, bool(numbers or given))
+    if pipeline.tuned is not None and uses_tuned(config.sampling):
+        logger.info(
+            "drawn as hqvae tune-sampling chose: temperature %s, guidance scale %s, top-p %s",
+            *(sampling.temperature, sampling.guidance_scale, sampling.top_p),
+        )
     models: dict[str, PretrainedModule[Any]] = {
         "tokenizer": pipeline.tokenizer,
         "prior": pipeline.prior,

@@ -42,7 +42,7 @@ def load_tokenizer(
     if fine_tuned.identity_hash() != tokenizer.identity_hash():
         raise InputError(
             f"{tuned} was fine-tuned for other codes than those of {inner}; move it away, "
-            "or to have it done again"
+            "and fine-tune anew if you like"
         )
     logger.info("the decoder is the fine-tuned one of %s", tuned)
     return fine_tuned

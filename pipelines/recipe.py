@@ -22,11 +22,18 @@ from tokenizer.storage.configs import StrictConfig
 Augmentation = Literal["color", "translation", "cutout"]
 
 
+TORCHVISION_NETWORKS = (
+    *("squeezenet1_0", "squeezenet1_1", "vgg16"),
+    *("lpips-squeezenet1_1", "lpips-vgg16", "lpips-alexnet"),
+)
+"""Networks of the perceptual distance whose inputs are known; any other is timm's."""
+
+
 class PerceptualConfig(StrictConfig):
     """Distance between the features of images and reconstructions in a frozen network."""
 
     weight: Factor = 0.0
-    """Weight w against the squared error: the energy is SSE + w·D·distance; 0 = off."""
+    """Weight v against the squared error: the energy is SSE + v·D·distance; 0 = off."""
     network: Annotated[str, Field(pattern=r"^[\w.-]{1,100}$")] = "squeezenet1_0"
     """`squeezenet1_0`, `squeezenet1_1` or `vgg16` of torchvision, `lpips-squeezenet1_1`,
     `lpips-vgg16` or `lpips-alexnet` with the published heads, or a model of timm."""
@@ -63,6 +70,14 @@ class PerceptualConfig(StrictConfig):
                 f"layer_weights must be as many as layers, {len(self.layers)}, "
                 f"got {len(self.layer_weights)}"
             )
+        if list(self.layers) != sorted(set(self.layers)):
+            raise ValueError(f"layers must ascend, each named once, got {self.layers}")
+        if self.network in TORCHVISION_NETWORKS:
+            for name in ("pad_type", "mean", "std"):
+                if getattr(self, name):
+                    raise ValueError(
+                        f"{name} applies to models of timm alone, got {getattr(self, name)!r}"
+                    )
         if self.network.startswith("lpips-") and (self.layers or self.layer_weights):
             raise ValueError("layers and layer_weights must be empty with LPIPS, which has its own")
         return self

@@ -32,8 +32,8 @@ class Adversary:
     """Hinge losses with a patch discriminator, in units of L / (D/2) as all of stage one.
 
         discriminator    mean max(0, 1 - d(x)) + mean max(0, 1 + d(x̂)) + LeCam
-        tokenizer        L / (D/2) - λ mean d(x̂)
-        λ                weight, or weight · ‖∇R‖ / ‖∇ mean d(x̂)‖ at the decoder's last layer
+        tokenizer        L / (D/2) - β mean d(x̂)
+        β                weight, or weight · ‖∇R‖ / ‖∇ mean d(x̂)‖ at the decoder's last layer
 
     R is the likelihood's term over D/2 (VQGAN, arXiv 2012.09841). The adversarial term has no sign,
     so it stands beside the logarithm of the energy, not in it.

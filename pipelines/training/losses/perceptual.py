@@ -138,9 +138,9 @@ class PerceptualDistance(nn.Module):
     def _check_maps(self, side: int) -> None:
         """Refuses images without positions, and weights of another number of maps."""
         name = self.config.network
-        if side <= self.config.max_shift:
+        if side < 2 * self.config.max_shift:
             raise InputError(
-                f"recipe.perceptual.max_shift must be below {side}, the images' side, "
+                f"recipe.perceptual.max_shift must be at most half of {side}, the images' side, "
                 f"got {self.config.max_shift}"
             )
         try:
