@@ -48,7 +48,7 @@ def test_every_contender_runs(part: Any) -> None:
         for set_up in comparison.contenders.values():
             set_up()()
         if part is sampling:
-            assert next(iter(comparison.contenders)) == "static cache"
+            assert next(iter(comparison.contenders)).startswith("static cache")
             assert comparison.details["bytes_moved"] > 4 * comparison.details["parameters"]
 
 

@@ -209,7 +209,8 @@ def test_a_run_has_a_page_before_its_prior_and_while_that_is_trained(
     assert Page(run_dir / "summary.html").holds("Drawn from the prior")
     folder = run_dir / "tokenizer" / "model"
     tokenizer = Tokenizer.from_pretrained(folder)  # and train it further, as --extend-to does
-    tokenizer.decoder.load_state_dict({k: 2 * v for k, v in tokenizer.decoder.state_dict().items()})
+    path = tokenizer.bottom_up
+    path.load_state_dict({name: 2 * weight for name, weight in path.state_dict().items()})
     tokenizer.save_pretrained(folder)
     renew_summary(run_dir)
     assert (

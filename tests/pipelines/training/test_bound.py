@@ -78,7 +78,7 @@ def literal_terms(tokenizer: Tokenizer, images: Tensor, weight: float) -> dict[s
             total, residual = total + mixture, residual - mixture
         error = error + ((latents - total) ** 2).sum() / batch / (2 * variances.sum())
         state = total if upsampled is None else upsampled + total
-    squared_error = ((images - unpatched(tokenizer.decoder(state))) ** 2).sum() / batch
+    squared_error = ((images - unpatched(tokenizer.decoder.layers(state))) ** 2).sum() / batch
     num_values = images[0].numel()
     reconstruction = num_values / 2 * torch.log(squared_error / num_values)
     entropy = torch.stack(entropies).sum()
