@@ -5,6 +5,10 @@ if __name__ == "__main__":
 
     startup.prepare("demo")
 
+import os
+
+import torch
+
 from pipelines.command import run_command
 from pipelines.command_configs import DemoConfig
 from pipelines.options import parse_options
@@ -14,6 +18,8 @@ from pipelines.quickstart import train_and_measure
 
 def _run() -> None:
     run_dir = parse_options(DemoConfig, "pipelines.demo").run_dir
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # batches of 16 small images: two threads take longer than one
     name = "shapes32-sqvae2"
     train_and_measure(
         TOKENIZER_PRESETS[name].model_copy(update={"run_dir": run_dir}),

@@ -42,7 +42,7 @@ TINY_NETWORKS = NetworkConfig(width=8, max_width=8, num_blocks=1)
 
 # Many updates with few images each bring a processor furthest.
 SHAPES_TRAINING = TrainingConfig(
-    total_steps=2_400,
+    total_steps=2_100,
     batch_size=16,
     learning_rate=3e-3,
     ema_decay=0.995,
@@ -165,7 +165,7 @@ def _prior(name: str, tokenizer: TokenizerConfig) -> PriorRunConfig:
             ),
             targets="posterior" if tokenizer.has_posterior else "indices",
             training=SHAPES_TRAINING.model_copy(
-                update={"total_steps": 3_600, "weight_decay": 0.05}
+                update={"total_steps": 3_000, "weight_decay": 0.05}
             ),
             sampling_temperature=0.5,
             guidance_scale=2.0,
