@@ -46,8 +46,8 @@ SHAPES_TRAINING = TrainingConfig(
     batch_size=16,
     learning_rate=3e-3,
     ema_decay=0.995,
-    validation_interval=1_200,
-    checkpoint_interval=1_200,
+    validation_interval=1_050,
+    checkpoint_interval=1_050,
 )
 SMALL_TRAINING = TrainingConfig(
     total_steps=8_000,
@@ -165,7 +165,12 @@ def _prior(name: str, tokenizer: TokenizerConfig) -> PriorRunConfig:
             ),
             targets="posterior" if tokenizer.has_posterior else "indices",
             training=SHAPES_TRAINING.model_copy(
-                update={"total_steps": 3_000, "weight_decay": 0.05}
+                update={
+                    "total_steps": 3_000,
+                    "weight_decay": 0.05,
+                    "validation_interval": 1_500,
+                    "checkpoint_interval": 1_500,
+                }
             ),
             sampling_temperature=0.5,
             guidance_scale=2.0,
