@@ -57,10 +57,15 @@ def run_cell(cell: Cell, budget: Budget, data: DataConfig, weights: Weights, fol
         "cpu_seconds": seconds,
         "images_per_second": float(np.median(images_per_second)),
         "numbers": numbers,
-        **origin(shlex.join(["python", "-m", "benchmarks.sharp", *sys.argv[1:]])),
+        **origin(shlex.join(["python", "-m", "benchmarks.sharp", *map(_anywhere, sys.argv[1:])])),
     }
     text = json.dumps(result, indent=2) + "\n"
     replace_file(own / "result.json", lambda path: path.write_text(text))
+
+
+def _anywhere(word: str) -> str:
+    """A path as its last part, as results name it."""
+    return Path(word).name if "/" in word else word
 
 
 def _train(cell: Cell, budget: Budget, data: DataConfig, weights: Weights, folder: Path) -> Path:
