@@ -14,9 +14,9 @@ from pipelines.evaluation.features import FeatureExtractor
 from pipelines.evaluation.judges import check_extractor
 from pipelines.options import parse_run
 from pipelines.presets import TOKENIZER_PRESETS
-from pipelines.recipe import PerceptualConfig
+from pipelines.recipe import TORCHVISION_NETWORKS, PerceptualConfig
 from pipelines.training.losses.bound import Bound
-from pipelines.training.losses.perceptual import PerceptualDistance
+from pipelines.training.losses.perceptual import LPIPS, TORCHVISION, PerceptualDistance
 from tests.tiny_runs import make_stage, tokenizer_run
 from tokenizer import Tokenizer, TokenizerOutput
 from tokenizer.storage.errors import InputError
@@ -229,3 +229,7 @@ def test_the_word_pretrained_is_no_path_on_a_command_line(tmp_path: Path) -> Non
     assert config.recipe.perceptual.weights == "pretrained"
     config = parse_run(TOKENIZER_PRESETS, "train_tokenizer", [*words, "a.safetensors"])
     assert config.recipe.perceptual.weights == Path("a.safetensors")
+
+
+def test_the_networks_that_the_recipe_knows_are_those_that_can_be_built() -> None:
+    assert set(TORCHVISION_NETWORKS) == {*TORCHVISION, *LPIPS}
