@@ -22,6 +22,10 @@ from tokenizer.storage.errors import InputError
 from tokenizer.storage.pretrained import PretrainedModule, load_weights
 
 
+COMPILER = "inductor"
+"""Backend of torch.compile."""
+
+
 class TrainedNetwork:
     """A network with its optimizer and its EMA, ready for steps.
 
@@ -58,7 +62,7 @@ class TrainedNetwork:
             if self._ema is not None:
                 self._ema.module.load_state_dict(saved[f"{name}_ema"])
         if config.compile:
-            self.module.compile()
+            self.module.compile(backend=COMPILER)
         self.prepared, self._prepared_optimizer = accelerator.prepare(self.module, self._optimizer)
         self.parameters = [
             parameter for parameter in self.module.parameters() if parameter.requires_grad
