@@ -21,7 +21,6 @@ from pipelines.training.optimizer import (
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.pretrained import PretrainedModule, load_weights
 
-
 COMPILER = "inductor"
 """Backend of torch.compile."""
 
