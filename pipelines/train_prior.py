@@ -16,6 +16,7 @@ from pipelines.data.codes import extract_codes
 from pipelines.data.conditions import ConditionedSplits, load_conditions
 from pipelines.data.dataset import ImageDataset, image_hashes
 from pipelines.data.sources import trained_images
+from pipelines.model_folders import steps_done
 from pipelines.options import parse_run
 from pipelines.presets import PRIOR_PRESETS
 from pipelines.processes import batch_size_without_gradient
@@ -69,6 +70,12 @@ def train_prior(
                 config.condition, tokenizer_run.data, *images, text_encoder, accelerator.device
             )
     stage = prior_stage(config, *images, accelerator, tokenizer, conditioner, conditions)
+    done = steps_done(config.tokenizer_dir)
+    if done is not None and done[0] < done[1] and accelerator.is_main_process:
+        logger.warning(
+            "the tokenizer is at step %s of %s: trained further, it will no longer fit this prior",
+            *(f"{step:,}" for step in done),
+        )
     train(stage, config, accelerator)
     if stage.model.config.class_names and accelerator.is_main_process:
         logger.info("classes: %s", listed(stage.model.config.class_names))

@@ -122,3 +122,13 @@ def test_a_prior_that_cannot_be_trained_is_refused_before_codes_are_extracted(
         with pytest.raises(InputError, match=message):
             train_prior(config.model_copy(update=changes))
     assert not (tmp_path / "prior").exists()
+
+
+def test_a_prior_over_an_unfinished_tokenizer_says_so(
+    copy: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train_prior(prior_run(copy))
+    assert "the tokenizer is at step" not in caplog.text
+    shutil.rmtree(copy / "tokenizer" / "state" / "step_00000004")
+    train_prior(prior_run(copy))
+    assert "the tokenizer is at step 2 of 4: trained further" in caplog.text
