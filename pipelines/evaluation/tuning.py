@@ -13,10 +13,11 @@ from pipelines.evaluation.distances import Comparison
 from pipelines.evaluation.features import FeatureExtractor
 from pipelines.evaluation.judges import check_extractor
 from pipelines.evaluation.measurements import drawing, given_to
-from pipelines.evaluation.metrics import check_num_images, frechet_distance, metric_name
+from pipelines.evaluation.metrics import MIN_IMAGES, frechet_distance, metric_name
 from pipelines.generation import ImageGenerationPipeline
 from pipelines.sampling_config import SamplingConfig
 from pipelines.tuned_sampling import TunedSampling
+from tokenizer.storage.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,8 @@ def tune(
     """
     check_extractor(extractor, pipeline.tokenizer)
     count = min(config.num_images, len(train))
-    check_num_images(count, len(train))
+    if count < MIN_IMAGES:
+        raise InputError(f"num_images must be >= {MIN_IMAGES}, got {count} of {len(train)} images")
     config = config.model_copy(update={"num_images": count})
     given, which = given_to(pipeline, (train, validation), train, config, conditions)
     comparison = Comparison(extractor, accelerator, config.batch_size, count, config.seed)
