@@ -141,6 +141,18 @@ def _tokenizers() -> dict[str, tuple[TokenizerConfig, DataConfig, TrainingConfig
     return members
 
 
+def _cpu_network(width: int, num_heads: int) -> PriorNetworkConfig:
+    return PriorNetworkConfig(
+        width=width,
+        num_spatial_layers=4,
+        num_depth_layers=1,
+        num_heads=num_heads,
+        dropout=0.0,
+        value_residual=True,
+        adaptive_norm=True,
+    )
+
+
 def _prior(name: str, tokenizer: TokenizerConfig) -> PriorRunConfig:
     run_dir = Path("runs") / name
     if name.startswith("tiny"):
@@ -154,15 +166,7 @@ def _prior(name: str, tokenizer: TokenizerConfig) -> PriorRunConfig:
     if name.startswith("shapes32"):
         return PriorRunConfig(
             run_dir=run_dir,
-            prior=PriorNetworkConfig(
-                width=64,
-                num_spatial_layers=4,
-                num_depth_layers=1,
-                num_heads=2,
-                dropout=0.0,
-                value_residual=True,
-                adaptive_norm=True,
-            ),
+            prior=_cpu_network(64, num_heads=2),
             targets="posterior" if tokenizer.has_posterior else "indices",
             training=SHAPES_TRAINING.model_copy(
                 update={
@@ -178,15 +182,7 @@ def _prior(name: str, tokenizer: TokenizerConfig) -> PriorRunConfig:
     if name.endswith("small"):
         return PriorRunConfig(
             run_dir=run_dir,
-            prior=PriorNetworkConfig(
-                width=128,
-                num_spatial_layers=4,
-                num_depth_layers=1,
-                num_heads=4,
-                dropout=0.0,
-                value_residual=True,
-                adaptive_norm=True,
-            ),
+            prior=_cpu_network(128, num_heads=4),
             targets="posterior",
             training=SMALL_TRAINING.model_copy(
                 update={"total_steps": 12_000, "learning_rate": 1e-3, "weight_decay": 0.05}

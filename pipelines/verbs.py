@@ -8,22 +8,20 @@ from typing import Any, NamedTuple
 
 from pipelines.class_labels import class_number
 from pipelines.command_configs import (
-    AppConfig,
     CheckDataConfig,
     CompressConfig,
     DecompressConfig,
     DemoConfig,
     EvaluateConfig,
-    ExplainConfig,
     GenerateConfig,
     QuickstartConfig,
     ReconstructConfig,
-    SummaryConfig,
 )
 from pipelines.config import PriorRunConfig, RunConfig, TokenizerRunConfig
 from pipelines.data.folder_listing import check_any_image, split_folders, training_folder
 from pipelines.decoder_run import parse_decoder_run
 from pipelines.options import fail, parse_options, parse_run
+from pipelines.page_configs import AppConfig, ExplainConfig, SummaryConfig
 from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
 from pipelines.run.folder import check_extension, check_trained_tokenizer
 from pipelines.tuning_config import TuneSamplingConfig

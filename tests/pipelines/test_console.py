@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import console
-from pipelines.command_configs import AppConfig
+from pipelines.page_configs import AppConfig
 from pipelines.presets import TOKENIZER_PRESETS
 from pipelines.verbs import VERBS, check_inputs
 from tokenizer.storage.errors import InputError
