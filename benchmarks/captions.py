@@ -9,21 +9,20 @@ benchmarks/results/captions_cpu.json and a sheet of images.
 """
 
 import argparse
-import csv
 import hashlib
 import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
-from PIL import Image
 from torch import Tensor
 
+from benchmarks.captioned_shapes import SIZE, attributes, caption, describe, write_folder
 from benchmarks.machine import origin
 from pipelines import ImageGenerationPipeline
 from pipelines.condition_config import ConditionSourceConfig
@@ -46,37 +45,11 @@ logger = logging.getLogger(__name__)
 
 RESULTS = Path(__file__).parent / "results"
 PRESET = "shapes32-sqvae2"
-SIZE = 32
 NUM_TRAINING, NUM_VALIDATION = 8_000, 400
 TOKENIZER_STEPS, PRIOR_STEPS = 800, 2_000
 LEARNING_RATE = 3e-3
 GUIDANCE_SCALES = (1.0, 2.0, 3.0)
-COLORS = ("red", "yellow", "green", "cyan", "blue", "magenta")
-MEAN_RADIUS = 0.615
-"""Shapes below it are small."""
-NEAR_CENTER = 0.26 / 3
-"""Up to which distance a shape is neither left nor right."""
 NUM_NEIGHBORS = 5
-
-
-def attributes(shape: str, factors: ShapeFactors) -> dict[str, str]:
-    """What is said of a shape, in words; a place is empty near the center."""
-
-    def side(coordinate: float, names: tuple[str, str]) -> str:
-        return "" if abs(coordinate) < NEAR_CENTER else names[coordinate > 0]
-
-    return {
-        "size": ("small", "large")[factors.radius >= MEAN_RADIUS],
-        "color": COLORS[round(6 * factors.hue) % 6],
-        "shape": shape,
-        "horizontal": side(factors.x, ("left", "right")),
-        "vertical": side(factors.y, ("above", "below")),
-    }
-
-
-def caption(words: Mapping[str, str]) -> str:
-    """They as one text: "a small red star left above"."""
-    return " ".join(["a", *filter(None, words.values())])
 
 
 class CharacterEncoder:
@@ -105,32 +78,6 @@ class CharacterEncoder:
                 tokens[row, place] = self.vectors[range(len(codes)), codes].sum(0)
                 mask[row, place] = True
         return tokens, mask
-
-
-def describe(split: Literal["train", "validation"], number: int) -> list[dict[str, str]]:
-    """Attributes of the first images of a split."""
-    items = np.arange(number, dtype=np.int64)
-    names = [CLASS_NAMES[label] for label in shape_labels(items)]
-    return [
-        attributes(name, factors)
-        for name, factors in zip(names, shape_factors(0, split, items), strict=True)
-    ]
-
-
-def write_folder(
-    root: Path, split: Literal["train", "validation"], number: int, size: int = SIZE
-) -> None:
-    """Images as PNG files, and metadata.csv with their captions and attributes."""
-    root.mkdir(parents=True, exist_ok=True)
-    images = draw_shapes(0, split, np.arange(number, dtype=np.int64), size, 3)
-    described = describe(split, number)
-    with (root / "metadata.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["file_name", "text", *described[0]])
-        writer.writeheader()
-        for item, (pixels, words) in enumerate(zip(images, described, strict=True)):
-            Image.fromarray(pixels).save(root / f"{item:06d}.png")
-            row = {"file_name": f"{item:06d}.png", "text": caption(words)}
-            writer.writerow({**row, **words})
 
 
 class Judge(NamedTuple):

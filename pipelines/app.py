@@ -18,10 +18,10 @@ from typing import Any
 import torch
 
 from pipelines.command import announce, run_command
-from pipelines.command_configs import AppConfig
 from pipelines.generation import ImageGenerationPipeline
 from pipelines.hub import find_folder
 from pipelines.options import parse_options
+from pipelines.page_configs import AppConfig
 from pipelines.playground import Playground
 from pipelines.processes import new_accelerator
 from pipelines.tokenizer_pipeline import TokenizerPipeline

@@ -5,22 +5,16 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
-import torch
-from jaxtyping import Int
-from torch import Tensor
-
-from prior import PriorConfig
+from prior.config import PriorConfig
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.json_files import shortened
 
 MOST_NAMED = 20
 
-Labels = int | str | Sequence[int | str] | Tensor | None
-
 
 def class_numbers(
     labels: Any, image_indices: Sequence[int], config: PriorConfig
-) -> Int[Tensor, " images"] | None:
+) -> list[int] | None:
     """Class number of each image; without labels the classes come in turn.
 
     Args:
@@ -33,18 +27,19 @@ def class_numbers(
             no classes.
     """
     if labels is None:
-        numbers = torch.tensor(image_indices)
-        return numbers % config.num_classes if config.num_classes else None
+        if not config.num_classes:
+            return None
+        return [int(number) % config.num_classes for number in image_indices]
     count = len(image_indices)
     if isinstance(labels, str | Integral) or getattr(labels, "ndim", 1) == 0:
-        return torch.full((count,), class_number(labels, config))
+        return [class_number(labels, config)] * count
     try:
         entries = list(labels)
     except TypeError as error:
         raise InputError(f"labels must be numbers or names of classes, got {labels!r}") from error
     if len(entries) != count:
         raise InputError(f"labels must have {count} entries, got {len(entries)}")
-    return torch.tensor([class_number(entry, config) for entry in entries])
+    return [class_number(entry, config) for entry in entries]
 
 
 def class_number(label: Any, config: PriorConfig) -> int:

@@ -8,8 +8,7 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from pipelines.class_labels import Labels
-from pipelines.drawing import ConditionInputs, PriorPipeline
+from pipelines.drawing import ConditionInputs, Labels, PriorPipeline
 from pipelines.images import Output, OutputImages, check_output, to_float, to_output, to_uint8
 from pipelines.known import (
     fill_from_nearest,

@@ -110,14 +110,19 @@ def parse_decoder_run(command: str, arguments: Sequence[str] | None = None) -> D
         InputError: RUN is no run, or an option is unknown or out of range.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if not given or given[0] in HELP:
+    if not given:
+        raise InputError(
+            f"Missing from {program_name(command)}: RUN, the folder of a run with a trained "
+            "tokenizer, or a saved config.json"
+        )
+    if given[0] in HELP:
         program, purpose = program_name(command), (DecoderRunConfig.__doc__ or "").split("\n\n")
         print(
             f"usage: {program} RUN [--option value ...]\n\n{purpose[0]}\n\n"
             "RUN is the folder of a run with a trained tokenizer, or a saved config.json.\n\n"
             f"Options with the values of a run: {program} RUN --help"
         )
-        raise SystemExit(0 if given else 2)
+        raise SystemExit(0)
     name, *overrides = given
     path = Path(name)
     base = load_run(DecoderRunConfig, path) if name.endswith(".json") else decoder_run(path)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from pipelines.class_labels import Labels, class_numbers, listed
+from pipelines.class_labels import class_numbers, listed
 from pipelines.condition_inputs import ConditionReader
 from pipelines.hub import find_folder
 from pipelines.images import to_uint8
@@ -35,6 +35,7 @@ from tokenizer.storage.pretrained import PretrainedModule
 
 ConditionInputs = Tensor | Tokens | np.ndarray | Mapping[str, Any] | Sequence[Any] | str
 """A row per image of what the prior's conditioner takes, or what `ConditionReader` makes one of."""
+Labels = int | str | Sequence[int | str] | Tensor | None
 PipelineT = TypeVar("PipelineT", bound="PriorPipeline")
 DEFAULT_SAMPLING = SamplingConfig()
 
@@ -157,7 +158,8 @@ class PriorPipeline(TokenizerPipeline):
     def _inputs(self, labels: Any, condition: Any, image_indices: Sequence[int]) -> Any:
         """What the conditioner takes for these images."""
         if condition is None:
-            return class_numbers(labels, image_indices, self.prior.config)
+            numbers = class_numbers(labels, image_indices, self.prior.config)
+            return None if numbers is None else torch.tensor(numbers, dtype=torch.int64)
         if labels is not None:
             raise InputError("labels must be None beside condition, got both")
         inputs = self._conditions.read(condition, len(image_indices))

@@ -9,8 +9,8 @@ import shlex
 import sys
 
 from pipelines.command import announce, run_command
-from pipelines.command_configs import ExplainConfig
 from pipelines.options import parse_options
+from pipelines.page_configs import ExplainConfig
 from pipelines.report.explanation import write_explanation
 
 

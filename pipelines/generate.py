@@ -27,6 +27,7 @@ from pipelines.options import parse_options
 from pipelines.processes import bar_disabled, new_accelerator, own_share
 from pipelines.run.folder import first_difference
 from pipelines.tuned_sampling import filled, uses_tuned
+from prior.config import PriorConfig
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.files import replace_file
 from tokenizer.storage.json_files import read_json
@@ -60,25 +61,13 @@ def generate(config: GenerateConfig) -> None:
             "drawn as hqvae tune-sampling chose: temperature %s, guidance scale %s, top-p %s",
             *(sampling.temperature, sampling.guidance_scale, sampling.top_p),
         )
-    models: dict[str, PretrainedModule[Any]] = {
-        "tokenizer": pipeline.tokenizer,
-        "prior": pipeline.prior,
-    }
     settings = {
-        **{name: model.content_hash() for name, model in models.items()},
         "labels": chosen,
         "seed": config.seed,
         "sampling": sampling.model_dump(mode="json"),
         **({"condition": [*given.described, given.file_hash]} if given else {}),
     }
-    if path.exists():
-        saved = read_json(path)
-        for name, model in models.items():
-            if isinstance(saved, dict) and model.has_hash(saved.get(name)):
-                saved[name] = settings[name]  # it may be the hash of an earlier version
-        difference = first_difference(saved, settings)
-        if difference:
-            raise InputError(f"output_dir must not hold images of other settings: {difference}")
+    settings = _settings_of_models(path, pipeline, settings)
     missing = [
         number
         for number in own_share(accelerator, config.num_images).tolist()
@@ -107,14 +96,48 @@ def generate(config: GenerateConfig) -> None:
             bar.update(len(batch))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        if numbers:
-            _write_labels(config.output_dir, numbers, prior.class_names)
-        if given:
-            _write_metadata(config.output_dir, given)
-        num_conditions = len(given.described) if given else 0
-        _contact_sheet(config, max(len(config.labels), prior.num_classes, num_conditions))
-        if prior.class_names:
-            logger.info("classes: %s", listed(prior.class_names))
+        _write_what_is_said(config, numbers, prior, given)
+
+
+def _settings_of_models(
+    path: Path, pipeline: ImageGenerationPipeline, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """The settings with hashes of the models, which are those of the images that are there.
+
+    Raises:
+        InputError: the images at `path` are of others.
+    """
+    models: dict[str, PretrainedModule[Any]] = {
+        "tokenizer": pipeline.tokenizer,
+        "prior": pipeline.prior,
+    }
+    settings = {**{name: model.content_hash() for name, model in models.items()}, **settings}
+    if path.exists():
+        saved = read_json(path)
+        for name, model in models.items():
+            if isinstance(saved, dict) and model.has_hash(saved.get(name)):
+                saved[name] = settings[name]  # it may be the hash of an earlier version
+        difference = first_difference(saved, settings)
+        if difference:
+            raise InputError(f"output_dir must not hold images of other settings: {difference}")
+    return settings
+
+
+def _write_what_is_said(
+    config: GenerateConfig,
+    numbers: Sequence[int],
+    prior: PriorConfig,
+    given: GivenConditions | None,
+) -> None:
+    """Class or condition of each image beside the images, and the sheet of the first."""
+    if numbers:
+        _write_labels(config.output_dir, numbers, prior.class_names)
+    if given:
+        _write_metadata(config.output_dir, given)
+    num_conditions = len(given.described) if given else 0
+    _contact_sheet(config, max(len(config.labels), prior.num_classes, num_conditions))
+    if prior.class_names:
+        logger.info("classes: %s", listed(prior.class_names))
 
 
 def _image_path(config: GenerateConfig, number: int) -> Path:

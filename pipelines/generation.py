@@ -5,9 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pipelines.class_labels import Labels
 from pipelines.completion import CompletionPipeline, SamplingOptions
-from pipelines.drawing import ConditionInputs
+from pipelines.drawing import ConditionInputs, Labels
 from pipelines.images import Output, OutputImages, check_output, to_output
 from pipelines.known import seed_of
 from pipelines.sampling_config import SamplingConfig

@@ -53,14 +53,25 @@ def is_finished(stage_dir: Path) -> bool:
 
     A model without state/ is a copy of what was for use.
     """
+    done = steps_done(stage_dir)
+    return (stage_dir / "model").is_dir() if done is None else done[0] == done[1]
+
+
+def steps_done(stage_dir: Path) -> tuple[int, int] | None:
+    """The step of the newest checkpoint in the folder of a stage, and the last step of its run.
+
+    None for a copy without state/, which does not tell.
+    """
     state = stage_dir / "state"
     if not state.exists():
-        return (stage_dir / "model").is_dir()
+        return None
     fields = read_json(stage_dir / "config.json")
     training = fields.get("training") if isinstance(fields, dict) else None
     steps = training.get("total_steps") if isinstance(training, dict) else None
     # Only whole checkpoints have such a name.
-    return isinstance(steps, int) and (state / f"step_{steps:08d}").is_dir()
+    names = [path.name.removeprefix("step_") for path in state.glob("step_*") if path.is_dir()]
+    newest = max((int(name) for name in names if name.isdecimal()), default=0)
+    return newest, steps if isinstance(steps, int) else -1
 
 
 def check_device(device: object) -> None:

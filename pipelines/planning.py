@@ -133,8 +133,8 @@ def make_plan(config: QuickstartConfig, run_dir: Path, accelerator: Accelerator)
             describe_time(count * each),
         )
     logger.info(
-        "images of %d×%d pixels, the networks of %s, %.4g minutes in all",
-        *(size, size, chosen.networks_of, config.minutes),
+        "images of %d×%d pixels, the networks of %s, %.4g minute%s in all",
+        *(size, size, chosen.networks_of, config.minutes, "s" * (config.minutes != 1)),
     )
     return Plan(
         plan.tokenizer.model_copy(update=_in_steps(plan.tokenizer.training, steps[0])),

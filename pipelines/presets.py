@@ -141,6 +141,18 @@ def _tokenizers() -> dict[str, tuple[TokenizerConfig, DataConfig, TrainingConfig
     return members
 
 
+def _cpu_network(width: int, num_heads: int) -> PriorNetworkConfig:
+    return PriorNetworkConfig(
+        width=width,
+        num_spatial_layers=4,
+        num_depth_layers=1,
+        num_heads=num_heads,
+        dropout=0.0,
+        value_residual=True,
+        adaptive_norm=True,
+    )
+
+
 def _prior(name: str, tokenizer: TokenizerConfig) -> PriorRunConfig:
     run_dir = Path("runs") / name
     if name.startswith("tiny"):
@@ -154,15 +166,7 @@ def _prior(name: str, tokenizer: TokenizerConfig) -> PriorRunConfig:
     if name.startswith("shapes32"):
         return PriorRunConfig(
             run_dir=run_dir,
-            prior=PriorNetworkConfig(
-                width=64,
-                num_spatial_layers=4,
-                num_depth_layers=1,
-                num_heads=2,
-                dropout=0.0,
-                value_residual=True,
-                adaptive_norm=True,
-            ),
+            prior=_cpu_network(64, num_heads=2),
             targets="posterior" if tokenizer.has_posterior else "indices",
             training=SHAPES_TRAINING.model_copy(
                 update={
@@ -178,15 +182,7 @@ def _prior(name: str, tokenizer: TokenizerConfig) -> PriorRunConfig:
     if name.endswith("small"):
         return PriorRunConfig(
             run_dir=run_dir,
-            prior=PriorNetworkConfig(
-                width=128,
-                num_spatial_layers=4,
-                num_depth_layers=1,
-                num_heads=4,
-                dropout=0.0,
-                value_residual=True,
-                adaptive_norm=True,
-            ),
+            prior=_cpu_network(128, num_heads=4),
             targets="posterior",
             training=SMALL_TRAINING.model_copy(
                 update={"total_steps": 12_000, "learning_rate": 1e-3, "weight_decay": 0.05}
@@ -225,12 +221,12 @@ PRIOR_PRESETS = {name: _prior(name, run.tokenizer) for name, run in TOKENIZER_PR
 
 COSTS_FILE = Path(__file__).with_name("preset_costs.json")
 """Written by `python -m benchmarks.presets`."""
-CORE_SPEED, GPU_SPEED = 35e9, 60e12
-"""Floating-point operations a second, assumed: of one core with AVX-512 in float32, and of a large
+CPU_SPEED, GPU_SPEED = 70e9, 60e12
+"""Floating-point operations a second, assumed: of two cores with AVX-512 in float32, and of a large
 GPU in bf16."""
 COSTS_NOTE = (
-    "Parameters and time are of tokenizer + prior. Times are estimates (~), at 35 GFLOP/s for one "
-    "CPU core and 60 TFLOP/s for a GPU; each run says after a few steps what it takes."
+    "Parameters and time are of tokenizer + prior. Times are estimates (~), at 70 GFLOP/s for "
+    "two CPU cores and 60 TFLOP/s for a GPU; each run says after a few steps what it takes."
 )
 PURPOSES = {"shapes32": "procedural shapes", "cifar10": "CIFAR-10", "tiny": "for tests"}
 
@@ -242,10 +238,17 @@ def preset_costs() -> dict[str, Any]:
     return costs
 
 
-def small_preset(image_size: int) -> str:
-    """Name of the preset for a CPU whose images are as large, or the nearest smaller ones."""
-    size = max((own for own in SMALL_IMAGES if own <= image_size), default=min(SMALL_IMAGES))
-    return f"images{size}-small"
+def smaller_preset(image_size: int, networks: NetworkConfig | PriorNetworkConfig) -> str:
+    """Name of the preset for a CPU of images as large, or the nearest smaller ones.
+
+    Empty if there is none, or none but that of these networks.
+    """
+    for size in sorted((own for own in SMALL_IMAGES if own <= image_size), reverse=True):
+        name = f"images{size}-small"
+        known = (TOKENIZER_PRESETS[name].tokenizer.networks, PRIOR_PRESETS[name].prior)
+        if size < image_size or networks not in known:
+            return name
+    return ""
 
 
 def describe_preset(name: str) -> str:
@@ -263,7 +266,7 @@ def describe_preset(name: str) -> str:
     parameters = " + ".join(_short(stage["parameters"]) for stage in stages)
     operations = sum(n * s["operations_per_step"] for n, s in zip(steps, stages, strict=True))
     return (
-        f"{text}, {parameters} parameters, core ~{describe_time(operations / CORE_SPEED)}, "
+        f"{text}, {parameters} parameters, two cores ~{describe_time(operations / CPU_SPEED)}, "
         f"GPU ~{describe_time(operations / GPU_SPEED)}"
     )
 

@@ -6,8 +6,8 @@ if __name__ == "__main__":
     startup.prepare("summary")
 
 from pipelines.command import announce, run_command
-from pipelines.command_configs import SummaryConfig
 from pipelines.options import parse_options
+from pipelines.page_configs import SummaryConfig
 from pipelines.report.summary import write_summary
 
 

@@ -1,10 +1,11 @@
 """What makes tokens of texts: a Hugging Face encoder, or any object like it."""
 
+import contextlib
 import functools
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -62,21 +63,13 @@ class HuggingFaceEncoder(nn.Module):
 
     def __init__(self, source: str) -> None:
         super().__init__()
-        is_name = source.count("/") < 2 and not source.startswith((".", "/", "~"))
-        if not source or not (is_name or Path(source).is_dir()):
-            raise InputError(
-                f"text_encoder must be a folder or a name on the hub, got {shortened(source)!r}: "
-                "there is no such folder"
-            )
-        try:
-            import transformers
-        except ImportError as error:
-            raise InputError(
-                "text_encoder: transformers is not installed: pip install -e '.[text]' in the clone"
-            ) from error
+        check_source(source)
+        import transformers
+
         self.source = str(Path(source).absolute()) if Path(source).is_dir() else source
         try:
-            config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
+            with _quiet_hub():
+                config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
             if config.model_type not in MODELS:
                 raise InputError(
                     f"text_encoder must be one of {', '.join(MODELS)}, got "
@@ -123,6 +116,39 @@ class HuggingFaceEncoder(nn.Module):
             input_ids=given["input_ids"], attention_mask=given["attention_mask"]
         ).last_hidden_state
         return hidden, given["attention_mask"].bool()
+
+
+def check_source(source: str) -> None:
+    """Checks, before anything is loaded, that `source` may be an encoder.
+
+    Raises:
+        InputError: it is neither a folder nor a name on the hub, or `transformers` is not
+            installed.
+    """
+    is_name = source.count("/") < 2 and not source.startswith((".", "/", "~"))
+    if not source or not (is_name or Path(source).is_dir()):
+        raise InputError(
+            f"text_encoder must be a folder or a name on the hub, got {shortened(source)!r}: "
+            "there is no such folder"
+        )
+    try:
+        import transformers as transformers
+    except ImportError as error:
+        raise InputError(
+            "text_encoder: transformers is not installed: pip install -e '.[text]' in the clone"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Hides the two lines of each try to reach the hub; the error at last says why it failed."""
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        hub.setLevel(level)
 
 
 def encode_texts(encoder: TextEncoder, texts: Sequence[str], num_tokens: int) -> Tokens:

@@ -16,13 +16,14 @@ from pipelines.data.codes import extract_codes
 from pipelines.data.conditions import ConditionedSplits, load_conditions
 from pipelines.data.dataset import ImageDataset, image_hashes
 from pipelines.data.sources import trained_images
+from pipelines.model_folders import steps_done
 from pipelines.options import parse_run
 from pipelines.presets import PRIOR_PRESETS
 from pipelines.processes import batch_size_without_gradient
 from pipelines.report.summary import renew_summary
 from pipelines.run.checkpoints import check_sources, newest_sources
 from pipelines.run.folder import check_output_dir, check_trained_tokenizer, load_run
-from pipelines.text_encoders import HuggingFaceEncoder, TextEncoder
+from pipelines.text_encoders import TextEncoder, check_source
 from pipelines.training.loop import make_accelerator, train
 from pipelines.training.prior_stage import PriorStage, make_prior
 from prior import Conditioner
@@ -59,32 +60,37 @@ def train_prior(
         config.data_root, config.data_validation_root
     )
     config = check_output_dir(config)
-    encoder = _text_encoder(config, text_encoder)
+    _check_encoder(config, text_encoder)
     accelerator = make_accelerator(config)
     images = trained_images(tokenizer_run, config.tokenizer_dir, accelerator, images)
     conditions = None
     if config.condition_kind not in ("class", "none"):
         with accelerator.main_process_first():
             conditions = load_conditions(
-                config.condition, tokenizer_run.data, *images, encoder, accelerator.device
+                config.condition, tokenizer_run.data, *images, text_encoder, accelerator.device
             )
     stage = prior_stage(config, *images, accelerator, tokenizer, conditioner, conditions)
+    done = steps_done(config.tokenizer_dir)
+    if done is not None and done[0] < done[1] and accelerator.is_main_process:
+        logger.warning(
+            "the tokenizer is at step %s of %s: trained further, it will no longer fit this prior",
+            *(f"{step:,}" for step in done),
+        )
     train(stage, config, accelerator)
     if stage.model.config.class_names and accelerator.is_main_process:
         logger.info("classes: %s", listed(stage.model.config.class_names))
 
 
-def _text_encoder(config: PriorRunConfig, given: TextEncoder | None) -> TextEncoder | None:
-    """The encoder of captions, if there are any.
+def _check_encoder(config: PriorRunConfig, given: TextEncoder | None) -> None:
+    """Checks the encoder of captions; it is loaded once these are found.
 
     Raises:
-        InputError: there are and it is missing, or there are none and it is given.
+        InputError: there are captions and it is missing, or there are none and it is given.
     """
-    if config.condition_kind != "text":
-        if given is not None:
-            raise InputError(f"condition.kind must be text beside a text_encoder, got {given}")
-        return None
-    return given or HuggingFaceEncoder(config.condition.text_encoder)
+    if config.condition_kind == "text" and given is None:
+        check_source(config.condition.text_encoder)
+    elif config.condition_kind != "text" and given is not None:
+        raise InputError(f"condition.kind must be text beside a text_encoder, got {given}")
 
 
 def prior_stage(

@@ -51,7 +51,7 @@ def tune_sampling(config: TuneSamplingConfig) -> TunedSampling:
                 run_dir / "prior", pipeline.prior.config, run.data, splits, accelerator.device
             )
     fields = config.model_dump(include={"num_images", "seed", "batch_size"})
-    tuned = tune(pipeline, *splits, extractor, EvaluationConfig(**fields), accelerator, conditions)
+    tuned = tune(pipeline, splits, extractor, EvaluationConfig(**fields), accelerator, conditions)
     if accelerator.is_main_process:
         tuned.save(model_folder(run_dir / "prior"))
     accelerator.wait_for_everyone()

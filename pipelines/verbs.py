@@ -6,28 +6,29 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipelines.class_labels import class_number
 from pipelines.command_configs import (
-    AppConfig,
     CheckDataConfig,
     CompressConfig,
     DecompressConfig,
     DemoConfig,
     EvaluateConfig,
-    ExplainConfig,
     GenerateConfig,
     QuickstartConfig,
     ReconstructConfig,
-    SummaryConfig,
 )
-from pipelines.config import RunConfig, TokenizerRunConfig
+from pipelines.config import PriorRunConfig, RunConfig, TokenizerRunConfig
+from pipelines.data.folder_listing import check_any_image, split_folders, training_folder
 from pipelines.decoder_run import parse_decoder_run
 from pipelines.options import fail, parse_options, parse_run
+from pipelines.page_configs import AppConfig, ExplainConfig, SummaryConfig
 from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
-from pipelines.run.folder import check_trained_tokenizer
+from pipelines.run.folder import check_extension, check_trained_tokenizer
 from pipelines.tuning_config import TuneSamplingConfig
-from tokenizer.storage.configs import StrictConfig
+from prior.config import PriorConfig
+from tokenizer.storage.configs import StrictConfig, validate_fields
 from tokenizer.storage.errors import InputError
-from tokenizer.storage.json_files import shortened
+from tokenizer.storage.json_files import read_json, shortened
 
 
 class Verb(NamedTuple):
@@ -81,10 +82,10 @@ def check_command_line(verb: str) -> None:
 
 
 def check_inputs(config: StrictConfig) -> None:
-    """Checks that the runs, folders and files that a command reads are there; no more than that.
+    """Checks what is soon known: that runs, folders with images and files are there, and labels.
 
     Raises:
-        InputError: one is not, whose field is named.
+        InputError: one is not as it must be; its field is named.
     """
     for name in config.inputs:
         value: Any = functools.reduce(getattr, name.split("."), config)
@@ -95,6 +96,30 @@ def check_inputs(config: StrictConfig) -> None:
                 check_trained_tokenizer(path)
             elif not os.path.exists(path):
                 raise InputError(f"{name}: {shortened(str(path))} does not exist")
+    if isinstance(config, TokenizerRunConfig) and config.data.dataset == "folder":
+        check_any_image(training_folder(config.data), "data.root")
+        if config.data.validation_root is not None:
+            check_any_image(config.data.validation_root, "data.validation_root")
+    elif isinstance(config, QuickstartConfig):
+        check_any_image(split_folders(config.folder)[0], "folder")
+    elif isinstance(config, ReconstructConfig) and config.images.is_dir():
+        check_any_image(config.images, "images")
+    elif isinstance(config, GenerateConfig) and config.labels:
+        _check_labels(config)
+    if isinstance(config, TokenizerRunConfig | PriorRunConfig):
+        check_extension(config)
+
+
+def _check_labels(config: GenerateConfig) -> None:
+    folder = config.run_dir / "prior"
+    path = (folder / "model" if (folder / "model").is_dir() else folder) / "config.json"
+    fields = read_json(path)
+    if isinstance(fields, dict):  # otherwise the config is refused; networks may be of old formats
+        wanted = PriorConfig.model_fields.keys() - {"network"}
+        fields = {name: fields[name] for name in wanted & fields.keys()}
+    prior = validate_fields(PriorConfig, fields, str(path))
+    for label in config.labels:
+        class_number(label, prior)
 
 
 def _may_be_elsewhere(config: StrictConfig, name: str, path: Path | str) -> bool:

@@ -50,7 +50,9 @@ def test_importing_the_pipeline_loads_what_it_needs_alone() -> None:
     assert not [name for name in loaded if name.startswith(("pipelines.run", "pipelines.training"))]
     # What is done with the content of a file, and nothing of where files come from.
     of_data = {name.split(".")[-1] for name in loaded if name.startswith("pipelines.data.")}
-    assert of_data == {"color_profiles", "conversion", "decoding", "limits", "sixteen_bits"}
+    assert of_data == {
+        *("color_profiles", "conversion", "decoding", "formats", "limits", "sixteen_bits"),
+    }
 
 
 def test_importing_a_module_changes_neither_hooks_nor_warning_filters() -> None:

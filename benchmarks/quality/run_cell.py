@@ -1,13 +1,10 @@
 """One cell: trains it with the ordinary loop, measures it on the test images."""
 
-import functools
 import json
 import math
 import shlex
-import statistics
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +12,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.machine import commit, machine
 from benchmarks.quality.budgets import Budget, run_config
-from benchmarks.quality.cells import ABLATIONS, FAIR, STOCHASTIC, Ablation, Cell
-from benchmarks.quality.peers import PeerQuantizer
-from benchmarks.quality.variants import VariantQuantizer
+from benchmarks.quality.cell_stage import CellStage
+from benchmarks.quality.cells import FAIR, STOCHASTIC, Cell
 from pipelines.command_configs import ExtractorConfig
 from pipelines.config import DataConfig, PriorRunConfig, TokenizerRunConfig, TrainingConfig
 from pipelines.data.dataset import ImageDataset, chosen_items, image_shape
@@ -41,86 +37,13 @@ from pipelines.run.log import read_metrics
 from pipelines.train_prior import prior_stage
 from pipelines.training.divergence import DivergenceError
 from pipelines.training.loop import make_accelerator, train
-from pipelines.training.losses import Bound, Loss
-from pipelines.training.tokenizer_stage import LoadedImages, TokenizerStage
+from pipelines.training.tokenizer_stage import TokenizerStage
 from prior.config import PriorNetworkConfig
 from tokenizer import Tokenizer
-from tokenizer.config import StochasticQuantizerConfig
-from tokenizer.quantizers import BuildQuantizer
 from tokenizer.storage.files import replace_file
 
 NUM_MIXTURE_IMAGES = 2_000
 BATCH = 250
-
-
-HARD_SHARE = 0.2
-"""Share of the steps with nearest codes in the ablation `hard-phase`."""
-
-
-class CellStage(TokenizerStage):
-    """The ordinary stage with the cell's quantizer, and a clock."""
-
-    def __init__(self, cell: Cell, config: TokenizerRunConfig, accelerator: Accelerator) -> None:
-        self.ablation = ABLATIONS[cell.ablation] if cell.ablation else Ablation()
-        super().__init__(config, accelerator, quantizer=_quantizer(cell, self.ablation))
-        self.num_steps = 0
-        self.seconds = 0.0
-        self._started = 0.0
-
-    def loss(self, name: str, modules: Mapping[str, nn.Module], batch: Tensor, step: int) -> Loss:
-        """The ordinary loss, changed as the ablation has it."""
-        total_steps = self.config.training.total_steps
-        for quantizer in self.model.quantizers:
-            if isinstance(quantizer, VariantQuantizer):
-                is_late = step >= (1 - HARD_SHARE) * total_steps
-                quantizer.is_hard = self.ablation.variant == "hard-phase" and is_late
-        loss = super().loss(name, modules, batch, step)
-        if not self.ablation.warms_up_latents:
-            return loss
-        latents = loss.terms["quantization_error"] - loss.terms["posterior_entropy"]
-        assert isinstance(self.objective, Bound)
-        missing = self.objective.latent_weight * (1 - min(1.0, 2 * step / total_steps))
-        return loss._replace(minimized=loss.minimized - missing * latents * (2 / batch[0].numel()))
-
-    def images_per_second(self) -> float:
-        """Of training; by the clock on the wall if an earlier process has trained to the end."""
-        if self.num_steps:
-            return self.num_steps * self.config.training.batch_size / self.seconds
-        speeds = read_metrics(self.config.output_dir, "train")["images_per_second"][1]
-        return float(statistics.median(speeds))
-
-    def temperature(self, step: int) -> float:
-        """The recipe's, or linear from the first step."""
-        if not self.ablation.has_linear_temperature:
-            return super().temperature(step)
-        first, last = self.config.recipe.initial_temperature, self.config.recipe.final_temperature
-        return first + (last - first) * step / max(self.config.training.total_steps - 1, 1)
-
-    def prepare(self, batch: LoadedImages) -> Tensor:
-        """The images; the clock of the step starts."""
-        self._started = time.process_time()
-        return super().prepare(batch)
-
-    def after_step(self, accelerator: Accelerator) -> None:
-        """The baselines' codebooks; the clock stops.
-
-        Processor time, since cells run side by side; of a GPU see `images_per_second` in the
-        run's metrics.
-        """
-        super().after_step(accelerator)
-        self.seconds += time.process_time() - self._started
-        self.num_steps += 1
-
-
-def _quantizer(cell: Cell, ablation: Ablation) -> BuildQuantizer | None:
-    if cell.method.peer is not None:
-        return functools.partial(PeerQuantizer, peer=cell.method.peer)
-    if ablation.variant is None:
-        return None
-    config = cell.method.quantizer
-    assert isinstance(config, StochasticQuantizerConfig)
-    changed = config.model_copy(update=dict(ablation.quantizer))
-    return functools.partial(VariantQuantizer, config=changed, variant=ablation.variant)
 
 
 def run_cell(cell: Cell, budget: Budget, data: DataConfig, folder: Path) -> None:

@@ -21,7 +21,7 @@ from pipelines.data.folder_scan import METADATA_FILES, VECTOR_FILES, printable
 from pipelines.data.metadata import attribute_entries, captions, find_attributes, read_metadata
 from pipelines.run.checkpoints import check_sources, newest_sources
 from pipelines.run.folder import load_run
-from pipelines.text_encoders import TextEncoder
+from pipelines.text_encoders import HuggingFaceEncoder, TextEncoder
 from prior import (
     AttributeConditionConfig,
     EmbeddingConditionConfig,
@@ -133,7 +133,7 @@ def load_conditions(
         data: where the images lie.
         train: training images.
         validation: validation images.
-        text_encoder: for texts.
+        text_encoder: for texts; None loads that of `config`, once the texts are found.
         device: on which texts are encoded.
 
     Raises:
@@ -167,30 +167,42 @@ def load_conditions(
         values = attribute_rows(entries, attributes)
         of_train, of_validation = (Conditions(values, own) for own in _split(sizes))
         return ConditionedSplits(attributes, of_train, of_validation, sources)
-    assert text_encoder is not None
     texts = [
         text
         for part, own in zip(parts, rows, strict=True)
         for text in captions(own, config.columns, part.path)
     ]
+    encoder = text_encoder or HuggingFaceEncoder(config.text_encoder)
+    sources["text encoder"] = encoder.content_hash()
+    encoded = _encoded(texts, sizes, encoder, config.max_tokens, data.cache_dir, device)
+    return ConditionedSplits(*encoded, sources=sources)
+
+
+def _encoded(
+    texts: Sequence[str],
+    sizes: Sequence[int],
+    encoder: TextEncoder,
+    max_tokens: int,
+    cache_dir: Path,
+    device: torch.device,
+) -> tuple[EmbeddingConditionConfig, Conditions, Conditions]:
+    """Tokens of the text of each image, split by split; equal texts are encoded once."""
     distinct = sorted(set(texts))
     number = {text: row for row, text in enumerate(distinct)}
-    encoded = encode_captions(distinct, text_encoder, config.max_tokens, data.cache_dir, device)
+    encoded = encode_captions(distinct, encoder, max_tokens, cache_dir, device)
     rows_of_texts = np.array([number[text] for text in texts], np.int64)
-    description = EmbeddingConditionConfig(
+    config = EmbeddingConditionConfig(
         dim=encoded.values.shape[1],
         num_tokens=encoded.mask.shape[1],
-        text_encoder=TextEncoderConfig(
-            source=text_encoder.source, content_hash=text_encoder.content_hash()
-        ),
+        text_encoder=TextEncoderConfig(source=encoder.source, content_hash=encoder.content_hash()),
     )
     splits = []
     for own in _split(sizes):
         chosen = rows_of_texts[own]
         mask = encoded.mask[torch.from_numpy(chosen)]
         splits.append(Conditions(encoded.values, encoded.first[chosen], mask))
-    sources["text encoder"] = text_encoder.content_hash()
-    return ConditionedSplits(description, splits[0], splits[1], sources)
+    train, validation = splits
+    return config, train, validation
 
 
 def _vectors(

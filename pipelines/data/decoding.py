@@ -39,6 +39,7 @@ from pipelines.data.conversion import (
     describe_colors,
     describe_size,
 )
+from pipelines.data.formats import FORMAT_OF_SUFFIX, SUFFIXES_OF
 from pipelines.data.limits import check_cost, check_size, check_tables
 from pipelines.data.sixteen_bits import ValueRange, bits_per_channel, reduce_to_eight_bits
 
@@ -47,15 +48,6 @@ VERSION = 2
 
 _LARGE_PIXELS = 2**24
 _large_image = threading.Lock()
-_SUFFIXES = {
-    "PNG": (".png",),
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".jif"),
-    "WEBP": (".webp",),
-    "BMP": (".bmp",),
-    "TIFF": (".tif", ".tiff"),
-}
-FORMAT_OF_SUFFIX = {suffix: name for name, suffixes in _SUFFIXES.items() for suffix in suffixes}
-FORMATS = "PNG, JPEG, WebP, BMP or TIFF"
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -195,7 +187,7 @@ def _decode(
     content: bytes, suffix: str, image_size: int | None, channels: Channels, white_value: int | None
 ) -> DecodedImage:
     check_tables(content)
-    with Image.open(io.BytesIO(content), formats=tuple(_SUFFIXES)) as file:
+    with Image.open(io.BytesIO(content), formats=tuple(SUFFIXES_OF)) as file:
         check_cost(file, content)
         image: Image.Image = file
         changes = _describe_changes(file, suffix)

@@ -20,7 +20,12 @@ from pipelines.data.decoding import (
     decode_image,
     describe_conversion,
 )
-from pipelines.data.folder_listing import FolderListing, check_usable, list_folder
+from pipelines.data.folder_listing import (
+    FolderListing,
+    check_usable,
+    list_folder,
+    training_folder,
+)
 from pipelines.data.folder_scan import printable
 from pipelines.data.folder_split import check_apart, check_disjoint, hold_out, match_classes
 from pipelines.data.sixteen_bits import ValueRanges
@@ -43,13 +48,10 @@ def folder_source(config: DataConfig, split: Split) -> ImageSource:
     Raises:
         InputError: a folder that does not fit, whichever split is asked for.
     """
-    if config.root is None:
-        raise InputError(
-            "data.root must name a folder of images where data.dataset is 'folder', got None"
-        )
+    root = training_folder(config)
     is_first = split == "train"  # of the two splits that each run opens
     options = (config.follow_links, config.skip_unreadable, config.folder_rules, is_first)
-    listing = list_folder(config.root, "data.root", *options)
+    listing = list_folder(root, "data.root", *options)
     if config.validation_root is None:
         chosen = hold_out(listing, config, split)
         how = (
@@ -57,7 +59,7 @@ def folder_source(config: DataConfig, split: Split) -> ImageSource:
             f"(validation share {config.validation_share:g}, seed {config.seed})"
         )
     else:
-        check_apart(config.root, config.validation_root, config.folder_rules)
+        check_apart(root, config.validation_root, config.folder_rules)
         other = list_folder(config.validation_root, "data.validation_root", *options)
         if config.follow_links and config.folder_rules > 1:
             check_disjoint(listing, other)

@@ -1,18 +1,19 @@
 """The images of a folder, sorted into its classes, before any is opened."""
 
 import logging
+import os
 import shlex
 from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
-from pipelines.config import FolderRules
-from pipelines.data.decoding import FORMATS
+from pipelines.config import DataConfig, FolderRules
 from pipelines.data.folder_scan import (
     IS_GIF,
     OF_A_SYSTEM,
     OTHER_SUFFIX,
     SEARCHED,
+    SUFFIXES,
     WITHIN,
     Finding,
     FolderScan,
@@ -20,6 +21,7 @@ from pipelines.data.folder_scan import (
     printable,
     scan_folder,
 )
+from pipelines.data.formats import FORMATS
 from tokenizer.storage.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -58,6 +60,30 @@ def split_folders(root: Path) -> tuple[Path, Path | None]:
     if train is None or (validation is None and len(list(root.iterdir())) > 1):
         return root, None
     return train, validation
+
+
+def training_folder(config: DataConfig) -> Path:
+    """`config.root`.
+
+    Raises:
+        InputError: it is not given.
+    """
+    if config.root is None:
+        raise InputError(
+            "data.root must name a folder of images where data.dataset is 'folder', got None"
+        )
+    return config.root
+
+
+def check_any_image(root: Path, field: str) -> None:
+    """Checks as fast as can be that there is an image, which one file may show.
+
+    Raises:
+        InputError: there is none.
+    """
+    files = (name for _, _, names in os.walk(root, followlinks=True) for name in names)
+    if not any(name.lower().endswith(SUFFIXES) for name in files):
+        find_images(root, field, follow_links=True, skip_unreadable=True, warns=False)
 
 
 def find_images(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipelines.config import FolderRules
-from pipelines.data.decoding import FORMAT_OF_SUFFIX
+from pipelines.data.formats import FORMAT_OF_SUFFIX
 
 SUFFIXES = tuple(FORMAT_OF_SUFFIX)
 HIDDEN = "is hidden"

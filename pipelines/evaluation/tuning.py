@@ -11,12 +11,12 @@ from pipelines.data.conditions import Conditions
 from pipelines.data.dataset import ImageDataset, chosen_items
 from pipelines.evaluation.distances import Comparison
 from pipelines.evaluation.features import FeatureExtractor
-from pipelines.evaluation.judges import check_extractor
 from pipelines.evaluation.measurements import drawing, given_to
-from pipelines.evaluation.metrics import check_num_images, frechet_distance, metric_name
+from pipelines.evaluation.metrics import MIN_IMAGES, frechet_distance, metric_name
 from pipelines.generation import ImageGenerationPipeline
 from pipelines.sampling_config import SamplingConfig
 from pipelines.tuned_sampling import TunedSampling
+from tokenizer.storage.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +46,7 @@ def search(
 
 def tune(
     pipeline: ImageGenerationPipeline,
-    train: ImageDataset,
-    validation: ImageDataset,
+    images: tuple[ImageDataset, ImageDataset],
     extractor: FeatureExtractor,
     config: EvaluationConfig,
     accelerator: Accelerator,
@@ -60,21 +59,21 @@ def tune(
 
     Args:
         pipeline: what generates.
-        train: what the images are compared with.
-        validation: only for the conditions of the data set.
+        images: for training, with which those that are drawn are compared, and for validation.
         extractor: of the distances.
         config: numbers and seed.
         accelerator: the processes that share the work.
         conditions: of training and validation images, where they are not classes.
 
     Raises:
-        InputError: too few images, or the extractor is a part of the tokenizer.
+        InputError: too few images.
     """
-    check_extractor(extractor, pipeline.tokenizer)
+    train, _ = images
     count = min(config.num_images, len(train))
-    check_num_images(count, len(train))
+    if count < MIN_IMAGES:
+        raise InputError(f"num_images must be >= {MIN_IMAGES}, got {count} of {len(train)} images")
     config = config.model_copy(update={"num_images": count})
-    given, which = given_to(pipeline, (train, validation), train, config, conditions)
+    given, which = given_to(pipeline, images, train, config, conditions)
     comparison = Comparison(extractor, accelerator, config.batch_size, count, config.seed)
     real = comparison.features_of(train, chosen_items(len(train), count, config.seed), "reference")
     distances: dict[tuple[float, ...], float] = {}
@@ -86,13 +85,12 @@ def tune(
             draw = drawing(pipeline, sampling, given, config.seed)
             fake = comparison.features(draw, count, "generated")
             distances[setting] = frechet_distance(fake.features, real.features)
-            shown = ", ".join(f"{key} {value:g}" for key, value in zip(GRID, setting, strict=True))
-            logger.info("%s: %s %.4g", shown, name, distances[setting])
+            words = (f"{key} {value:g}" for key, value in zip(GRID, setting, strict=True))
+            logger.info("%s: %s %.4g", ", ".join(words), name, distances[setting])
         return distances[setting]
 
     can_be_guided = given is not None and pipeline.prior.conditioner.has_null
     best = search(distance, GRID if can_be_guided else {**GRID, "guidance_scale": (1.0,)})
-    found = dict(zip(GRID, best, strict=True))
     protocol: dict[str, Any] = {
         "metric": name,
         "value": distances[best],
@@ -105,10 +103,15 @@ def tune(
         "labels": which,
         "extractor": extractor.protocol,
     }
+    return _tuned(best, pipeline.prior.content_hash(), protocol)
+
+
+def _tuned(setting: tuple[float, ...], prior_hash: str, protocol: dict[str, Any]) -> TunedSampling:
+    found = dict(zip(GRID, setting, strict=True))
     return TunedSampling(
         temperature=found["temperature"],
         guidance_scale=found["guidance_scale"],
         top_p=None if found["top_p"] == 1 else found["top_p"],
-        prior_hash=pipeline.prior.content_hash(),
+        prior_hash=prior_hash,
         protocol=protocol,
     )

@@ -32,7 +32,6 @@ def codes_tab(playground: Playground) -> None:
         f"coarsest layer alone, then with one more each time. It sees {playground.side} by "
         f"{playground.side} pixels: the shorter side resized, the center cropped."
     )
-    edited, place = gr.State(), gr.State()
     with gr.Row():
         with gr.Column(scale=1):
             picture = gr.Image(
@@ -71,9 +70,30 @@ def codes_tab(playground: Playground) -> None:
         code = gr.Number(0, precision=0, minimum=0, label="Or any code by its number")
         put = gr.Button("Put it there")
         reset = gr.Button("Take back all changes")
+    shown = [gr.State(), gr.State(), code_map, current, changed, text, offered]
+    given = _Given(picture, number, code_map, offered, code, put, reset)
+    _answer_clicks(playground, given, layers, shown)
+    new_picture(playground, new, picture)
 
+
+class _Given(NamedTuple):
+    """What a visitor gives of a picture and its codes."""
+
+    picture: gr.Image
+    number: gr.Radio
+    code_map: gr.Image
+    offered: gr.Gallery
+    code: gr.Number
+    put: gr.Button
+    reset: gr.Button
+
+
+def _answer_clicks(
+    playground: Playground, given: _Given, layers: gr.Gallery, shown: Sequence[Any]
+) -> None:
+    """Connects what is given with `shown`, in the order of what `_view` gives."""
     view = functools.partial(_view, playground)
-    shown = [edited, place, code_map, current, changed, text, offered]
+    edited, place, number = shown[0], shown[1], given.number
 
     @told
     def encode(source: str | None, layer: int) -> tuple[Any, ...]:
@@ -109,15 +129,14 @@ def codes_tab(playground: Playground) -> None:
         codes = None if codes is None else Edited(codes.original, codes.original)
         return view(codes, layer, where)
 
-    picture.change(encode, [picture, number], [layers, *shown], **ONE_AT_A_TIME)
-    code_map.select(choose, [edited, number], shown, **ONE_AT_A_TIME)
+    given.picture.change(encode, [given.picture, number], [layers, *shown], **ONE_AT_A_TIME)
+    given.code_map.select(choose, [edited, number], shown, **ONE_AT_A_TIME)
     number.change(
         lambda codes, layer: view(codes, layer, None), [edited, number], shown, **ONE_AT_A_TIME
     )
-    offered.select(put_offered, [edited, number, place], shown, **ONE_AT_A_TIME)
-    put.click(put_number, [edited, number, place, code], shown, **ONE_AT_A_TIME)
-    reset.click(take_back, [edited, number, place], shown, **ONE_AT_A_TIME)
-    new_picture(playground, new, picture)
+    given.offered.select(put_offered, [edited, number, place], shown, **ONE_AT_A_TIME)
+    given.put.click(put_number, [edited, number, place, given.code], shown, **ONE_AT_A_TIME)
+    given.reset.click(take_back, [edited, number, place], shown, **ONE_AT_A_TIME)
 
 
 def _view(

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 
 from pipelines.config import TokenizerRunConfig
-from pipelines.data.dataset import chosen_items, image_hashes
+from pipelines.data.dataset import ImageDataset, chosen_items, image_hashes
 from pipelines.data.sources import trained_images
 from pipelines.evaluation.code_statistics import (
     NUM_SHUFFLES,
@@ -93,9 +94,8 @@ def write_explanation(
     accelerator = new_accelerator()
     config = load_run(TokenizerRunConfig, run_dir / "tokenizer" / "config.json")
     config = config.moved_data(data_root, data_validation_root)
-    tokenizers = {
-        path: load_tokenizer(path, None) for path in (run_dir, baseline_dir) if path is not None
-    }
+    folders = [path for path in (run_dir, baseline_dir) if path is not None]
+    tokenizers = {path: load_tokenizer(path, None) for path in folders}
     splits = trained_images(config, run_dir / "tokenizer", accelerator)
     if baseline_dir is not None:
         _check_baseline(baseline_dir, image_hashes(*splits))
@@ -104,12 +104,7 @@ def write_explanation(
         raise InputError("the run must have at least 2 validation images, got 1")
     items = chosen_items(len(validation), num_images, config.training.seed)
     run, *others = (
-        ExplainedRun(
-            path.resolve().name,
-            tokenizer,
-            encode_images(tokenizer.to(accelerator.device), validation, items),
-            validation.class_names if len(validation.class_names) > 1 else (),
-        )
+        _explained(path, tokenizer.to(accelerator.device), validation, items)
         for path, tokenizer in tokenizers.items()
     )
     neighbors = _nearest(run)
@@ -129,6 +124,14 @@ def write_explanation(
     text = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
     replace_file(folder / "explanation.json", functools.partial(Path.write_text, data=text))
     replace_file(folder / "explanation.html", functools.partial(Path.write_bytes, data=page))
+
+
+def _explained(
+    path: Path, tokenizer: Tokenizer, images: ImageDataset, items: Int64[np.ndarray, " images"]
+) -> ExplainedRun:
+    class_names = images.class_names if len(images.class_names) > 1 else ()
+    encoded = encode_images(tokenizer, images, items)
+    return ExplainedRun(path.resolve().name, tokenizer, encoded, class_names)
 
 
 def _check_baseline(baseline_dir: Path, images: Mapping[str, str]) -> None:

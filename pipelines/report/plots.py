@@ -39,6 +39,10 @@ PANELS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "validation": ("RMSE", "PSNR", "perplexity", "codebook_usage"),
     },
+    "decoder": {
+        "train": ("loss", "reconstruction", "perceptual", "adversarial", "rmse"),
+        "validation": ("RMSE", "PSNR", "discriminator_right_fake"),
+    },
     "prior": {"train": ("loss", "nats_per_layer"), "validation": ("bits_per_image",)},
 }
 """What is shown of each stage, by phase."""
@@ -56,7 +60,14 @@ def curves(folder: Path, panels: Mapping[str, Sequence[str]]) -> Figure:
     Raises:
         InputError: the run logged none of them.
     """
-    by_phase: dict[str, dict[str, Any]] = {phase: read_metrics(folder, phase) for phase in panels}
+    by_phase: dict[str, dict[str, Any]] = {
+        # Beside a discriminator, the tokenizer's have its name before them.
+        phase: {
+            name.removeprefix("tokenizer/"): line
+            for name, line in read_metrics(folder, phase).items()
+        }
+        for phase in panels
+    }
     shown = [
         (phase, name)
         for phase, names in panels.items()

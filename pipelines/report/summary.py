@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
 from pipelines.data.conditions import trained_conditions
@@ -23,7 +24,7 @@ from pipelines.images import image_grid
 from pipelines.model_folders import load_tokenizer
 from pipelines.processes import new_accelerator
 from pipelines.report.code_pictures import decoded_by_layer
-from pipelines.report.page import TEMPLATES, columns_of, write_chart, write_image
+from pipelines.report.page import TEMPLATES, PngImage, columns_of, write_chart, write_image
 from pipelines.report.plots import PANELS, curves, usage_chart
 from pipelines.report.tables import (
     SummarizedRun,
@@ -73,8 +74,32 @@ def write_summary(
     tokenizer_config = load_run(
         TokenizerRunConfig, run_dir / "tokenizer" / "config.json"
     ).moved_data(data_root, data_validation_root)
-    prior_config, pipeline = None, None
     accelerator = new_accelerator()
+    run = _load_run(run_dir, tokenizer_config, accelerator, images)
+    count = min(len(run.validation), tokenizer_config.training.num_validation_images)
+    items = chosen_items(len(run.validation), count, tokenizer_config.training.seed)
+    errors, usage = measure_reconstruction(run.tokenizer, run.validation, items, accelerator)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    page = TEMPLATES.get_template("summary.html.jinja").render(
+        title=title or run_dir.resolve().name,
+        headline=_headline(run, usage, reconstruction_metrics(errors)["PSNR"]),
+        reconstructions=_reconstructions(run, path.parent),
+        samples=_samples(run, path.parent),
+        training=_training(run, path.parent),
+        codebooks=_codebooks(usage, count, path.parent),
+        measurements=[measurements(name, results) for name, results in run.evaluation.items()],
+        what_was_run=what_was_run(run, durations or {}),
+    )
+    replace_file(path, functools.partial(Path.write_bytes, data=page.encode()))
+
+
+def _load_run(
+    run_dir: Path,
+    config: TokenizerRunConfig,
+    accelerator: Accelerator,
+    images: tuple[ImageDataset, ImageDataset] | None,
+) -> SummarizedRun:
+    prior_config, pipeline = None, None
     tokenizer = load_tokenizer(run_dir, None).to(accelerator.device)
     if (run_dir / "prior" / "model" / "config.json").is_file():
         prior_config = load_run(PriorRunConfig, run_dir / "prior" / "config.json")
@@ -84,38 +109,15 @@ def write_summary(
         else:
             logger.warning("the prior is left out: it was trained over codes of another tokenizer")
             prior_config = None
-    run = SummarizedRun(
+    return SummarizedRun(
         run_dir,
-        tokenizer_config,
+        config,
         tokenizer,
         prior_config,
         pipeline,
-        *trained_images(tokenizer_config, run_dir / "tokenizer", accelerator, images),
+        *trained_images(config, run_dir / "tokenizer", accelerator, images),
         load_evaluation(run_dir / "evaluation"),
     )
-    count = min(len(run.validation), tokenizer_config.training.num_validation_images)
-    items = chosen_items(len(run.validation), count, tokenizer_config.training.seed)
-    errors, usage = measure_reconstruction(tokenizer, run.validation, items, accelerator)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    what = what_was_run(run, durations or {})
-    page = TEMPLATES.get_template("summary.html.jinja").render(
-        title=title or run_dir.resolve().name,
-        headline=_headline(run, usage, reconstruction_metrics(errors)["PSNR"]),
-        reconstructions=_reconstructions(run, path.parent),
-        samples=_samples(run, path.parent),
-        training={
-            stage: write_chart(
-                path.parent / f"curves_{stage}.png",
-                curves(run_dir / stage, PANELS[stage]),
-                f"curves of the {stage}",
-            )
-            for stage in what["stages"]
-        },
-        codebooks=_codebooks(usage, count, path.parent),
-        measurements=[measurements(name, results) for name, results in run.evaluation.items()],
-        what_was_run=what,
-    )
-    replace_file(path, functools.partial(Path.write_bytes, data=page.encode()))
 
 
 def renew_summary(
@@ -158,6 +160,23 @@ def _headline(run: SummarizedRun, usage: CodeUsage, psnr: float) -> dict[str, st
                 numbers = compared_numbers(entry["protocol"])
                 values[f"{name}, {numbers} images"] = shown(entry["value"])
     return values
+
+
+def _training(run: SummarizedRun, folder: Path) -> dict[str, PngImage]:
+    """Curves of the stages that have saved a model, and of the fine-tuning of the decoder."""
+    stages = ["tokenizer"]
+    if (run.run_dir / "decoder" / "model").is_dir():
+        stages.append("decoder")
+    if run.prior_config is not None:
+        stages.append("prior")
+    return {
+        stage: write_chart(
+            folder / f"curves_{stage}.png",
+            curves(run.run_dir / stage, PANELS[stage]),
+            f"curves of the {stage}",
+        )
+        for stage in stages
+    }
 
 
 def _reconstructions(run: SummarizedRun, folder: Path) -> dict[str, Any]:

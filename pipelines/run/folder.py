@@ -75,18 +75,9 @@ def check_output_dir(config: RunConfigT) -> RunConfigT:
             f"run_dir: {state} is gone, so that {config.output_dir} cannot go on; "
             f"move {model} away to train it anew, or give another run-dir"
         )
-    path = config.output_dir / "config.json"
-    if not path.exists():
-        if config.extend_to is not None:
-            raise InputError(f"extend_to must be None: {config.output_dir} holds no finished run")
+    saved = _run_there(config)
+    if saved is None:
         return config
-    try:
-        fields = read_json(path)
-    except InputError as error:
-        raise InputError(f"{error}; remove it to go on with the options that you give") from error
-    saved = _saved_run(type(config), fields, path)
-    # A folder may be moved, or named in another way.
-    saved = saved.model_copy(update={"run_dir": config.run_dir})
     saved = _allow_other_accumulation(_allow_moved_data(saved, config), config)
     if config.extend_to is not None:
         saved, config = _extend(saved, config, config.extend_to)
@@ -99,6 +90,36 @@ def check_output_dir(config: RunConfigT) -> RunConfigT:
             "to resume it, or another run-dir"
         )
     return config
+
+
+def _run_there(config: RunConfigT) -> RunConfigT | None:
+    """The run that `output_dir` holds, if any.
+
+    Raises:
+        InputError: it cannot be read, or there is none and it is to be extended.
+    """
+    path = config.output_dir / "config.json"
+    if not path.exists():
+        if config.extend_to is not None:
+            raise InputError(f"extend_to must be None: {config.output_dir} holds no finished run")
+        return None
+    try:
+        fields = read_json(path)
+    except InputError as error:
+        raise InputError(f"{error}; remove it to go on with the options that you give") from error
+    # A folder may be moved, or named in another way.
+    return _saved_run(type(config), fields, path).model_copy(update={"run_dir": config.run_dir})
+
+
+def check_extension(config: RunConfig) -> None:
+    """Checks that the run in `output_dir` can be trained to `config.extend_to`, if that is given.
+
+    Raises:
+        InputError: it is not finished, or longer already.
+    """
+    saved = _run_there(config) if config.extend_to is not None else None
+    if saved is not None and config.extend_to is not None:
+        _is_longer(saved, config.extend_to)
 
 
 def check_trained_tokenizer(run_dir: Path) -> None:
@@ -155,15 +176,7 @@ def _extend(saved: RunConfigT, given: RunConfigT, steps: int) -> tuple[RunConfig
         InputError: the run is not finished, or longer already.
     """
     total, extended_at = saved.training.total_steps, saved.training.extended_at
-    if steps != total or not extended_at:  # otherwise the extension is under way already
-        if steps <= total:
-            raise InputError(f"extend_to must be > {total}, the steps of the run, got {steps}")
-        # Only whole checkpoints have such a name.
-        if not (saved.output_dir / "state" / f"step_{total:08d}").is_dir():
-            raise InputError(
-                f"extend_to must be None until the run has done its {total} steps: "
-                "the same command without it goes on"
-            )
+    if _is_longer(saved, steps):
         total, extended_at = steps, (*extended_at, total)
     update = {"total_steps": total, "extended_at": extended_at}
     saved, given = (
@@ -171,6 +184,26 @@ def _extend(saved: RunConfigT, given: RunConfigT, steps: int) -> tuple[RunConfig
         for run in (saved, given)
     )
     return saved, given
+
+
+def _is_longer(saved: RunConfig, steps: int) -> bool:
+    """Whether the run is to be extended to so many steps; otherwise this is under way already.
+
+    Raises:
+        InputError: the run is not finished, or longer already.
+    """
+    total = saved.training.total_steps
+    if steps == total and saved.training.extended_at:
+        return False
+    if steps <= total:
+        raise InputError(f"extend_to must be > {total}, the steps of the run, got {steps}")
+    # Only whole checkpoints have such a name.
+    if not (saved.output_dir / "state" / f"step_{total:08d}").is_dir():
+        raise InputError(
+            f"extend_to must be None until the run has done its {total} steps: "
+            "the same command without it goes on"
+        )
+    return True
 
 
 def _keep_folder_rules(saved: RunConfigT, given: RunConfigT) -> RunConfigT:

@@ -52,15 +52,17 @@ class LayerHealth:
         ):
             flags[name] = [0.0 if lowest <= value <= highest else 1.0 for value in values]
             for layer, flag in enumerate(flags[name]):
+                side = "below" if values[layer] < lowest else "above"
                 if not flag:
                     self._warned.discard((name, layer))
                 elif (name, layer) not in self._warned:
                     self._warned.add((name, layer))
                     logger.warning(
-                        "layer %d: %s: %.3g, beyond recipe.%s",
+                        "layer %d: %s: %.3g, %s recipe.%s",
                         layer + 1,
                         name,
                         values[layer],
+                        side,
                         option,
                     )
         return flags

@@ -175,7 +175,7 @@ class _Run(Generic[LoadedT, BatchT]):
         """What the run tells people."""
         modules = [network.module for network in self.networks]
         count = sum(own.numel() for module in modules for own in module.parameters())
-        what = (self.stage.description, self.stage.image_size, count)
+        what = (self.stage.description, self.stage.smaller_preset, count)
         return Progress(self.config, self.accelerator, self.first_step, *what)
 
     @property

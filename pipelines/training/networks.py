@@ -49,7 +49,8 @@ class TrainedNetwork:
         self.network = network
         self._accelerator = accelerator
         if saved is not None:
-            load_weights(self.module, dict(saved[name]), f"run_dir: the checkpoint of {name}")
+            tensors = {**network.added, **saved[name]}
+            load_weights(self.module, tensors, f"run_dir: the checkpoint of {name}")
         self.module.to(accelerator.device)
         if config.channels_last:
             self.module.to(memory_format=torch.channels_last)

@@ -30,6 +30,8 @@ class Network(NamedTuple):
     """Gradients are scaled down to this norm."""
     ema_decay: float = 0.0
     """Decay of the exponential moving average of the weights; 0 = none."""
+    added: Mapping[str, Tensor] = MappingProxyType({})
+    """State by name that earlier versions did not save, as it was at their start."""
 
     @classmethod
     def from_config(

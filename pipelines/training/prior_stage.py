@@ -15,6 +15,7 @@ from pipelines.data.codes import CodeDataset
 from pipelines.data.conditions import ConditionedSplits, Conditions
 from pipelines.data.dataset import ImageDataset, chosen_items, image_shape
 from pipelines.images import image_grid, to_uint8
+from pipelines.presets import smaller_preset
 from pipelines.processes import (
     batch_size_without_gradient,
     own_share,
@@ -84,7 +85,10 @@ def make_prior(
     has_classes = config.condition_kind == "class"
     assert (conditions is None) == (config.condition_kind in ("class", "none"))
     if has_classes and not images.class_names:
-        raise InputError("is_class_conditional must be False: the images are not in class folders")
+        raise InputError(
+            "is_class_conditional must be False: the images are not in class folders; give "
+            "--no-is-class-conditional"
+        )
     if config.condition_kind != "none" and conditioner is not None:
         raise InputError(
             "is_class_conditional must be False beside a conditioner, and condition.kind None"
@@ -160,7 +164,8 @@ class PriorStage(Stage[LoadedCodes, CodeBatch]):
         )
         self.num_items = codes.num_images
         coarsest = tokenizer.config.groups[0].downsampling
-        self.image_size = model.config.code_maps[0].height * coarsest
+        image_size = model.config.code_maps[0].height * coarsest
+        self.smaller_preset = smaller_preset(image_size, config.prior)
         self.description = (
             f"{codes.num_images:,} images of {self.num_codes:,} codes, "
             f"{validation_codes.num_images:,} for validation"

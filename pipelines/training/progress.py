@@ -11,7 +11,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from pipelines.config import TrainingConfig
-from pipelines.presets import describe_time, small_preset
+from pipelines.presets import describe_time
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class Progress:
         accelerator: its processes.
         first_step: from which it goes on.
         description: of what it learns from.
-        image_size: of its images; 0 where there are none.
+        smaller_preset: that a CPU does sooner; empty where none is known.
         num_parameters: that are trained.
     """
 
@@ -39,11 +39,11 @@ class Progress:
         accelerator: Accelerator,
         first_step: int,
         description: str,
-        image_size: int,
+        smaller_preset: str,
         num_parameters: int,
     ) -> None:
         self.config = config
-        self._image_size = image_size
+        self._smaller_preset = smaller_preset
         self._is_main = accelerator.is_main_process
         self._device: torch.device = accelerator.device
         # A bar is drawn over itself, which a file or a pipe would keep line by line.
@@ -109,8 +109,8 @@ class Progress:
         logger.info("a step takes %.3g s: %s to go", seconds, describe_time(left))
         if left > DAY:
             smaller = ""
-            if self._device.type == "cpu" and self._image_size:
-                smaller = f"; the preset {small_preset(self._image_size)} is made for a CPU"
+            if self._device.type == "cpu" and self._smaller_preset:
+                smaller = f"; the preset {self._smaller_preset} is made for a CPU"
             logger.warning(
                 "that is over a day, in which this machine does %s steps (training.total-steps)%s",
                 f"{round(DAY / seconds):,}",

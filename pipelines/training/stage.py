@@ -34,8 +34,8 @@ class Stage(Protocol[LoadedT, BatchT]):
 
     description: str = ""
     """What it learns from, for people."""
-    image_size: int = 0
-    """Side of the images in pixels; 0 where there are none."""
+    smaller_preset: str = ""
+    """That a CPU does sooner; empty where none is known."""
 
     sees_whole_batch: bool = False
     """Whether `before_step` is called: all micro-batches of a step then lie in memory at once."""

@@ -25,6 +25,7 @@ from pipelines.evaluation.metrics import reconstruction_metrics
 from pipelines.evaluation.reconstruction import measure_reconstruction
 from pipelines.evaluation.similarity import SSIM_WINDOW
 from pipelines.images import comparison, to_float, to_uint8
+from pipelines.presets import smaller_preset
 from pipelines.processes import batch_size_without_gradient, seed_everything
 from pipelines.run.log import Metrics
 from pipelines.training.calibration import calibrate_code_prior, code_lengths
@@ -121,7 +122,8 @@ class TokenizerStage(Stage[LoadedImages, Tensor]):
                     f"{image_shape(dataset)}, got {expected}"
                 )
         self.num_items = len(self.train_images)
-        self.image_size = config.data.image_size
+        networks = config.tokenizer.networks
+        self.smaller_preset = smaller_preset(config.data.image_size, networks)
         self.description = describe_images(self.train_images, self.validation_images)
         self.sources = image_hashes(self.train_images, self.validation_images)
         self.device = accelerator.device

@@ -7,16 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.captions import (
-    RESULTS,
-    CharacterEncoder,
-    Judge,
-    agreement,
-    attributes,
-    caption,
-    describe,
-    write_folder,
-)
+from benchmarks.captioned_shapes import attributes, caption, describe, write_folder
+from benchmarks.captions import RESULTS, CharacterEncoder, Judge, agreement
 from pipelines.data.shapes import ShapeFactors, draw_shapes
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipelines.app import POLICY, SameOriginOnly, _is_loopback, serve
-from pipelines.command_configs import AppConfig
+from pipelines.page_configs import AppConfig
 from tokenizer.storage.errors import InputError
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import console
-from pipelines.command_configs import AppConfig
+from pipelines.page_configs import AppConfig
 from pipelines.presets import TOKENIZER_PRESETS
 from pipelines.verbs import VERBS, check_inputs
 from tokenizer.storage.errors import InputError
@@ -139,7 +139,12 @@ def test_the_version_is_that_of_the_package(
         (["summary", "none"], NO_RUN),
         (["explain", "none"], NO_RUN),
         (["train-prior", "tiny", "--run-dir", "none"], NO_RUN),
+        (["finetune-decoder"], "Missing from hqvae finetune-decoder: RUN, the folder of a run"),
         (["train-tokenizer", "images32-small", "--data.root", "none"], "data.root: "),
+        (["train-tokenizer", "images32-small"], "data.root must name a folder of images where"),
+        (["train-tokenizer", "images32-small", "--data.root", "empty"], "data.root: "),
+        (["quickstart", "empty"], "folder: empty holds no PNG"),
+        (["train-tokenizer", "tiny", "--extend-to", "5"], "extend_to must be None: "),
         (["train-tokenizer", "tiny", "--initialize-from", "none"], "initialize_from: "),
         (["app", "none"], "run_dir: none does not exist\n"),
         (["check-data", "none"], "folder: none does not exist\n"),
@@ -153,6 +158,7 @@ def test_what_is_wrong_or_not_there_gives_one_line_before_a_command_is_imported(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
+    (tmp_path / "empty" / "sub").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(console, "importlib", None)
     assert hqvae(monkeypatch, *arguments) == 2
@@ -160,6 +166,18 @@ def test_what_is_wrong_or_not_there_gives_one_line_before_a_command_is_imported(
     assert output.out == ""
     assert output.err.startswith(f"error: {line}")
     assert output.err.count("\n") == 1
+
+
+def test_labels_and_extensions_are_compared_with_the_run_before_a_command_is_imported(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "importlib", None)
+    for arguments, line in (
+        (["generate", str(tiny_run), "--output-dir", "out", "--labels", "x"], "labels: no class"),
+        (["train-prior", "tiny", "--run-dir", str(tiny_run), "--extend-to", "4"], "extend_to must"),
+    ):
+        assert hqvae(monkeypatch, *arguments) == 2
+        assert capsys.readouterr().err.startswith(f"error: {line}")
 
 
 @pytest.mark.parametrize("command", CALLS)

@@ -172,12 +172,15 @@ def test_a_prior_of_version_0_1_fits_and_its_run_goes_on(
     )
 
 
-def test_a_run_whose_codes_have_changed_is_refused(run_dir: Path) -> None:
+def test_a_run_whose_codes_have_changed_is_refused(
+    run_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     config = tuning(run_dir)
     finetune_decoder(config)
     run = load_run(TokenizerRunConfig, run_dir / "tokenizer" / "config.json")
     steps = run.training.total_steps + 1
     train_tokenizer(run.model_copy(update={"run_dir": run_dir, "extend_to": steps}))
+    assert f"the decoder in {run_dir / 'decoder'} knows the codes of before" in caplog.text
     with pytest.raises(InputError, match=r"the codes of .* have changed since .*decoder began"):
         finetune_decoder(config)
     with pytest.raises(InputError, match="was fine-tuned for other codes than those of"):

@@ -4,7 +4,12 @@ import pytest
 
 from pipelines.evaluation.metrics import MIN_IMAGES
 from pipelines.evaluation.similarity import SSIM_WINDOW
-from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
+from pipelines.presets import (
+    PRIOR_PRESETS,
+    TOKENIZER_PRESETS,
+    describe_preset,
+    smaller_preset,
+)
 from prior.ordering import CodeOrdering
 from tokenizer.code_maps import code_maps_of
 from tokenizer.config import NearestQuantizerConfig, StochasticQuantizerConfig
@@ -47,3 +52,23 @@ def test_a_baseline_differs_from_its_counterpart_in_the_quantizer_alone(name: st
     assert counterpart.tokenizer.quantizer == StochasticQuantizerConfig()
     exclude = {"run_dir": True, "tokenizer": {"quantizer"}}
     assert baseline.model_dump(exclude=exclude) == counterpart.model_dump(exclude=exclude)
+
+
+def test_a_smaller_preset_is_never_the_same() -> None:
+    small, prior = TOKENIZER_PRESETS["images64-small"], PRIOR_PRESETS["images64-small"]
+    large = TOKENIZER_PRESETS["images256-sqvae2"]
+    for size, networks, name in (
+        (256, large.tokenizer.networks, "images128-small"),
+        (100, large.tokenizer.networks, "images64-small"),
+        (64, large.tokenizer.networks, "images64-small"),
+        (64, small.tokenizer.networks, "images32-small"),
+        (64, prior.prior, "images32-small"),
+        (32, small.tokenizer.networks, ""),
+        (16, large.tokenizer.networks, ""),
+    ):
+        assert smaller_preset(size, networks) == name
+
+
+def test_a_preset_says_what_it_takes_on_two_cores_and_on_a_gpu() -> None:
+    assert ", two cores ~" in describe_preset("cifar10-sqvae2")
+    assert ", GPU ~" in describe_preset("cifar10-sqvae2")

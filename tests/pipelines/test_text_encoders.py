@@ -1,6 +1,7 @@
 """CLIP text models and T5 encoders, tiny and random, from local folders."""
 
 import json
+import logging
 import string
 import sys
 from pathlib import Path
@@ -155,6 +156,19 @@ def test_what_is_no_encoder_is_refused_in_one_line(
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(InputError, match=r"pip install -e '\.\[text\]'"):
         HuggingFaceEncoder(str(folders["t5"]))
+
+
+def test_the_tries_to_reach_the_hub_are_not_shown(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*given: Any, **options: Any) -> None:
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s [Retry 1/5].")
+        raise OSError("no connection")
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", fail)
+    with pytest.raises(InputError, match="text_encoder: some/encoder cannot be loaded: no conn"):
+        HuggingFaceEncoder("some/encoder")
+    assert caplog.messages == []
 
 
 class Wrong(LetterEncoder):

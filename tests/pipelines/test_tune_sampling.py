@@ -168,3 +168,11 @@ def test_a_run_that_cannot_be_tuned_is_refused(tiny_run: Path, tmp_path: Path) -
     nothing = ExtractorConfig(kind="none")
     with pytest.raises(InputError, match=r"extractor\.kind must be .*, got 'none'"):
         tune_sampling(TuneSamplingConfig(run_dir=tiny_run, extractor=nothing))
+
+
+def test_too_few_images_are_refused_in_words_of_this_command(
+    tiny_run: Path, extractor: ExtractorConfig
+) -> None:
+    config = TuneSamplingConfig(run_dir=tiny_run, extractor=extractor, num_images=19)
+    with pytest.raises(InputError, match=r"^num_images must be >= 20, got 19 of 64 images$"):
+        tune_sampling(config)

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 Images = Float[Tensor, "batch channels height width"]
 WARMUP_STEPS = 100
 """Over which the discriminator's learning rate rises."""
-MAX_LOST = 3
+MAX_WON = 3
 """Validations in a row at which a discriminator that is never wrong is reported."""
 
 
@@ -74,7 +74,6 @@ class Adversary:
         self._num_drawn = 0
         self._reconstructions: Tensor | None = None
         self._logits: list[Tensor] = []
-        self._num_lost = 0
 
     @classmethod
     def of_run(
@@ -100,6 +99,7 @@ class Adversary:
             self._learning_rate,
             betas=(0.5, 0.99),
             max_gradient_norm=self._training.max_gradient_norm,
+            added={"num_won": torch.zeros((), dtype=torch.int64)},
         )
 
     def _learning_rate(self, step: int) -> float:
@@ -180,12 +180,13 @@ class Adversary:
             "discriminator_right_real": (real > 0).double().mean().item(),
             "discriminator_right_fake": (fake < 0).double().mean().item(),
         }
-        self._num_lost = self._num_lost + 1 if min(shares.values()) == 1 else 0
-        if self._num_lost == MAX_LOST:
+        num_won = self.discriminator.num_won
+        num_won.add_(1) if min(shares.values()) == 1 else num_won.zero_()
+        if num_won.item() == MAX_WON:
             logger.warning(
                 "the discriminator was right on every patch at %d validations in a row: it no "
                 "longer helps; lower recipe.adversarial.learning-rate or its width",
-                MAX_LOST,
+                MAX_WON,
             )
         return shares
 

@@ -12,7 +12,8 @@ class PatchDiscriminator(nn.Module):
     """Convolutions of stride 2, each with group normalization but the first, and a last one.
 
     No statistics over the batch: micro-batches and processes do not change what it computes. The
-    running means of its outputs are those of LeCam; the loss moves them.
+    running means of its outputs are those of LeCam; the loss moves them. It counts, too, the
+    validations in a row that it has won.
 
     Raises:
         InputError: the images are too small for so many convolutions.
@@ -20,6 +21,7 @@ class PatchDiscriminator(nn.Module):
 
     real_mean: Tensor
     fake_mean: Tensor
+    num_won: Tensor
 
     def __init__(self, config: AdversarialConfig, channels: int, image_size: int) -> None:
         super().__init__()
@@ -40,6 +42,7 @@ class PatchDiscriminator(nn.Module):
         self.layers = nn.Sequential(*layers)
         for name in ("real_mean", "fake_mean"):
             self.register_buffer(name, torch.zeros(()))
+        self.register_buffer("num_won", torch.zeros((), dtype=torch.int64))
 
     def forward(
         self, images: Float[Tensor, "batch channels height width"]

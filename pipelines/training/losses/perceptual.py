@@ -241,7 +241,11 @@ def _timm_features(config: PerceptualConfig) -> tuple[nn.Module, dict[str, Any],
 def _fill(network: nn.Module, config: PerceptualConfig) -> str:
     """Loads a file, if there is one; gives the hash of what the network then is."""
     if isinstance(config.weights, Path):
-        load_weights(network, load_safetensors(config.weights), str(config.weights))
+        source = (
+            f"recipe.perceptual.weights must be those of recipe.perceptual.network "
+            f"{config.network!r}: {config.weights}"
+        )
+        load_weights(network, load_safetensors(config.weights), source)
         return file_sha256(config.weights)
     return weights_hash(network.state_dict())
 

@@ -317,7 +317,7 @@ def test_a_file_that_does_not_fit_is_refused_in_one_line(message: str, tmp_path:
     assert write_images(root, [0, 1, 2]) == ["9/000.png", "10/097.png", "9/194.png"]
     write(root)
     with pytest.raises(InputError, match=message) as caught:
-        load(data_of(root, validation_share=0.3), kind, LetterEncoder())
+        load(data_of(root, validation_share=0.3), kind)  # captions come before their encoder
     assert "\n" not in str(caught.value)
 
 

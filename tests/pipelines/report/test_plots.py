@@ -20,8 +20,8 @@ def log(folder: Path, *entries: dict[str, object]) -> Path:
 def test_curves_show_what_was_logged(tmp_path: Path) -> None:
     folder = log(
         tmp_path,
-        {"step": 2, "phase": "train", "loss": 3.0, "layer_entropy": [1.0, 2.0]},
-        {"step": 4, "phase": "train", "loss": 2.5, "layer_entropy": [0.5, 1.5]},
+        {"step": 2, "phase": "train", "tokenizer/loss": 3.0, "layer_entropy": [1.0, 2.0]},
+        {"step": 4, "phase": "train", "tokenizer/loss": 2.5, "layer_entropy": [0.5, 1.5]},
         {"step": 4, "phase": "validation", "loss": float("inf")},
     )
     figure = curves(folder, {"train": ["loss", "layer_entropy"], "validation": ["loss"]})

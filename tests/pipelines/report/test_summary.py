@@ -205,8 +205,14 @@ def test_a_run_has_a_page_before_its_prior_and_while_that_is_trained(
     shutil.copytree(tiny_run / "prior", run_dir / "prior")
     metrics = run_dir / "prior" / "metrics.jsonl"
     metrics.write_bytes(metrics.read_bytes()[:-20])
+    assert not page.holds("Fine-tuning of the decoder")
+    shutil.copytree(tiny_run / "tokenizer", run_dir / "decoder")  # stands for a fine-tuned one
     renew_summary(run_dir)
-    assert Page(run_dir / "summary.html").holds("Drawn from the prior")
+    page = Page(run_dir / "summary.html")
+    assert page.holds("Drawn from the prior")
+    assert page.holds("Fine-tuning of the decoder")
+    assert (run_dir / "curves_decoder.png").is_file()
+    shutil.rmtree(run_dir / "decoder")
     folder = run_dir / "tokenizer" / "model"
     tokenizer = Tokenizer.from_pretrained(folder)  # and train it further, as --extend-to does
     path = tokenizer.bottom_up

@@ -19,6 +19,7 @@ from pipelines.training.losses import Loss
 from pipelines.training.losses.adversarial import Adversary
 from pipelines.training.losses.augmentation import augment
 from pipelines.training.losses.discriminator import PatchDiscriminator
+from pipelines.training.networks import TrainedNetwork
 from tests.faults.jobs import Job
 from tests.tiny_runs import assert_same_run, logged, tokenizer_run
 from tokenizer.storage.errors import InputError
@@ -170,15 +171,20 @@ def test_mixed_precision_keeps_all_numbers_finite(tmp_path: Path, cache_dir: Pat
     assert {"discriminator_right_real", "discriminator_right_fake"} <= last.keys()
 
 
-def test_a_discriminator_that_always_wins_is_reported_once(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def always_right() -> tuple[Adversary, torch.Tensor, torch.Tensor]:
+    """One that knows images of the first kind from those of the second."""
     own, _ = adversary()
     with torch.no_grad():
         own.discriminator.layers = nn.Sequential(nn.Conv2d(3, 1, 1))
         own.discriminator.layers[0].weight.fill_(1)
         own.discriminator.layers[0].bias.zero_()
-    bright, dark = torch.ones(2, 3, 16, 16), -torch.ones(2, 3, 16, 16)
+    return own, torch.ones(2, 3, 16, 16), -torch.ones(2, 3, 16, 16)
+
+
+def test_a_discriminator_that_always_wins_is_reported_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    own, bright, dark = always_right()
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             own.check(bright, dark)
@@ -187,6 +193,25 @@ def test_a_discriminator_that_always_wins_is_reported_once(
             shares = own.check(bright, dark)
     assert shares == {"discriminator_right_real": 1, "discriminator_right_fake": 1}
     assert caplog.text.count("right on every patch at 3 validations in a row") == 1
+
+
+def test_the_count_of_its_victories_goes_on_and_older_checkpoints_have_none(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def trained(own: Adversary, saved: Any) -> TrainedNetwork:
+        config = TrainingConfig()
+        return TrainedNetwork("discriminator", own.network(), config, Accelerator(), saved)
+
+    before, bright, dark = always_right()
+    before.check(bright, dark)
+    before.check(bright, dark)
+    state = trained(before, None).state()
+    weights = {name: own for name, own in state["discriminator"].items() if name != "num_won"}
+    for saved, warnings in (({**state, "discriminator": weights}, 0), (state, 1)):
+        after, *_ = always_right()
+        trained(after, saved)
+        after.check(bright, dark)
+        assert caplog.text.count("right on every patch at 3 validations") == warnings
 
 
 def test_what_cannot_be_is_refused_before_work_starts(tmp_path: Path, cache_dir: Path) -> None:

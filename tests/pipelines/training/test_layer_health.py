@@ -50,8 +50,8 @@ def test_a_layer_beyond_a_limit_is_flagged_and_logged_once_per_event(
         logs.append([record.getMessage() for record in caplog.records])
     assert logs == [[], logs[1], [], [], logs[1]]
     assert logs[1] == [
-        "layer 2: low_usage: 0.4, beyond recipe.min-codebook-usage",
-        "layer 1: low_perplexity: 0.125, beyond recipe.min-perplexity",
-        "layer 1: variance_out_of_band: 0.09, beyond recipe.variance-band",
-        "layer 2: variance_out_of_band: 11, beyond recipe.variance-band",
+        "layer 2: low_usage: 0.4, below recipe.min-codebook-usage",
+        "layer 1: low_perplexity: 0.125, below recipe.min-perplexity",
+        "layer 1: variance_out_of_band: 0.09, below recipe.variance-band",
+        "layer 2: variance_out_of_band: 11, above recipe.variance-band",
     ]

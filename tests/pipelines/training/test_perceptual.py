@@ -145,7 +145,11 @@ def test_the_energy_holds_the_distance_and_gradients_of_parts_are_those_of_the_b
         ({"max_shift": 17}, 3, "max_shift must be at most half of 32, the images' side, got 17"),
         ({}, 4, "weight must be 0 for images of 4 channels"),
         ({"weights": Path("missing.safetensors")}, 3, "missing.safetensors"),
-        ({"network": "squeezenet1_1"}, 3, "lacks 12 weights"),
+        (
+            {"network": "squeezenet1_1"},
+            3,
+            r"recipe\.perceptual\.weights must be those of .*network 'squeezenet1_1': .* lacks 12",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(

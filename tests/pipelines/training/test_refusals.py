@@ -4,14 +4,19 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from pipelines.data_config import CodesConfig
+from pipelines.data.sources import load_images
+from pipelines.data_config import CodesConfig, DataConfig
 from pipelines.run.folder import locked
 from pipelines.train_prior import train_prior
 from pipelines.train_tokenizer import train_tokenizer
 from pipelines.training.loop import make_accelerator, train
+from pipelines.training.prior_stage import make_prior
+from tests.image_files import save
 from tests.tiny_runs import make_stage, prior_run, tokenizer_run, weight_files
+from tokenizer import Tokenizer
 from tokenizer.search_config import SearchConfig
 from tokenizer.storage.errors import InputError
 
@@ -122,3 +127,26 @@ def test_a_prior_that_cannot_be_trained_is_refused_before_codes_are_extracted(
         with pytest.raises(InputError, match=message):
             train_prior(config.model_copy(update=changes))
     assert not (tmp_path / "prior").exists()
+
+
+def test_a_prior_over_an_unfinished_tokenizer_says_so(
+    copy: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train_prior(prior_run(copy))
+    assert "the tokenizer is at step" not in caplog.text
+    shutil.rmtree(copy / "tokenizer" / "state" / "step_00000004")
+    train_prior(prior_run(copy))
+    assert "the tokenizer is at step 2 of 4: trained further" in caplog.text
+
+
+def test_images_without_classes_name_the_option_that_does_without(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    for number in range(2):
+        save(tmp_path / "flat" / f"{number}.png", np.zeros((16, 16, 3), np.uint8))
+    data = DataConfig(
+        dataset="folder", root=tmp_path / "flat", image_size=16, cache_dir=tmp_path / "cache"
+    )
+    tokenizer = Tokenizer.from_pretrained(tiny_run / "tokenizer" / "model")
+    with pytest.raises(InputError, match="give --no-is-class-conditional"):
+        make_prior(prior_run(tiny_run), tokenizer, load_images(data, "train"))
