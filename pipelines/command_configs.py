@@ -67,7 +67,8 @@ class EvaluationConfig(StrictConfig):
 class EvaluateConfig(EvaluationConfig, MovedDataConfig):
     """Measures the reconstructions and the generations of a run, or compares two folders of images.
 
-    Prints a table and writes RUN/evaluation/*.json, each number with its protocol.
+    Prints a table and writes RUN/evaluation/*.json, each number with its protocol. Stopped, the
+    same command goes on behind the images whose features are finished.
     """
 
     inputs: ClassVar[tuple[str, ...]] = ("run_dir", "folders", "reference", *MovedDataConfig.inputs)
@@ -96,6 +97,9 @@ class EvaluateConfig(EvaluationConfig, MovedDataConfig):
     """Network for the distances; Inception gives FID."""
     output_dir: Path | None = None
     """Folder for the JSON files; None: RUN/evaluation. With `folders` none are written then."""
+    keep_features: bool = False
+    """Keep features in OUTPUT_DIR/features, where evaluations with this option find those of the
+    same images; otherwise they are deleted when the results are written."""
 
     @validates(mode="after")
     def _check(self) -> "EvaluateConfig":
@@ -107,6 +111,8 @@ class EvaluateConfig(EvaluationConfig, MovedDataConfig):
         for name in unused if self.folders else ():
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} applies to a run alone, got {getattr(self, name)!r}")
+        if self.keep_features and self.folders and self.output_dir is None:
+            raise ValueError("keep_features needs output_dir where folders are compared")
         if self.extractor.kind == "none" and self.what != "reconstruction":
             raise ValueError("extractor.kind 'none' leaves nothing but what = 'reconstruction'")
         return self

@@ -5,10 +5,12 @@ if __name__ == "__main__":
 
     startup.prepare("evaluate")
 
+import contextlib
 import functools
 import json
 import logging
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from pipelines.config import DataConfig, TokenizerRunConfig
 from pipelines.data.conditions import trained_conditions
 from pipelines.data.dataset import ImageDataset
 from pipelines.data.sources import load_folder, trained_images
+from pipelines.evaluation.feature_shares import FeatureStore, identity_key
 from pipelines.evaluation.features import FeatureExtractor, load_extractor
 from pipelines.evaluation.judges import check_extractor
 from pipelines.evaluation.measurements import (
@@ -55,15 +58,32 @@ def evaluate(
         InputError: a part of the run, the data or the extractor's weights is missing or wrong.
     """
     accelerator = new_accelerator()
-    if config.run_dir is None:
-        results = {"folders": _compare_folders(config, accelerator)}
-    else:
-        results = _measure_run(config, config.run_dir, accelerator, images)
     folder = config.output_dir or (config.run_dir and config.run_dir / "evaluation")
+    shares = _share_folder(config, folder)
+    if config.run_dir is None:
+        results = {"folders": _compare_folders(config, accelerator, shares)}
+    else:
+        results = _measure_run(config, config.run_dir, accelerator, images, shares)
     if accelerator.is_main_process and folder is not None:
         write_results(folder, "python -m pipelines.evaluate " + shlex.join(sys.argv[1:]), results)
+        if shares is not None and not config.keep_features:
+            shutil.rmtree(shares, ignore_errors=True)
+            with contextlib.suppress(OSError):  # others, which are kept or unfinished
+                shares.parent.rmdir()
     accelerator.wait_for_everyone()
     return results
+
+
+def _share_folder(config: EvaluateConfig, folder: Path | None) -> Path | None:
+    """Where finished shares of features lie, one folder for each evaluation unless they are kept.
+
+    So evaluations with other options may run at the same time, and delete what is their own.
+    """
+    if folder is None:
+        return None
+    if config.keep_features:
+        return folder / "features"
+    return folder / "features" / f"unfinished-{identity_key(config.model_dump(mode='json'))}"
 
 
 def _measure_run(
@@ -71,6 +91,7 @@ def _measure_run(
     run_dir: Path,
     accelerator: Accelerator,
     images: tuple[ImageDataset, ImageDataset] | None,
+    shares: Path | None,
 ) -> dict[str, Results]:
     run = load_run(TokenizerRunConfig, run_dir / "tokenizer" / "config.json")
     run = run.moved_data(config.data_root, config.data_validation_root)
@@ -91,10 +112,11 @@ def _measure_run(
     reference = None
     if isinstance(config.reference, Path):
         reference = _open(config.reference, "reference", run.data, accelerator)
+    store = FeatureStore(shares, run.data.cache_dir)
     results: dict[str, Results] = {}
     if config.what != "generation":
         results["reconstruction"] = evaluate_reconstruction(
-            tokenizer, *splits, extractor, config, accelerator, reference
+            tokenizer, *splits, extractor, config, accelerator, reference, store
         )
     if pipeline is not None:
         assert extractor is not None
@@ -109,7 +131,7 @@ def _measure_run(
                     accelerator.device,
                 )
         results["generation"] = evaluate_generation(
-            pipeline, *splits, extractor, config, accelerator, reference, conditions
+            pipeline, *splits, extractor, config, accelerator, reference, conditions, store
         )
     return results
 
@@ -133,14 +155,17 @@ def _open(path: Path, field: str, data: DataConfig, accelerator: Accelerator) ->
     return load_folder(data, path, field, accelerator)
 
 
-def _compare_folders(config: EvaluateConfig, accelerator: Accelerator) -> Results:
+def _compare_folders(
+    config: EvaluateConfig, accelerator: Accelerator, shares: Path | None
+) -> Results:
     assert config.folders is not None
     assert config.image_size is not None
     extractor = load_extractor(config.extractor).to(accelerator.device)
     data = DataConfig(dataset="folder", image_size=config.image_size)
     reference = _open(config.folders[1], "folders", data, accelerator)
     images = load_folder(data, config.folders[0], "folders", accelerator)
-    return compare_sets(images, reference, extractor, config, accelerator)
+    store = FeatureStore(shares, data.cache_dir)
+    return compare_sets(images, reference, extractor, config, accelerator, store)
 
 
 def write_results(folder: Path, command: str, results: dict[str, Results]) -> None:

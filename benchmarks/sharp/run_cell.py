@@ -163,7 +163,7 @@ def _reference(
         tensors = {}
         for name, (images, rows) in chosen.items():
             comparison = Comparison(judge, accelerator, BATCH, len(rows), 0)
-            tensors[name] = comparison.features_of(images, rows, name).features
+            tensors[name] = comparison.features_of(images, rows, name).features[:]
         replace_file(path, lambda own: save_file(tensors, own))
     kept = load_file(path)
     return kept["real"], frechet_distance(kept["train"], kept["real"][: len(kept["train"])])

@@ -11,6 +11,7 @@ from pipelines.data.dataset import ImageDataset, chosen_items
 from pipelines.evaluation.reference import Reference, SavedStatistics
 from prior import PriorConfig, Tokens
 from tokenizer.storage.errors import InputError
+from tokenizer.storage.hashes import weights_hash
 
 Which = Literal["as_reference", "in_turn"]
 
@@ -72,3 +73,12 @@ def reference_conditions(
     whose = "the reference" if any(of_reference) else "training"
     rows = items[np.arange(num_images) % len(items)]
     return chosen.at(rows), f"conditions of {whose} images"
+
+
+def given_hash(given: Tensor | Tokens | None) -> str:
+    """Of the labels or conditions of all images."""
+    if given is None:
+        return "none"
+    if isinstance(given, Tensor):
+        return weights_hash({"given": given})
+    return weights_hash({"embeddings": given.embeddings, "mask": given.mask})

@@ -13,8 +13,9 @@ from pipelines.command_configs import EvaluationConfig
 from pipelines.data.conditions import Conditions
 from pipelines.data.dataset import ImageDataset, chosen_items
 from pipelines.evaluation.classifier import ClassifierExtractor
-from pipelines.evaluation.conditions import reference_conditions, reference_labels
+from pipelines.evaluation.conditions import given_hash, reference_conditions, reference_labels
 from pipelines.evaluation.distances import Comparison
+from pipelines.evaluation.feature_shares import IN_MEMORY, FeatureStore
 from pipelines.evaluation.features import FeatureExtractor
 from pipelines.evaluation.judges import check_extractor, trained_by
 from pipelines.evaluation.metrics import check_num_images, reconstruction_metrics
@@ -25,6 +26,7 @@ from pipelines.evaluation.reconstruction import (
     measure_reconstruction,
 )
 from pipelines.evaluation.reference import Reference, SavedStatistics
+from pipelines.evaluation.rows import Rows, blocks
 from pipelines.generation import ImageGenerationPipeline
 from pipelines.images import to_float, to_uint8
 from pipelines.sampling_config import SamplingConfig
@@ -41,6 +43,7 @@ def evaluate_reconstruction(
     config: EvaluationConfig,
     accelerator: Accelerator,
     reference: Reference | None = None,
+    store: FeatureStore = IN_MEMORY,
 ) -> Results:
     """Errors, code use, rates and the reconstruction distance on validation images.
 
@@ -54,6 +57,7 @@ def evaluate_reconstruction(
         config: numbers and seed.
         accelerator: the processes that share the work.
         reference: images to reconstruct in place of `validation`, or statistics to compare with.
+        store: where features and statistics of images are kept.
 
     Raises:
         InputError: the extractor is a part of the tokenizer.
@@ -84,9 +88,15 @@ def evaluate_reconstruction(
         return to_uint8(tokenizer.reconstruct(originals, config.search))
 
     comparison = Comparison(
-        extractor, accelerator, config.batch_size, config.num_images, config.seed
+        extractor, accelerator, config.batch_size, config.num_images, config.seed, store
     )
-    decoded = comparison.features(reconstructions, len(items), "reconstructions")
+    identity = {
+        "tokenizer": tokenizer.content_hash(),
+        "search": config.search.model_dump(mode="json"),
+        "reconstructions": images.fingerprint,
+        "seed": config.seed,
+    }
+    decoded = comparison.features(reconstructions, len(items), "reconstructions", identity)
     other = train if images is validation else None
     return results | comparison.compare("rFD", decoded, reference or images, other, protocol)
 
@@ -142,6 +152,7 @@ def evaluate_generation(
     accelerator: Accelerator,
     reference: Reference | None = None,
     conditions: tuple[Conditions, Conditions] | None = None,
+    store: FeatureStore = IN_MEMORY,
 ) -> Results:
     """FID, IS, KID, precision and recall of generated images, and the floor of the distance.
 
@@ -154,6 +165,7 @@ def evaluate_generation(
         accelerator: the processes that share the work.
         reference: what the images are compared with; None: the split that `config` names.
         conditions: of training and validation images, where they are not classes.
+        store: where features and statistics of images are kept.
 
     Raises:
         InputError: too few images, or the extractor is a part of the tokenizer.
@@ -169,11 +181,18 @@ def evaluate_generation(
     labels, which = given_to(pipeline, (train, validation), reference, config, conditions)
     sampling = filled(config.sampling, pipeline.tuned, labels is not None)
     comparison = Comparison(
-        extractor, accelerator, config.batch_size, config.num_images, config.seed
+        extractor, accelerator, config.batch_size, config.num_images, config.seed, store
     )
     draw = drawing(pipeline, sampling, labels, config.seed)
-    fake = comparison.features(draw, config.num_images, "generated")
     described: dict[str, Any] = sampling.model_dump(mode="json")
+    identity = {
+        "tokenizer": pipeline.tokenizer.content_hash(),
+        "prior": pipeline.prior.content_hash(),
+        "sampling": dict(described),
+        "given": given_hash(labels),
+        "seed": config.seed,
+    }
+    fake = comparison.features(draw, config.num_images, "generated", identity)
     if pipeline.tuned is not None and uses_tuned(config.sampling):
         described["tuned"] = pipeline.tuned.protocol
     protocol = Protocol(
@@ -234,7 +253,7 @@ def drawing(
 
 def _class_agreement(
     comparison: Comparison,
-    logits: Tensor,
+    logits: Rows,
     labels: Tensor,
     validation: ImageDataset,
     protocol: Protocol,
@@ -246,7 +265,8 @@ def _class_agreement(
     results: Results = {}
     for whose, found, true in (("", logits, labels), (" of real images", real.logits, correct)):
         numbers = {"num_images": len(true), "num_reference_images": len(true)}
-        share = (found.argmax(1) == true).double().mean().item()
+        told = torch.cat([rows.argmax(1) for rows in blocks(found)])
+        share = (told == true).double().mean().item()
         name = f"class agreement{comparison.extractor.suffix}{whose}"
         results |= protocol.model_copy(update=numbers).attach({name: share})
     return results
@@ -258,6 +278,7 @@ def compare_sets(
     extractor: FeatureExtractor,
     config: EvaluationConfig,
     accelerator: Accelerator,
+    store: FeatureStore = IN_MEMORY,
 ) -> Results:
     """FID, IS, KID, precision and recall of any images; the floor is of halves of the reference.
 
@@ -268,7 +289,7 @@ def compare_sets(
     items = chosen_items(len(images), config.num_images, config.seed)
     check_num_images(len(items), len(items) if is_saved else len(reference))
     comparison = Comparison(
-        extractor, accelerator, config.batch_size, config.num_images, config.seed
+        extractor, accelerator, config.batch_size, config.num_images, config.seed, store
     )
     features = comparison.features_of(images, items, "images")
     protocol = Protocol(

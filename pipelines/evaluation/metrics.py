@@ -1,32 +1,28 @@
 """Distances between sets of images, errors of reconstructions, use of the codes.
 
-Arrays in, numbers out: sharing the work over processes is the caller's business. Distances come
-from torch-fidelity's feature-level functions, in float64.
+Arrays in, numbers out: sharing the work over processes is the caller's business. Distances are
+those of torch-fidelity, in float64.
 """
 
 import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int64, UInt8
+from jaxtyping import Float64, Int64, UInt8
 from torch import Tensor
-from torch_fidelity.metric_fid import (
-    KEY_METRIC_FID,
-    fid_features_to_statistics,
-    fid_statistics_to_metric,
-)
-from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
-from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
-from torch_fidelity.metric_prc import (
-    KEY_METRIC_PRECISION,
-    KEY_METRIC_RECALL,
-    prc_features_to_metric,
-)
+from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 
-from pipelines.evaluation.features import FeatureOutput
+from pipelines.evaluation.feature_shares import Features
+from pipelines.evaluation.rows import Rows
 from pipelines.evaluation.similarity import SSIM_WINDOW, structural_similarity
+from pipelines.evaluation.streaming import (
+    Statistics,
+    fit_gaussian,
+    inception_score,
+    kernel_distance,
+    precision_and_recall,
+)
 from tokenizer.config import CodeMapConfig
 from tokenizer.storage.errors import InputError
 
@@ -36,15 +32,6 @@ KID_SUBSETS = 100
 NUM_NEIGHBORS = 3
 # A split of the Inception Score with one image scores 1 whatever it shows.
 MIN_IMAGES = 2 * IS_SPLITS
-# Rows of the distance matrix held at a time: 0.8 GB against 50,000 images.
-DISTANCE_ROWS = 2000
-
-
-class Statistics(NamedTuple):
-    """The Gaussian that a Fréchet distance sees of a set of images."""
-
-    mean: Float64[np.ndarray, " dim"]
-    covariance: Float64[np.ndarray, "dim dim"]
 
 
 def metric_name(
@@ -85,10 +72,11 @@ def metric_settings(num_images: int, num_reference_images: int | None, seed: int
 
 
 def generation_metrics(
-    generated: FeatureOutput,
-    reference: FeatureOutput | Statistics,
+    generated: Features,
+    reference: Features | Statistics,
     extractor_name: str,
     seed: int,
+    known: Statistics | None = None,
 ) -> dict[str, float]:
     """FID, IS, KID, precision and recall, under the names that `metric_name` gives.
 
@@ -98,49 +86,38 @@ def generation_metrics(
     arXiv 1904.06991. IS is of the generated images alone. KID is unbiased, so it may be below 0.
     FID is biased upward by about 1/number of images: compare equal numbers only.
 
+    Args:
+        generated: features of the images that are measured.
+        reference: features of real images, or their statistics.
+        extractor_name: of the features.
+        seed: of splits and subsets.
+        known: statistics of the features of `reference`; None: they are computed.
+
     Raises:
         InputError: too few images on a side.
     """
-    ours = generated.features.cpu().double()
-    theirs = reference if isinstance(reference, Statistics) else reference.features.cpu().double()
+    ours = generated.features
+    theirs = reference if isinstance(reference, Statistics) else reference.features
     num_images = len(ours)
-    num_reference_images = len(theirs) if isinstance(theirs, Tensor) else num_images
+    num_reference_images = num_images if isinstance(theirs, Statistics) else len(theirs)
     check_num_images(num_images, num_reference_images)
-    score = isc_features_to_metric(generated.logits.cpu(), IS_SPLITS, rng_seed=seed)
     values = {
-        metric_name("FD", extractor_name): frechet_distance(ours, theirs),
-        metric_name("IS", extractor_name): score[KEY_METRIC_ISC_MEAN],
+        metric_name("FD", extractor_name): frechet_distance(ours, known or theirs),
+        metric_name("IS", extractor_name): inception_score(generated.logits, IS_SPLITS, seed),
     }
     if isinstance(theirs, Statistics):
         return values
     settings = metric_settings(num_images, num_reference_images, seed)
-    kernel_distance = kid_features_to_metric(
-        ours,
-        theirs,
-        kid_subsets=settings["KID_subsets"],
-        kid_subset_size=settings["KID_subset_size"],
-        rng_seed=seed,
-        verbose=False,
-    )
-    coverage = prc_features_to_metric(  # generated first: swapped, precision would be recall
-        ours,
-        theirs,
-        prc_neighborhood=NUM_NEIGHBORS,
-        prc_batch_size=DISTANCE_ROWS,
-        save_cpu_ram=True,
-        verbose=False,
-    )
+    subsets = (settings["KID_subsets"], settings["KID_subset_size"])
+    precision, recall = precision_and_recall(ours, theirs, NUM_NEIGHBORS)
     return values | {
-        metric_name("KID", extractor_name): kernel_distance[KEY_METRIC_KID_MEAN],
-        metric_name("precision", extractor_name): coverage[KEY_METRIC_PRECISION],
-        metric_name("recall", extractor_name): coverage[KEY_METRIC_RECALL],
+        metric_name("KID", extractor_name): kernel_distance(ours, theirs, *subsets, seed),
+        metric_name("precision", extractor_name): precision,
+        metric_name("recall", extractor_name): recall,
     }
 
 
-def frechet_distance(
-    features: Float[Tensor, "num_images dim"],
-    reference: Float[Tensor, "num_reference_images dim"] | Statistics,
-) -> float:
+def frechet_distance(features: Rows | Statistics, reference: Rows | Statistics) -> float:
     """Squared Fréchet distance of the Gaussians fitted to two sets (arXiv 1706.08500).
 
     Between two halves of real data it is the floor: the best that a model can be expected to
@@ -149,15 +126,10 @@ def frechet_distance(
     Raises:
         InputError: a side has fewer than two images.
     """
-    sides = []
-    for side in (features, reference):
-        if isinstance(side, Tensor):
-            if len(side) < 2:
-                raise InputError(f"num_images must be >= 2 for a distance, got {len(side)}")
-            # In float32 the means alone would be off: they are summed row by row.
-            sides.append(fid_features_to_statistics(side.cpu().double()))
-        else:
-            sides.append({"mu": side.mean, "sigma": side.covariance})
+    fitted = (
+        own if isinstance(own, Statistics) else fit_gaussian(own) for own in (features, reference)
+    )
+    sides = ({"mu": own.mean, "sigma": own.covariance} for own in fitted)
     return float(fid_statistics_to_metric(*sides, verbose=False)[KEY_METRIC_FID])
 
 

@@ -2,17 +2,25 @@
 
 import hashlib
 import pickle
+import uuid
 import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from shutil import rmtree
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from jaxtyping import Int64
 
+from pipelines.data.cache import delete_and_start_again, open_array, open_entry, write_entry
 from pipelines.data.dataset import ImageDataset, chosen_items
-from pipelines.evaluation.metrics import Statistics
+from pipelines.evaluation.feature_shares import identity_key
+from pipelines.evaluation.streaming import Statistics
+from pipelines.processes import sum_over_processes
 from tokenizer.storage.errors import InputError
+from tokenizer.storage.files import flush_to_disk, naming
 
 STATISTICS_SUFFIXES = (".npz", ".pt")
 
@@ -104,3 +112,49 @@ def floor_of(
     if other is not None and num_other >= num_disjoint:
         return Floor(other, chosen_items(len(other), num_other, seed))
     return Floor(reference, chosen_items(len(reference), 2 * num_disjoint, seed)[num_disjoint:])
+
+
+def cached_statistics(
+    cache_dir: Path,
+    identity: Mapping[str, Any],
+    compute: Callable[[], Statistics],
+    accelerator: Accelerator,
+) -> Statistics:
+    """Statistics of the features of real images, computed once and kept in `cache_dir`.
+
+    Args:
+        cache_dir: reached by all processes; `check_data --verify` reads what lies there.
+        identity: JSON values, of all that the statistics depend on.
+        compute: called by all processes together, if the cache does not have them.
+        accelerator: the processes.
+
+    Raises:
+        InputError: the entry is damaged.
+    """
+    folder = cache_dir / f"statistics-{identity_key(identity)}"
+    is_there = torch.tensor([int(accelerator.is_main_process and folder.exists())])
+    if not sum_over_processes(accelerator, is_there).item():
+        computed = compute()
+        if accelerator.is_main_process:
+            _store(folder, computed)
+        accelerator.wait_for_everyone()
+    with delete_and_start_again(folder):
+        dim = open_entry(folder)["dim"]
+        shapes = {"mean": (dim,), "covariance": (dim, dim)}
+        arrays = (open_array(folder / f"{n}.npy", np.float64, shapes[n]) for n in shapes)
+        return Statistics(*map(np.array, arrays))
+
+
+def _store(folder: Path, statistics: Statistics) -> None:
+    temporary = folder.with_name(f".{folder.name}.tmp{uuid.uuid4().hex[:12]}")
+    temporary.mkdir(parents=True)
+    try:
+        with naming(folder):
+            for name, array in statistics._asdict().items():
+                np.save(temporary / f"{name}.npy", array)
+            write_entry(temporary, {"dim": len(statistics.mean)})
+        if not folder.exists():  # another evaluation may have been faster
+            temporary.rename(folder)
+        flush_to_disk(folder.parent)
+    finally:
+        rmtree(temporary, ignore_errors=True)
