@@ -1,5 +1,6 @@
 """What the tests run in processes of their own; each function is the whole of one process."""
 
+import json
 import os
 import sys
 import threading
@@ -10,20 +11,24 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
-from pipelines.command_configs import GenerateConfig
+from pipelines.command_configs import EvaluationConfig, GenerateConfig
 from pipelines.config import TokenizerRunConfig
 from pipelines.data.codes import extract_codes
 from pipelines.data.sources import load_images
 from pipelines.decoder_run import DecoderRunConfig
+from pipelines.evaluation.feature_shares import FeatureStore
+from pipelines.evaluation.measurements import evaluate_generation
 from pipelines.evaluation.reconstruction import measure_reconstruction
 from pipelines.finetune_decoder import finetune_decoder
 from pipelines.generate import generate
+from pipelines.generation import ImageGenerationPipeline
 from pipelines.processes import sum_over_processes
 from pipelines.run.folder import load_run
 from pipelines.train_prior import train_prior
 from pipelines.train_tokenizer import train_tokenizer
 from pipelines.training.loop import make_accelerator, train
 from pipelines.training.tokenizer_stage import LoadedImages, TokenizerStage
+from tests.extractors import Colors
 from tests.faults.jobs import rank_environment
 from tests.tiny_runs import RunConfigs
 from tokenizer import Tokenizer
@@ -117,3 +122,9 @@ def _share_the_work(
             run_dir=trained, output_dir=records / "images", num_images=5, batch_size=2, seed=1
         )
     )
+    results = evaluate_generation(
+        ImageGenerationPipeline.from_pretrained(trained),
+        *(train_images, validation, Colors(), EvaluationConfig(num_images=25), accelerator),
+        store=FeatureStore(records / "features", records / "statistics"),
+    )
+    (records / f"results_{rank}.json").write_text(json.dumps(results))

@@ -18,18 +18,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from pipelines.command_configs import GenerateConfig
+from pipelines.command_configs import EvaluationConfig, GenerateConfig
 from pipelines.config import TokenizerRecipe
 from pipelines.data.codes import extract_codes
 from pipelines.data.sources import load_images
 from pipelines.decoder_run import decoder_run
+from pipelines.evaluation.measurements import evaluate_generation
 from pipelines.evaluation.reconstruction import measure_reconstruction
 from pipelines.finetune_decoder import finetune_decoder
 from pipelines.generate import generate
+from pipelines.generation import ImageGenerationPipeline
 from pipelines.processes import gather_shares, own_share, seed_everything
 from pipelines.train_prior import train_prior
 from pipelines.train_tokenizer import train_tokenizer
 from tests import workers
+from tests.extractors import Colors
 from tests.faults.jobs import free_port
 from tests.tiny_runs import first_gradients, logged, prior_run, tokenizer_run
 from tests.workers import train_and_record
@@ -191,6 +194,23 @@ def test_two_processes_extract_the_codes_and_generate_the_files_of_one(
         )
         assert alone == together
         assert len(alone) == count
+
+
+def test_two_processes_measure_the_figures_of_one(
+    shared: Shared, pipeline: ImageGenerationPipeline, tiny_run: Path, cache_dir: Path
+) -> None:
+    data = tokenizer_run(tiny_run, cache_dir).data
+    splits = load_images(data, "train"), load_images(data, "validation")
+    config = EvaluationConfig(num_images=25)
+    expected = evaluate_generation(pipeline, *splits, Colors(), config, Accelerator())
+    first, second = (
+        json.loads((shared.together / f"results_{rank}.json").read_text()) for rank in (0, 1)
+    )
+    assert first == second
+    assert first.keys() == expected.keys()
+    for name, entry in expected.items():
+        assert first[name]["value"] == pytest.approx(entry["value"], rel=1e-6), name
+        assert first[name]["protocol"] == entry["protocol"]
 
 
 def test_sums_are_exact(shared: Shared) -> None:

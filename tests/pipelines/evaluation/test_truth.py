@@ -15,7 +15,6 @@ from accelerate import Accelerator
 from PIL import Image
 from pydantic import ValidationError
 from safetensors.torch import save_file
-from torch import Tensor, nn
 
 from pipelines.command_configs import EvaluateConfig, EvaluationConfig, ExtractorConfig
 from pipelines.config import DataConfig
@@ -26,8 +25,6 @@ from pipelines.evaluate import evaluate, table
 from pipelines.evaluation import features
 from pipelines.evaluation.distances import Comparison
 from pipelines.evaluation.features import (
-    FeatureExtractor,
-    FeatureOutput,
     composite_on_white,
     load_extractor,
 )
@@ -47,24 +44,13 @@ from pipelines.report.explanation import write_explanation
 from pipelines.report.summary import write_summary
 from pipelines.train_prior import train_prior
 from pipelines.train_tokenizer import train_tokenizer
+from tests.extractors import Colors
 from tests.image_files import Malicious
 from tests.tiny_runs import prior_run, tokenizer_run
 from tokenizer import Tokenizer
 from tokenizer.config import BackboneConfig
 from tokenizer.search_config import NO_SEARCH, SearchConfig
 from tokenizer.storage.errors import InputError
-
-
-class Colors(FeatureExtractor):
-    """Mean and deviation of each channel: 6 features."""
-
-    def __init__(self) -> None:
-        super().__init__(nn.Identity(), "Colors", {})
-
-    def _extract(self, images: Tensor) -> FeatureOutput:
-        pixels = images.float().flatten(2)
-        features = torch.cat([pixels.mean(2), pixels.std(2)], 1)
-        return FeatureOutput(features, features / 50)
 
 
 def noise(num_images: int, seed: int = 0, channels: int = 3, **fields: Any) -> DecodedImages:
