@@ -112,7 +112,8 @@ def _measure_run(
     reference = None
     if isinstance(config.reference, Path):
         reference = _open(config.reference, "reference", run.data, accelerator)
-    store = FeatureStore(shares, run.data.cache_dir)
+    # Images that the caller brings are not decoded into the cache: it is not theirs.
+    store = FeatureStore(shares, run.data.cache_dir if images is None else None)
     results: dict[str, Results] = {}
     if config.what != "generation":
         results["reconstruction"] = evaluate_reconstruction(
