@@ -90,12 +90,8 @@ def evaluate_reconstruction(
     comparison = Comparison(
         extractor, accelerator, config.batch_size, config.num_images, config.seed, store
     )
-    identity = {
-        "tokenizer": tokenizer.content_hash(),
-        "search": config.search.model_dump(mode="json"),
-        "reconstructions": images.fingerprint,
-        "seed": config.seed,
-    }
+    identity: dict[str, Any] = {"tokenizer": tokenizer.content_hash(), "seed": config.seed}
+    identity |= {"images": images.fingerprint, "search": config.search.model_dump(mode="json")}
     decoded = comparison.features(reconstructions, len(items), "reconstructions", identity)
     other = train if images is validation else None
     return results | comparison.compare("rFD", decoded, reference or images, other, protocol)
