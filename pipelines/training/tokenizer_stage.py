@@ -107,7 +107,9 @@ class TokenizerStage(Stage[LoadedImages, Tensor]):
         except InputError as error:
             raise InputError(f"data.image_size: {error}") from error
         rate_factors = config.recipe.rate_factors(self.model.learned_roles())
-        network = Network.from_config(self.model, config.training, rate_factors)
+        names = {name for name, _ in self.model.named_parameters()}
+        apart = {name for name in names if name.startswith("code_prior.")}
+        network = Network.from_config(self.model, config.training, rate_factors, apart)
         self.networks = {"tokenizer": network}
         self.adversary = Adversary.of_run(config, self.model, accelerator)
         if self.adversary is not None:
