@@ -71,6 +71,8 @@ def evaluate_reconstruction(
     values["codebook_usage"] = usage.usage()
     values["nominal_bits"] = sum(usage.nominal_bits())
     values["marginal_bits"] = sum(usage.marginal_bits())
+    if usage.own_prior_bits is not None:
+        values["own_prior_bits"] = sum(usage.own_prior_bits)
     bound, codes = bound_bits_per_dim(
         tokenizer, train, images, accelerator, config.batch_size, config.seed
     )

@@ -27,7 +27,7 @@ from pipelines.evaluation.similarity import SSIM_WINDOW
 from pipelines.images import comparison, to_float, to_uint8
 from pipelines.processes import batch_size_without_gradient, seed_everything
 from pipelines.run.log import Metrics
-from pipelines.training.calibration import calibrate_code_prior, code_lengths
+from pipelines.training.calibration import calibrate_code_prior
 from pipelines.training.initial_weights import load_initial_weights
 from pipelines.training.layer_health import LayerHealth, relative_variances
 from pipelines.training.losses import Bound, Loss, TokenizerLoss
@@ -261,7 +261,7 @@ class TokenizerStage(Stage[LoadedImages, Tensor]):
             "dequantization_variance": model.dequantization_variances().tolist(),
             "relative_variance": ratios,
             **judged,
-            **code_lengths(model, dataset, items, self.device),
+            **({} if usage.own_prior_bits is None else {"code_bits": usage.own_prior_bits}),
             **self.health.check(model.codebook_sizes, usage.usage(), usage.perplexity(), ratios),
         }
 

@@ -68,7 +68,9 @@ def test_a_prior_that_only_learns_leaves_the_rest_as_it_is_bit_for_bit(
     weights = []
     for name, width in (("with", 8), ("without", 0)):
         tokenizer = run.tokenizer.model_copy(update={"code_prior": CodePriorConfig(width=width)})
-        recipe = run.recipe.model_copy(update={"code_prior": CodePriorRecipe(rate_weight=0.0, calibration_steps=0)})
+        recipe = run.recipe.model_copy(
+            update={"code_prior": CodePriorRecipe(rate_weight=0.0, calibration_steps=0)}
+        )
         parts = {"run_dir": tmp_path / name, "tokenizer": tokenizer, "recipe": recipe}
         train_tokenizer(run.model_copy(update=parts))
         weights.append(Tokenizer.from_pretrained(tmp_path / name / "tokenizer/model").state_dict())
