@@ -23,6 +23,9 @@ from tokenizer.quantizers.base import at_least_float32
 from tokenizer.topdown import TopDownGroup, TopDownPath
 
 NUM_BLOCKS = 2
+IMAGES_PER_DRAW = 2
+"""In training one of so many images goes through the heads, so that a step takes at most a quarter
+longer."""
 
 Choose = Callable[[Float[Tensor, "batch positions codes"]], Int[Tensor, "batch positions"]]
 """Codes by their log-probabilities."""
@@ -145,7 +148,7 @@ class CodePrior(nn.Module):
                     context, positions = _Context(group, layer, upsampled, codes), order == step
                     if not positions.any():  # of a small map
                         continue
-                    rows = positions.expand(len(codes), *positions.shape)
+                    rows = positions.expand(len(codes), *positions.shape).nonzero(as_tuple=True)
                     inputs = context.inputs(order < step)
                     found = self._of_rows(number, layer, inputs, rows)
                     found = found.view(len(codes), -1, found.shape[1])
@@ -159,43 +162,46 @@ class CodePrior(nn.Module):
         indices: Sequence[Int[Tensor, "batch _ _ _"]],
         latents: Sequence[Float[Tensor, "batch _ _ _"]] | None,
     ) -> CodeTerms:
-        """One random layer of each group and one random pass of it for each image.
+        """One random pass of one random layer of each group, for each image or some of them.
 
-        Weighed so that the expectation is that of all layers and passes.
+        Weighed so that the expectation is that of all images, layers and passes.
 
         Args:
             top_down: holds code vectors and upward paths.
             indices: hard codes, which are the contexts.
-            latents: Ẑ of each group, for the posteriors; without them the hard codes stand alone.
+            latents: Ẑ of each group, for the posteriors; without them the hard codes stand alone,
+                of all images.
         """
         rate = fit = torch.zeros((), device=indices[0].device)
         for number, group, upsampled, codes in self._groups(top_down, indices):
             batch, depth, *size = codes.shape
-            weight = self.num_passes * depth / batch
-            first = int(torch.randint(depth, ()))
+            stride = depth if latents is None else depth * IMAGES_PER_DRAW
+            weight = self.num_passes * stride / batch
+            first = int(torch.randint(stride, ()))
+            order = self.order(*size)
             for layer in range(depth):
-                images = slice((layer + first) % depth, None, depth)
+                images = slice((layer + first) % stride, None, stride)
                 own = codes[images]
                 if not len(own):
                     continue
                 passes = torch.randint(self.num_passes, (len(own), 1, 1), device=own.device)
-                order = self.order(*size)
                 with torch.no_grad():
                     above = None if upsampled is None else upsampled[images]
                     inputs = _Context(group, layer, above, own).inputs(order < passes)
-                rows = order == passes  # (B, h, w)
-                found = self._of_rows(number, layer, inputs, rows)
+                rows = (order == passes).nonzero(as_tuple=True)
+                features = self._features(number, layer, inputs, rows)
+                last = self.heads[number][layer][-1]  # type: ignore[index]
                 if latents is None or not group.quantizer.has_posterior:
-                    chosen = own[:, layer][rows].unsqueeze(1)
-                    fit = fit - weight * found.gather(1, chosen).sum()
+                    logits = at_least_float32(last(features))
+                    hard = functional.cross_entropy(logits, own[:, layer][rows], reduction="sum")
+                    fit = fit + weight * hard
                     continue
                 residual = at_least_float32(latents[number][images].movedim(1, -1)[rows])
                 for before in range(layer):
                     codebook = at_least_float32(group.quantizer.codebook(before))
                     residual = residual - functional.embedding(own[:, before][rows], codebook)
-                posterior = group.quantizer.log_posterior(layer, residual).exp()
-                rate = rate - weight * (posterior * found.detach()).sum()
-                fit = fit - weight * (posterior.detach() * found).sum()
+                soft = group.quantizer.cross_entropy(layer, residual, features, last)
+                rate, fit = rate + weight * soft.rate, fit + weight * soft.fit
         return CodeTerms(rate, fit)
 
     def _groups(
@@ -212,19 +218,29 @@ class CodePrior(nn.Module):
                 state = quantized if upsampled is None else upsampled + quantized
 
     def _log_probabilities(self, number: int, context: "_Context", known: Tensor) -> Tensor:
-        every = torch.ones_like(context.codes[:, 0], dtype=torch.bool)
+        codes = context.codes[:, 0]
+        every = torch.ones_like(codes, dtype=torch.bool).nonzero(as_tuple=True)
         rows = self._of_rows(number, context.layer, context.inputs(known), every)
-        return rows.view(*every.shape, -1)
+        return rows.view(*codes.shape, -1)
 
     def _of_rows(
-        self, number: int, layer: int, inputs: Tensor, rows: Bool[Tensor, "batch height width"]
+        self, number: int, layer: int, inputs: Tensor, rows: tuple[Tensor, ...]
     ) -> Float[Tensor, "rows codes"]:
-        *trunk, last = self.heads[number][layer]  # type: ignore[index]
-        features = inputs.to(last.weight.dtype)
+        last = self.heads[number][layer][-1]  # type: ignore[index]
+        features = self._features(number, layer, inputs, rows)
+        return at_least_float32(last(features)).log_softmax(1)
+
+    def _features(
+        self, number: int, layer: int, inputs: Tensor, rows: tuple[Tensor, ...]
+    ) -> Float[Tensor, "rows channels"]:
+        """What the wide last layer of a head sees at the positions (image, y, x) alone."""
+        *trunk, activation, last = self.heads[number][layer]  # type: ignore[index]
+        # 1×1 convolutions are faster so, and so is the choice of positions.
+        features = inputs.to(last.weight.dtype, memory_format=torch.channels_last)
         for module in trunk:
             features = module(features)
-        chosen = features.movedim(1, -1)[rows]  # the wide last layer of these alone
-        return at_least_float32(last(chosen)).log_softmax(1)
+        chosen: Tensor = activation(features.movedim(1, -1)[rows])
+        return chosen
 
 
 class _Context(NamedTuple):

@@ -32,6 +32,7 @@ class WithOwnPrior(TokenizerParts):
         prior, weight = self._own_prior(), self._weight
         return prior.log_probabilities(self.top_down, given_indices(indices, self.config, weight))
 
+    @torch.no_grad()
     def code_length(
         self, codes: Float[Tensor, "batch _ _ _"] | Sequence[Int[Tensor, "batch _ _ _"]]
     ) -> Float64[Tensor, "batch layers"]:
@@ -40,16 +41,15 @@ class WithOwnPrior(TokenizerParts):
         Raises:
             InputError: there is no prior, or what is given does not fit.
         """
-        self._own_prior()
+        prior = self._own_prior()
         indices = self.encode(codes) if isinstance(codes, Tensor) else codes
-        lengths = [
-            -log_probability.gather(-1, chosen.unsqueeze(-1)).double().sum((1, 2, 3))
-            for layers, group in zip(self.log_probabilities(indices), indices, strict=True)
-            for log_probability, chosen in zip(
-                layers, group.to(layers[0].device).unbind(1), strict=True
-            )
-        ]
-        return torch.stack(lengths, 1) / math.log(2)
+        indices = given_indices(indices, self.config, self._weight)
+        shape = (len(indices[0]), len(self.codebook_sizes))
+        nats = torch.zeros(shape, dtype=torch.float64, device=indices[0].device)
+        for now in prior.passes(self.top_down, indices, 0):
+            chosen = now.codes[:, now.positions].unsqueeze(-1)
+            nats[:, now.layer] -= now.log_probabilities.gather(-1, chosen).double().sum((1, 2))
+        return nats / math.log(2)
 
     @torch.no_grad()
     def sample(

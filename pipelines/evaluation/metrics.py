@@ -203,6 +203,9 @@ class CodeUsage:
     before reading any number: `usage.counts = accelerator.reduce(usage.counts, "sum")`.
     """
 
+    own_prior_bits: list[float] | None = None
+    """Bits per image of each layer under the tokenizer's own prior; None where it has none."""
+
     def __init__(
         self, code_maps: Sequence[CodeMapConfig], device: torch.device | str = "cpu"
     ) -> None:

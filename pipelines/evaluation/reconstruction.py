@@ -26,22 +26,26 @@ def measure_reconstruction(
     batch_size: int = 250,
     search: SearchConfig = NO_SEARCH,
 ) -> tuple[ImageErrors, CodeUsage]:
-    """Errors of these images after 8-bit rounding, and the counts of their hard codes.
+    """Errors of these images after 8-bit rounding, and the counts and bits of their hard codes.
 
     The work is shared by all processes; each gets the whole result.
     """
     _, height, width = image_shape(dataset)
     usage = CodeUsage(tokenizer.code_maps(height, width))
     own_items = items[own_share(accelerator, len(items))]
-    columns = []
+    columns, bits = [], torch.zeros(len(usage.counts), dtype=torch.float64)
     for start in range(0, len(own_items), batch_size):
         images = dataset.images_at(own_items[start : start + batch_size])
         indices = tokenizer.encode(to_float(images).to(accelerator.device), search)
         usage.update([layer.cpu() for layer in indices])
+        if tokenizer.code_prior is not None:
+            bits += tokenizer.code_length(indices).sum(0).cpu()
         errors = image_errors(images, to_uint8(tokenizer.decode(indices)).cpu())
         columns.append(torch.stack(errors, 1))
     rows = torch.cat(columns) if columns else torch.zeros(0, 3, dtype=torch.float64)
     usage.counts = [sum_over_processes(accelerator, counts) for counts in usage.counts]
+    if tokenizer.code_prior is not None:
+        usage.own_prior_bits = (sum_over_processes(accelerator, bits) / len(items)).tolist()
     return ImageErrors(*gather_shares(accelerator, rows, len(items)).unbind(1)), usage
 
 

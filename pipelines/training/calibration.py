@@ -2,16 +2,14 @@
 
 import math
 
-import numpy as np
 import torch
 
 from pipelines.data.dataset import ImageDataset, chosen_items
 from pipelines.images import to_float
-from pipelines.run.log import Metrics
 from tokenizer import Tokenizer
 
 LEARNING_RATE = 2e-3
-BATCH, NUM_IMAGES = 64, 256
+BATCH = 64
 
 
 def calibrate_code_prior(
@@ -48,17 +46,3 @@ def calibrate_code_prior(
         parameter.grad = None
         parameter.requires_grad_(needed)
     tokenizer.train(was_training)
-
-
-def code_lengths(
-    tokenizer: Tokenizer, images: ImageDataset, items: np.ndarray, device: torch.device
-) -> Metrics:
-    """Bits of each layer under the tokenizer's own prior: means of a few images, of all processes.
-
-    Empty without one.
-    """
-    if tokenizer.code_prior is None:
-        return {}
-    batch = to_float(images.images_at(items[:NUM_IMAGES])).to(device)
-    bits = torch.cat([tokenizer.code_length(part) for part in torch.split(batch, BATCH)])
-    return {"code_bits": bits.mean(0).tolist()}

@@ -64,6 +64,7 @@ class TrainedNetwork:
         if config.compile:
             self.module.compile(backend=COMPILER)
         self.prepared, self._prepared_optimizer = accelerator.prepare(self.module, self._optimizer)
+        self._clipped = network.clipped()
         self.parameters = [
             parameter for parameter in self.module.parameters() if parameter.requires_grad
         ]
@@ -81,14 +82,13 @@ class TrainedNetwork:
         """Backward, and after the last micro-batch of a step the optimizer.
 
         Returns:
-            The gradient's norm, 0 before the last micro-batch.
+            The gradient's norm, without parameters apart; 0 before the last micro-batch.
         """
         self._accelerator.backward(minimized)
         norm = torch.zeros((), device=self._accelerator.device)
         if self._accelerator.sync_gradients:
-            norm = self._accelerator.clip_grad_norm_(
-                self.prepared.parameters(), self.network.max_gradient_norm
-            )
+            max_norm = self.network.max_gradient_norm
+            norm, *_ = [self._accelerator.clip_grad_norm_(own, max_norm) for own in self._clipped]
         self._prepared_optimizer.step()
         self._prepared_optimizer.zero_grad()
         return norm

@@ -30,6 +30,9 @@ class Network(NamedTuple):
     """Gradients are scaled down to this norm."""
     ema_decay: float = 0.0
     """Decay of the exponential moving average of the weights; 0 = none."""
+    apart: Collection[str] = frozenset()
+    """Names of parameters in optimizer groups of their own, whose gradients are scaled down by
+    their own norm: they do not change what the others learn."""
     added: Mapping[str, Tensor] = MappingProxyType({})
     """State by name that earlier versions did not save, as it was at their start."""
 
@@ -39,6 +42,7 @@ class Network(NamedTuple):
         module: PretrainedModule[Any],
         config: TrainingConfig,
         rate_factors: Mapping[str, float] = MappingProxyType({}),
+        apart: Collection[str] = frozenset(),
     ) -> "Network":
         """A model that is trained as the config of a run says."""
         return cls(
@@ -50,25 +54,42 @@ class Network(NamedTuple):
             (0.9, config.beta2),
             config.max_gradient_norm,
             config.ema_decay,
+            apart,
         )
+
+    def clipped(self) -> list[list[nn.Parameter]]:
+        """Parameters whose gradients share a norm: those apart last, if there are any."""
+        parameters: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+        for name, parameter in self.module.named_parameters():
+            parameters[name in self.apart].append(parameter)
+        return [own for own in parameters if own]
+
+
+class GroupKey(NamedTuple):
+    """What the parameters of an optimizer group have in common."""
+
+    weight_decay: float
+    rate_factor: float
+    is_apart: bool
 
 
 def parameter_groups(
     network: Network, names: Iterable[str] | None = None
-) -> dict[tuple[float, float], list[str]]:
-    """Names of the trained parameters by (weight decay, rate factor).
+) -> dict[GroupKey, list[str]]:
+    """Names of the trained parameters by optimizer group.
 
     Args:
         network: holds the parameters.
         names: of all of them, in the order to keep; None takes that of the module.
     """
     parameters = dict(network.module.named_parameters())
-    groups: dict[tuple[float, float], list[str]] = {}
+    groups: dict[GroupKey, list[str]] = {}
     for name in parameters if names is None else names:
         if parameters[name].requires_grad:
             decays = parameters[name].ndim > 1 and name not in network.no_weight_decay
             factor = network.rate_factors.get(name, 1.0)
-            key = (network.weight_decay if decays else 0.0, factor)
+            weight_decay = network.weight_decay if decays else 0.0
+            key = GroupKey(weight_decay, factor, name in network.apart)
             groups.setdefault(key, []).append(name)
     return groups
 
@@ -80,10 +101,10 @@ def make_optimizer(network: Network) -> torch.optim.Optimizer:
         [
             {
                 "params": [(name, parameters[name]) for name in names],
-                "weight_decay": weight_decay,
-                "rate_factor": factor,
+                "weight_decay": key.weight_decay,
+                "rate_factor": key.rate_factor,
             }
-            for (weight_decay, factor), names in parameter_groups(network).items()
+            for key, names in parameter_groups(network).items()
         ],
         lr=network.learning_rate(0),
         betas=network.betas,

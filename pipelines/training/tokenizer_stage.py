@@ -28,7 +28,7 @@ from pipelines.images import comparison, to_float, to_uint8
 from pipelines.presets import smaller_preset
 from pipelines.processes import batch_size_without_gradient, seed_everything
 from pipelines.run.log import Metrics
-from pipelines.training.calibration import calibrate_code_prior, code_lengths
+from pipelines.training.calibration import calibrate_code_prior
 from pipelines.training.initial_weights import load_initial_weights
 from pipelines.training.layer_health import LayerHealth, relative_variances
 from pipelines.training.losses import Bound, Loss, TokenizerLoss
@@ -108,7 +108,9 @@ class TokenizerStage(Stage[LoadedImages, Tensor]):
         except InputError as error:
             raise InputError(f"data.image_size: {error}") from error
         rate_factors = config.recipe.rate_factors(self.model.learned_roles())
-        network = Network.from_config(self.model, config.training, rate_factors)
+        names = {name for name, _ in self.model.named_parameters()}
+        apart = {name for name in names if name.startswith("code_prior.")}
+        network = Network.from_config(self.model, config.training, rate_factors, apart)
         self.networks = {"tokenizer": network}
         self.adversary = Adversary.of_run(config, self.model, accelerator)
         if self.adversary is not None:
@@ -261,7 +263,7 @@ class TokenizerStage(Stage[LoadedImages, Tensor]):
             "dequantization_variance": model.dequantization_variances().tolist(),
             "relative_variance": ratios,
             **judged,
-            **code_lengths(model, dataset, items, self.device),
+            **({} if usage.own_prior_bits is None else {"code_bits": usage.own_prior_bits}),
             **self.health.check(model.codebook_sizes, usage.usage(), usage.perplexity(), ratios),
         }
 

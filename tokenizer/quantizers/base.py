@@ -31,6 +31,25 @@ class Draw(NamedTuple):
     """H(P) in nats; zero for the nearest code, which is a point mass."""
 
 
+class CrossEntropy(NamedTuple):
+    """Σ_n CE(P_n, p_n) in nats, twice."""
+
+    rate: Float[Tensor, ""]
+    """CE(P, sg p): its gradient reaches the posteriors alone."""
+    fit: Float[Tensor, ""]
+    """CE(sg P, p): the same number, whose gradient reaches the prior alone."""
+
+
+def plain_cross_entropy(
+    log_posterior: Float[Tensor, "positions codes"], log_prior: Float[Tensor, "positions codes"]
+) -> CrossEntropy:
+    """With whole matrices: what the fast version must equal."""
+    posterior = log_posterior.exp()
+    return CrossEntropy(
+        -(posterior * log_prior.detach()).sum(), -(posterior.detach() * log_prior).sum()
+    )
+
+
 @contextlib.contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Autocast and TF32 off: in bf16 only 62 % of the nearest codes were found in a simulation."""
@@ -136,6 +155,21 @@ class Quantizer(nn.Module, ABC):
             InputError: this quantizer has no posterior.
         """
         raise InputError(f"{type(self).__name__} has no posterior over its codes")
+
+    def cross_entropy(
+        self,
+        layer: int,
+        residual: Float[Tensor, "positions dim"],
+        features: Float[Tensor, "positions width"],
+        head: nn.Linear,
+    ) -> CrossEntropy:
+        """Σ CE(P_l, p) over the positions, where p = softmax(head(features)).
+
+        Raises:
+            InputError: this quantizer has no posterior.
+        """
+        log_prior = at_least_float32(head(features)).log_softmax(1)
+        return plain_cross_entropy(self.log_posterior(layer, residual), log_prior)
 
     def log_posteriors(
         self,

@@ -58,7 +58,7 @@ def nearest_codes(
         # One tensor: many small ones would lie between the blocks, and keep their memory apart.
         found = torch.empty(len(latents), dtype=torch.int64, device=latents.device)
         scores = rows_at_origin = latents.new_empty(0)
-        for _, rows in _blocks(latents, codebook):
+        for _, rows in row_blocks(latents, codebook):
             block = latents[rows]
             if len(block) != len(scores):
                 scores = block.new_empty(len(block), len(codebook))
@@ -92,7 +92,7 @@ def gumbel_noise(
     latents: Float[Tensor, "positions dim"], codebook: Float[Tensor, "codes dim"], seed: int
 ) -> Float[Tensor, "positions codes"]:
     """All the noise that blocks draw piece by piece."""
-    parts = [_noise(latents[rows], codebook, seed, b) for b, rows in _blocks(latents, codebook)]
+    parts = [_noise(latents[rows], codebook, seed, b) for b, rows in row_blocks(latents, codebook)]
     return torch.cat(parts)
 
 
@@ -164,7 +164,8 @@ def plain_mixture(
     return Draw(weights @ codebook, perturbed.argmax(1), posterior_entropy)
 
 
-def _blocks(latents: Tensor, codebook: Tensor) -> Iterator[tuple[int, slice]]:
+def row_blocks(latents: Tensor, codebook: Tensor) -> Iterator[tuple[int, slice]]:
+    """Number and rows of each block of latents."""
     size = BLOCK_SIZE.get(latents.device.type, BLOCK_SIZE["cpu"])
     step = max(1, size // len(codebook))
     for number, start in enumerate(range(0, len(latents), step)):
@@ -213,7 +214,7 @@ def _sampled(
     entropies = torch.empty_like(latents[:, 0])
     indices = torch.empty_like(entropies, dtype=torch.int64)
     bias = code_biases(codebook, 1 / variance)
-    for block, rows in _blocks(latents, codebook):
+    for block, rows in row_blocks(latents, codebook):
         log_posterior = proximity(latents[rows], codebook, 1 / variance, bias).log_softmax(1)
         entropies[rows] = _entropy(log_posterior)
         indices[rows] = _noise(latents[rows], codebook, seed, block).add_(log_posterior).argmax(1)
@@ -240,7 +241,7 @@ class _BlockedMixture(torch.autograd.Function):
         kept: list[Tensor] = []
         precision = 1 / variance
         bias = code_biases(codebook, precision)
-        for block, rows in _blocks(latents, codebook):
+        for block, rows in row_blocks(latents, codebook):
             noise = _noise(latents[rows], codebook, seed, block)
             mixed = _mixed(latents[rows], codebook, precision, bias, temperature, noise)
             torch.mm(mixed.weights, codebook, out=quantized[rows])
@@ -271,7 +272,7 @@ class _BlockedMixture(torch.autograd.Function):
         totals = torch.zeros_like(codebook[:, 0])  # (K,)
         grad_variance = torch.zeros_like(variance)
         with full_precision(latents.device):
-            for block, rows in _blocks(latents, codebook):
+            for block, rows in row_blocks(latents, codebook):
                 block_latents, block_grad = latents[rows], grad_quantized[rows]
                 if kept:
                     log_posterior, weights = kept[2 * block], kept[2 * block + 1]

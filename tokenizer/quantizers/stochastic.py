@@ -8,12 +8,14 @@ from torch import Tensor, nn
 
 from tokenizer.config import GroupConfig, StochasticQuantizerConfig
 from tokenizer.quantizers.base import (
+    CrossEntropy,
     Mode,
     QuantizerOutput,
     at_least_float32,
     full_precision,
 )
 from tokenizer.quantizers.codebooks import CodebookQuantizer
+from tokenizer.quantizers.cross_entropy import blocked_cross_entropy
 from tokenizer.quantizers.mixture import centered, proximity, stochastic_quantization
 from tokenizer.storage.errors import InputError
 
@@ -95,6 +97,20 @@ class StochasticQuantizer(CodebookQuantizer):
             vectors = at_least_float32(self.codebook(layer))
             latents, codebook, _ = centered(at_least_float32(residual), vectors)
             return proximity(latents, codebook, 1 / self.variances()[layer]).log_softmax(1)
+
+    def cross_entropy(
+        self,
+        layer: int,
+        residual: Float[Tensor, "positions dim"],
+        features: Float[Tensor, "positions width"],
+        head: nn.Linear,
+    ) -> CrossEntropy:
+        """Σ CE(P_l, p) over the positions, where p = softmax(head(features))."""
+        with full_precision(residual.device):
+            vectors = at_least_float32(self.codebook(layer))
+            latents, codebook, _ = centered(at_least_float32(residual), vectors)
+            prior = (features.to(latents), head.weight.to(latents), head.bias.to(latents))
+            return blocked_cross_entropy(latents, codebook, self.variances()[layer], *prior)
 
     def log_posteriors(
         self,

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -26,6 +27,7 @@ from pipelines.sampling_config import SamplingConfig
 from pipelines.train_tokenizer import train_tokenizer
 from tests.tiny_runs import tokenizer_run
 from tokenizer import Tokenizer
+from tokenizer.code_prior_config import CodePriorConfig
 from tokenizer.storage.errors import InputError
 
 GENERATION = ("FD", "IS", "KID", "precision", "recall")
@@ -178,6 +180,24 @@ def test_reconstructions_are_measured_on_the_validation_images(
     errors = (decoded.round().clamp(0, 255) - images.float()) / 255
     assert results["RMSE"]["value"] == pytest.approx(errors.square().mean().sqrt().item())
     json.dumps(results)
+
+
+def test_bits_under_the_tokenizers_own_prior_are_those_of_its_hard_codes(
+    measure: Callable[..., Results],
+    pipeline: ImageGenerationPipeline,
+    splits: tuple[ImageDataset, ImageDataset],
+) -> None:
+    prior = CodePriorConfig(width=8)
+    tokenizer = Tokenizer(pipeline.tokenizer.config.model_copy(update={"code_prior": prior})).eval()
+    for name, parameter in tokenizer.code_prior.named_parameters():  # type: ignore[union-attr]
+        if name.endswith("4.bias"):  # of the last layers, which start from equal probabilities
+            torch.nn.init.normal_(parameter)
+    results = measure(tokenizer)
+    assert results.keys() == RECONSTRUCTION | {"own_prior_bits"}
+    images = to_float(splits[1].images_at(np.arange(len(splits[1]))))
+    expected = tokenizer.code_length(images).sum(1).mean().item()
+    assert results["own_prior_bits"]["value"] == pytest.approx(expected)
+    assert expected != pytest.approx(results["nominal_bits"]["value"], rel=0.01)
 
 
 def test_a_baseline_has_the_bound_of_its_nearest_codes(

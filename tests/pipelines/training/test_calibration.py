@@ -60,6 +60,27 @@ def test_the_run_logs_code_lengths_and_saves_the_prior(trained: Path) -> None:
     assert training["code_rate_weight"][1][-1] == pytest.approx(0.3)
 
 
+def test_a_prior_that_only_learns_leaves_the_rest_as_it_is_bit_for_bit(
+    cache_dir: Path, tmp_path: Path
+) -> None:
+    """Its gradient has a norm of its own, and is not counted in that of the others."""
+    run = run_with_prior(tmp_path / "with", cache_dir)
+    weights = []
+    for name, width in (("with", 8), ("without", 0)):
+        tokenizer = run.tokenizer.model_copy(update={"code_prior": CodePriorConfig(width=width)})
+        recipe = run.recipe.model_copy(
+            update={"code_prior": CodePriorRecipe(rate_weight=0.0, calibration_steps=0)}
+        )
+        parts = {"run_dir": tmp_path / name, "tokenizer": tokenizer, "recipe": recipe}
+        train_tokenizer(run.model_copy(update=parts))
+        weights.append(Tokenizer.from_pretrained(tmp_path / name / "tokenizer/model").state_dict())
+        norms = read_metrics(tmp_path / name / "tokenizer", "train")["gradient_norm"][1]
+        assert max(norms) > run.training.max_gradient_norm
+    for weight_name, weight in weights[1].items():
+        assert torch.equal(weight, weights[0][weight_name]), weight_name
+    assert weights[0].keys() > weights[1].keys()
+
+
 def test_calibration_lowers_the_code_length_and_touches_nothing_else(
     trained: Path, cache_dir: Path
 ) -> None:
