@@ -18,8 +18,10 @@ from tokenizer.storage.errors import InputError
 
 BATCH = 50
 """Images at a time."""
+SMALLEST_DEVIATION = 1e-3
+"""Of a statistic, in bits or in logarithms: rounding must not make an image unusual."""
 RIDGE = 1e-3
-"""Added to the variances of standardized statistics, for those that hardly vary."""
+"""Added to the variances of standardized statistics, for those that follow from each other."""
 Images = UInt8[Tensor, "images channels height width"]
 
 SCORES = {
@@ -74,7 +76,7 @@ class AnomalyScorer:
         """σ² of the bound's decoder, on [-1, 1]: the mean squared error of the reference."""
         self.reference = self.measure(reference)
         statistics = self.reference.statistics()
-        self._mean, self._deviation = statistics.mean(0), statistics.std(0).clamp_min(1e-9)
+        self._mean, self._deviation = statistics.mean(0), statistics.std(0).clamp_min(SMALLEST_DEVIATION)
         standard = (statistics - self._mean) / self._deviation
         covariance = standard.T @ standard / (len(standard) - 1)
         identity = torch.eye(len(covariance), dtype=torch.float64)
