@@ -44,10 +44,9 @@ def compress(config: CompressConfig) -> int:
         InputError: the run or a picture is missing or wrong, or a file would be overwritten.
     """
     pipeline = load_pipeline(config.run_dir, config.model == "prior")
-    if config.model == "marginals" and pipeline.marginals is None:
-        pipeline.marginals = measured_marginals(config, pipeline.tokenizer)
+    is_uncounted = config.model == "marginals" and pipeline.marginals is None
     codec = pipeline.codec()
-    model = codec.check_model(config.model)
+    model = codec.check_model("counts" if is_uncounted else config.model)
     search_of(codec, config.quality)
     conversion = pipeline.original_conversion
     outputs = planned(config.files, pictures_within, config.output_dir, SUFFIX)
@@ -57,6 +56,10 @@ def compress(config: CompressConfig) -> int:
         except UnreadableImageError as error:
             raise InputError(f"files: {path} is not a readable image: {error}") from error
         codec.check_size(*size, model)
+    if is_uncounted:
+        pipeline.marginals = measured_marginals(config, pipeline.tokenizer)
+        codec = pipeline.codec()
+        model = codec.check_model(config.model)
     pipeline.to(new_accelerator().device)
     num_bytes = 0
     for path, output in outputs.items():

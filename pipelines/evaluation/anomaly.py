@@ -76,7 +76,10 @@ class AnomalyScorer:
         """σ² of the bound's decoder, on [-1, 1]: the mean squared error of the reference."""
         self.reference = self.measure(reference)
         statistics = self.reference.statistics()
-        self._mean, self._deviation = statistics.mean(0), statistics.std(0).clamp_min(SMALLEST_DEVIATION)
+        self._mean, self._deviation = (
+            statistics.mean(0),
+            statistics.std(0).clamp_min(SMALLEST_DEVIATION),
+        )
         standard = (statistics - self._mean) / self._deviation
         covariance = standard.T @ standard / (len(standard) - 1)
         identity = torch.eye(len(covariance), dtype=torch.float64)

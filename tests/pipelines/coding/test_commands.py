@@ -104,6 +104,7 @@ def test_what_is_wrong_is_said_before_anything_is_written(
             "must have 16 by 16 pixels",
         ),
         (("compress", only_one, twin, *to_small, "--model", "prior"), "needs a trained prior"),
+        (("compress", only_one, broken, *to_small, "--model", "marginals"), "not a readable image"),
         (("decompress", tiny_run, empty, *to_out), r"files: there are no \.hq files in"),
         (("decompress", tiny_run, broken, *to_out), "broken.hq: content must be a picture"),
     ):
@@ -111,6 +112,7 @@ def test_what_is_wrong_is_said_before_anything_is_written(
             run(*arguments)
         assert not small.exists()
         assert not out.exists()
+    assert not (only_one / "tokenizer" / "model" / "marginals.json").exists()
     run("compress", tiny_run, twin, *to_small)
     with pytest.raises(InputError, match=r"1\.hq exists already"):
         run("compress", tiny_run, twin, *to_small)
