@@ -79,7 +79,8 @@ CPU = Budget(
     tokenizer="--tokenizer.networks.max-width 64 --tokenizer.code-prior.width 64 "
     "--training.batch-size 32 --training.learning-rate 3e-3 --training.total-steps 1000 "
     "--training.validation-interval 1000 --training.checkpoint-interval 500 ",
-    flowers="--tokenizer.groups.0.downsampling 16 --tokenizer.groups.1.downsampling 8 ",
+    flowers="--tokenizer.groups.0.downsampling 16 --tokenizer.groups.1.downsampling 8 "
+    "--tokenizer.networks.patch-size 8 ",
     prior="--prior.width 64 --prior.num-heads 2 --training.batch-size 32 "
     "--training.learning-rate 3e-3 --training.total-steps 800 "
     "--training.validation-interval 800 --training.checkpoint-interval 400",
