@@ -187,14 +187,14 @@ class ReconstructConfig(StrictConfig):
     """For codes that draw the images better."""
 
 
-class CompressConfig(StrictConfig):
+class CompressConfig(MovedDataConfig):
     """Writes pictures as files of a few bytes: the codes of a tokenizer, which has to be kept.
 
     Pictures keep their size. OUTPUT_DIR gets the files under the names of the pictures, in the same
     folders, with the suffix .hq; docs/files.md has the format.
     """
 
-    inputs: ClassVar[tuple[str, ...]] = ("run_dir", "files")
+    inputs: ClassVar[tuple[str, ...]] = ("run_dir", "files", *MovedDataConfig.inputs)
     main_options: ClassVar[tuple[str, ...]] = (
         *("run_dir", "files", "output_dir", "quality", "model"),
     )
@@ -209,9 +209,11 @@ class CompressConfig(StrictConfig):
     quality: Factor | None = None
     """The higher, the fewer bits: weight of bits against errors in a search for codes, which takes
     time. None or 0: no search. Needs a tokenizer with a prior of its own."""
-    model: Literal["own", "counts"] | None = None
-    """Where the probabilities of codes come from: the tokenizer's own prior, or counts of the codes
-    so far, which are the same on every machine. None: the first, if there is one."""
+    model: Literal["own", "marginals", "counts", "prior"] | None = None
+    """Where the probabilities of codes come from: the tokenizer's own prior; counts of the codes of
+    training images, made once and kept beside the tokenizer; counts of the codes so far; or the
+    prior of stage two, for pictures of its size alone, slow, in the fewest bits. None: the first of
+    the former three that there is."""
 
 
 class DecompressConfig(StrictConfig):

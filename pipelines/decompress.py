@@ -9,17 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from pipelines.coding.codec import Codec
-from pipelines.coding.layout import MAX_BYTES
+from pipelines.coding.layout import MAX_BYTES, model_of
 from pipelines.coding.paths import compressed_within, planned
 from pipelines.coding.pictures import decompressed
 from pipelines.command import announce, run_command
 from pipelines.command_configs import DecompressConfig
 from pipelines.data.folder_scan import printable
+from pipelines.drawing import PriorPipeline
 from pipelines.images import save_png, to_pil, to_uint8
-from pipelines.model_folders import load_tokenizer
 from pipelines.options import parse_options
 from pipelines.processes import new_accelerator
+from pipelines.tokenizer_pipeline import TokenizerPipeline
 from tokenizer.storage.errors import InputError
 
 Result = TypeVar("Result")
@@ -31,12 +31,16 @@ def decompress(config: DecompressConfig) -> None:
     Raises:
         InputError: the run or a file is missing or wrong, or a picture would be overwritten.
     """
-    tokenizer = load_tokenizer(config.run_dir, None).eval()
-    codec = Codec(tokenizer)
     outputs = planned(config.files, compressed_within, config.output_dir, ".png")
+    has_prior = (config.run_dir / "prior").is_dir()
+    needs_prior = any(_of_file(path, model_of) == "prior" for path in outputs)
+    pipeline = (PriorPipeline if has_prior and needs_prior else TokenizerPipeline).from_pretrained(
+        config.run_dir
+    )
+    codec = pipeline.codec()
     for path in outputs:  # before anything is written
         _of_file(path, codec.header)
-    tokenizer.to(new_accelerator().device)
+    pipeline.to(new_accelerator().device)
     for path, output in outputs.items():
         image = _of_file(path, lambda content: decompressed(codec, content))
         output.parent.mkdir(parents=True, exist_ok=True)

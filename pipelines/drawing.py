@@ -15,10 +15,13 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from pipelines.class_labels import class_numbers, listed
+from pipelines.coding.autoregressive import AutoregressivePrior
+from pipelines.coding.codec import Codec
 from pipelines.condition_inputs import ConditionReader
 from pipelines.hub import find_folder
 from pipelines.images import to_uint8
-from pipelines.model_folders import check_device, load_tokenizer, model_folder
+from pipelines.marginals import Marginals
+from pipelines.model_folders import check_device, load_tokenizer, model_folder, tokenizer_folder
 from pipelines.prefetch import one_ahead
 from pipelines.sampling_config import SamplingConfig
 from pipelines.text_encoders import TextEncoder
@@ -114,6 +117,7 @@ class PriorPipeline(TokenizerPipeline):
         prior = Prior.from_pretrained(prior_folder, dtype, conditioner=conditioner)
         pipeline = cls(tokenizer, prior, text_encoder)
         pipeline.tuned = TunedSampling.load(prior_folder, prior)
+        pipeline.marginals = Marginals.load(tokenizer_folder(source), tokenizer)
         return pipeline._placed(source, device)
 
     def to(self: PipelineT, *targets: str | torch.device | torch.dtype) -> PipelineT:
@@ -254,6 +258,10 @@ class PriorPipeline(TokenizerPipeline):
             InputError: a setting does not fit the prior.
         """
         return Sampler(self.prior, **filled(sampling, self.tuned, is_conditional).model_dump())
+
+    def codec(self) -> Codec:
+        """As of a tokenizer alone, and with the model "prior"."""
+        return Codec(self.tokenizer, self.marginals, lambda: AutoregressivePrior(self.prior))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """As for any pipeline; what was tuned for the prior lies beside its weights."""

@@ -22,7 +22,7 @@ _HUB_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*", re.ASCII)
 
 def patterns(models: Sequence[str]) -> list[str]:
     """Files of models of these names, and of what was measured of them."""
-    files = ("config.json", "model.safetensors", "sampling.json")
+    files = ("config.json", "model.safetensors", "sampling.json", "marginals.json")
     return [f"{model}/{file}" for model in models for file in files] + ["evaluation/*.json"]
 
 

@@ -18,6 +18,12 @@ def model_folder(folder: Path) -> Path:
     return folder / "model" if (folder / "model").is_dir() else folder
 
 
+def tokenizer_folder(source: Path) -> Path:
+    """The checkpoint of the first stage of a run or saved pipeline, or `source` itself."""
+    inner = source / "tokenizer"
+    return model_folder(inner if inner.is_dir() else source)
+
+
 def load_tokenizer(
     source: Path, dtype: torch.dtype | None, quantizer: BuildQuantizer | None = None
 ) -> Tokenizer:
@@ -31,8 +37,7 @@ def load_tokenizer(
         InputError: there is none, it is damaged, or its decoder was fine-tuned for other codes.
     """
     inner, tuned = source / "tokenizer", source / "decoder"
-    folder = model_folder(inner if inner.is_dir() else source)
-    tokenizer = Tokenizer.from_pretrained(folder, dtype, quantizer=quantizer)
+    tokenizer = Tokenizer.from_pretrained(tokenizer_folder(source), dtype, quantizer=quantizer)
     if not (tuned / "model").is_dir():
         return tokenizer
     if not is_finished(tuned):

@@ -12,8 +12,9 @@ from pipelines.coding.codec import Codec
 from pipelines.coding.pictures import compressed, decompressed
 from pipelines.hub import find_folder
 from pipelines.images import Output, OutputImages, check_output, to_output, to_uint8
+from pipelines.marginals import Marginals
 from pipelines.model_card import describe_codes
-from pipelines.model_folders import check_device, load_tokenizer
+from pipelines.model_folders import check_device, load_tokenizer, tokenizer_folder
 from pipelines.preprocessing import Conversion, ImageSize, Picture, Pictures, preprocess
 from pipelines.saved_pipeline import SavedPipeline
 from tokenizer import Tokenizer
@@ -47,6 +48,8 @@ class TokenizerPipeline(SavedPipeline):
 
     _models: ClassVar[tuple[str, ...]] = ("tokenizer",)
     _measured: ClassVar[tuple[str, ...]] = ("reconstruction",)
+    marginals: Marginals | None = None
+    """How often codes come, where that was measured (`hqvae compress --model marginals`)."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer.eval()
@@ -78,7 +81,9 @@ class TokenizerPipeline(SavedPipeline):
         check_device(device)
         source = find_folder(folder, cls._models, revision)
         tokenizer = load_tokenizer(source, dtype, quantizer)
-        return cls(tokenizer)._placed(source, device)
+        pipeline = cls(tokenizer)
+        pipeline.marginals = Marginals.load(tokenizer_folder(source), tokenizer)
+        return pipeline._placed(source, device)
 
     @property
     def image_size(self) -> int | None:
@@ -196,14 +201,20 @@ class TokenizerPipeline(SavedPipeline):
             image: one picture; neither resized nor cropped.
             quality: the higher, the fewer bits: μ of a search for codes that weighs bits against
                 errors (see `SearchConfig`), slower; None or 0: the encoder's codes.
-            model: where the probabilities of codes come from: "own" prior of the tokenizer, or
-                "counts" of the codes so far; None: the first, if there is one.
+            model: where the probabilities of codes come from: "own" prior of the tokenizer;
+                "marginals", counts of training images that were saved with it; "counts" of the
+                codes so far; the "prior" of an `ImageGenerationPipeline`, for pictures of its size.
+                None: the first of the former three that there is.
 
         Raises:
             InputError: the picture cannot be read or has too many pixels, or an argument is wrong.
         """
         prepared = preprocess(image, self.original_conversion)
-        return compressed(Codec(self.tokenizer), prepared, quality, model)
+        return compressed(self.codec(), prepared, quality, model)
+
+    def codec(self) -> Codec:
+        """What writes and reads files; making it takes a hash of all weights."""
+        return Codec(self.tokenizer, self.marginals)
 
     def decompress(self, content: bytes, output: Output = "pil") -> OutputImages:
         """The picture of a file that `compress` made, which is the only one.
@@ -215,7 +226,7 @@ class TokenizerPipeline(SavedPipeline):
                 version.
         """
         check_output(output)
-        images = decompressed(Codec(self.tokenizer), content)
+        images = decompressed(self.codec(), content)
         return to_output(to_uint8(images).cpu(), output)
 
     def features(self, images: Pictures, image_size: ImageSize = None) -> Features:
@@ -264,6 +275,13 @@ class TokenizerPipeline(SavedPipeline):
             [level.to(self.dtype) for level in features], "nearest"
         ).groups
         return self.decode([group.indices for group in groups], output=output)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """As for any pipeline; counts of codes lie beside the tokenizer's weights."""
+        super().save_pretrained(folder)
+        if self.marginals is not None:
+            update = {"tokenizer_hash": self.tokenizer.identity_hash()}
+            self.marginals.model_copy(update=update).save(Path(folder) / "tokenizer")
 
     def _parts(self) -> Mapping[str, PretrainedModule[Any]]:
         return {"tokenizer": self.tokenizer}

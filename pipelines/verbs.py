@@ -24,6 +24,7 @@ from pipelines.options import fail, parse_options, parse_run
 from pipelines.page_configs import AppConfig, ExplainConfig, SummaryConfig
 from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
 from pipelines.run.folder import check_extension, check_trained_tokenizer
+from pipelines.score_config import ScoreConfig
 from pipelines.tuning_config import TuneSamplingConfig
 from prior.config import PriorConfig
 from tokenizer.storage.configs import StrictConfig, validate_fields
@@ -60,6 +61,7 @@ VERBS = {
     ),
     "summary": Verb("writes a page about a run, during training too", SummaryConfig),
     "explain": Verb("writes a page about what the codes of a run mean", ExplainConfig),
+    "score": Verb("says how unusual images are to a run, with a page", ScoreConfig),
     "app": Verb("shows a page in a browser on which to play with a run", AppConfig),
     "check-data": Verb("says what training will do with each file of a folder", CheckDataConfig),
     "demo": Verb("trains, draws and measures on procedural shapes, in a few minutes", DemoConfig),

@@ -204,12 +204,12 @@ class Prior(PretrainedModule[PriorConfig]):
             raise InputError("prior must be in evaluation mode, got training mode: call eval()")
 
     def condition(self, inputs: Any, batch: int) -> Condition:
-        """What the conditioner makes of the inputs of `batch` images.
+        """What the conditioner makes of the inputs of `batch` images; a `Condition` is one already.
 
         Raises:
             InputError: the inputs are missing, or the conditioner gives another shape.
         """
-        condition: Condition = self.conditioner(inputs)
+        condition: Condition = inputs if isinstance(inputs, Condition) else self.conditioner(inputs)
         check_condition(condition, self.conditioner, batch, self.config.network.width)
         return condition
 

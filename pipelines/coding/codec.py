@@ -2,7 +2,7 @@
 
 import itertools
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,15 +10,23 @@ from jaxtyping import Int
 from torch import Tensor
 
 from pipelines.coding.layout import Header, pack, unpack
-from pipelines.coding.probabilities import Counts, OwnPrior, Step, same_sums
+from pipelines.coding.probabilities import (
+    Counts,
+    OwnPrior,
+    Probabilities,
+    StoredCounts,
+    same_sums,
+)
 from pipelines.coding.stream import StreamReader, StreamWriter
+from pipelines.marginals import Marginals
 from tokenizer import Tokenizer
 from tokenizer.fields import MAX_MAP_SIDE
 from tokenizer.storage.errors import InputError
-from tokenizer.storage.hashes import weights_hash
 
 MAX_PIXELS = 2**26
 """Width times height, as of a picture that is read."""
+PREFERRED = ("own", "marginals", "counts")
+"""Models, of which the first that there is is taken: those that are fast at any size."""
 
 
 class CodedPicture(NamedTuple):
@@ -34,48 +42,73 @@ class CodedPicture(NamedTuple):
 
 
 class Codec:
-    """Writes and reads by one tokenizer, whose weights must not change meanwhile."""
+    """Writes and reads by one tokenizer, whose weights must not change meanwhile.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    Args:
+        tokenizer: the tokenizer.
+        marginals: how often its codes come, for the model "marginals".
+        prior: gives what there is for the model "prior", when that is asked for.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        marginals: Marginals | None = None,
+        prior: Callable[[], Probabilities] | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
-        identity, prior = tokenizer.identity_hash(), tokenizer.code_prior
-        self._identities = {"counts": identity}
-        self._models: dict[str, Callable[[Sequence[Tensor]], Iterator[Step]]] = {
-            "counts": Counts(tokenizer.codebook_sizes)
+        self._identity = tokenizer.identity_hash()
+        self._makers: dict[str, Callable[[], Probabilities]] = {
+            "counts": lambda: Counts(tokenizer.codebook_sizes)
         }
+        own = tokenizer.code_prior
+        if own is not None:
+            self._makers["own"] = lambda: OwnPrior(own, tokenizer.top_down)
+        if marginals is not None:
+            self._makers["marginals"] = lambda: StoredCounts(marginals)
         if prior is not None:
-            self._identities["own"] = f"{identity} {weights_hash(prior.state_dict())}"
-            self._models["own"] = OwnPrior(prior, tokenizer.top_down)
+            self._makers["prior"] = prior
+        self._made: dict[str, Probabilities] = {}
 
     def padded_size(self, width: int, height: int) -> tuple[int, int]:
         """Height and width of what the networks see: the next multiples that they take."""
         multiple = self.tokenizer.config.groups[0].downsampling
         return height + -height % multiple, width + -width % multiple
 
-    def check_size(self, width: int, height: int) -> None:
+    def check_size(self, width: int, height: int, model: str) -> None:
         """Checks the size of a picture, before anything of that size is made.
 
         Raises:
-            InputError: it has no pixels, or too many.
+            InputError: it has no pixels, too many, or others than the model knows.
         """
         longest = MAX_MAP_SIDE * self.tokenizer.config.groups[-1].downsampling
-        if not 1 <= width * height <= MAX_PIXELS or max(self.padded_size(width, height)) > longest:
+        padded = self.padded_size(width, height)
+        if not 1 <= width * height <= MAX_PIXELS or max(padded) > longest:
             raise InputError(
                 f"a picture must have 1 to {MAX_PIXELS:,} pixels and sides of at most "
                 f"{longest:,}, got {width} by {height}"
             )
+        known = self._probabilities(model).code_maps
+        if known is not None and known != self.tokenizer.code_maps(*padded):
+            multiple = self.tokenizer.config.groups[0].downsampling
+            size = f"{known[0].width * multiple} by {known[0].height * multiple}"
+            raise InputError(
+                f"a picture must have {size} pixels for the model {model!r}, or up to "
+                f"{multiple - 1} less, got {width} by {height}"
+            )
 
     def check_model(self, model: str | None) -> str:
-        """The model that is asked for, or the best one.
+        """The model that is asked for, or the one that is taken where none is.
 
         Raises:
             InputError: the tokenizer has none such.
         """
         if model is None:
-            return [*self._identities][-1]
-        if model not in self._identities:
-            known = " or ".join(map(repr, self._identities))
+            return next(name for name in PREFERRED if name in self._makers)
+        if model not in self._makers:
+            known = " or ".join(map(repr, self._makers))
             raise InputError(f"model must be {known} for this tokenizer, got {model!r}")
+        self._probabilities(model)
         return model
 
     def encode(
@@ -91,27 +124,28 @@ class Codec:
             indices: of the padded picture, as `Tokenizer.encode` gives them.
             width: of the picture, in pixels.
             height: likewise.
-            model: of the probabilities, "own" or "counts"; None: the tokenizer's own prior, or
-                counts where it has none.
+            model: of the probabilities, see `MODELS`; None: the first of `PREFERRED`.
 
         Raises:
-            InputError: no such model, or too many pixels.
+            InputError: no such model, or a picture that it does not take.
         """
         model = self.check_model(model)
-        self.check_size(width, height)
+        self.check_size(width, height, model)
+        probabilities = self._probabilities(model)
         layers = [layer for group in indices for layer in group[0].cpu()]
         writer, ends, checks = StreamWriter(), [0], [0]
+        parts = _parts(layers, probabilities.parts)
         with same_sums():
-            for step in self._models[model](self._empty(width, height)):
-                if step.layer == len(ends):  # the first one of the next layer
+            for step in probabilities(self._empty(width, height)):
+                if step.part == len(ends):  # the first one of the next part
                     ends.append(writer.num_bytes)
-                    checks.append(_checksum(layers[step.layer - 1], checks[-1]))
+                    checks.append(_checksum(parts[step.part - 1], checks[-1]))
                 own = layers[step.layer][step.positions]
                 writer.write(own.numpy(), step.tables)
                 step.codes[step.positions] = own
         content = writer.finish()
         ends = [min(end, len(content)) for end in ends]
-        # A byte more where the last layer needs none: a file without it would look the same.
+        # A byte more where the last part needs none: a file without it would look the same.
         content = content.ljust(ends[-1] + 1, b"\0")
         header = Header(
             width,
@@ -119,9 +153,9 @@ class Codec:
             model,
             tuple(end - start for start, end in itertools.pairwise(ends)),
             tuple(check & 0xFFFF for check in checks[1:]),
-            _checksum(layers[-1], checks[-1]),
+            _checksum(parts[-1], checks[-1]),
         )
-        return pack(header, self._identities[model]) + content
+        return pack(header, self._identity_of(model) or "") + content
 
     def header(self, content: bytes) -> tuple[Header, int]:
         """The header of a file and the number of its bytes; nothing is decoded.
@@ -129,17 +163,15 @@ class Codec:
         Raises:
             InputError: it is wrong; see `unpack`.
         """
-        header, start = unpack(content, self._identities)
-        num_layers = len(self.tokenizer.codebook_sizes)
-        if len(header.lengths) != num_layers - 1:
-            raise InputError(
-                f"content must have {num_layers} layers, got {len(header.lengths) + 1}"
-            )
-        self.check_size(header.width, header.height)
+        header, start = unpack(content, self._identity_of)
+        num_parts = len(self._probabilities(header.model).parts)
+        if len(header.lengths) != num_parts - 1:
+            raise InputError(f"content must have {num_parts} parts, got {len(header.lengths) + 1}")
+        self.check_size(header.width, header.height, header.model)
         return header, start
 
     def decode(self, content: bytes) -> CodedPicture:
-        """Reads a file, or what there is of one that was cut at the end of a layer.
+        """Reads a file, or what there is of one that was cut at the end of a part.
 
         Raises:
             InputError: it is no such file, cut elsewhere, damaged, of another tokenizer or version,
@@ -148,20 +180,33 @@ class Codec:
         header, start = self.header(content)
         present = _num_present(header, len(content) - start)
         wanted = [*header.checks, header.crc]
+        probabilities = self._probabilities(header.model)
         indices = self._empty(header.width, header.height)
-        layers = [layer for group in indices for layer in group[0]]
+        parts = _parts([layer for group in indices for layer in group[0]], probabilities.parts)
         reader, crc, done = StreamReader(content[start:]), 0, 0
         with same_sums():
-            for step in self._models[header.model](indices):
-                if step.layer > done:
-                    crc = _checked(layers[done], crc, wanted, done)
-                    done = step.layer
+            for step in probabilities(indices):
+                if step.part > done:
+                    crc = _checked(parts[done], crc, wanted, done)
+                    done = step.part
                 if done == present:
                     break
                 step.codes[step.positions] = torch.from_numpy(reader.read(step.tables))
             else:
-                _checked(layers[done], crc, wanted, done)
-        return CodedPicture(indices, present, header.width, header.height)
+                _checked(parts[done], crc, wanted, done)
+        num_layers = sum(probabilities.parts[:present])
+        return CodedPicture(indices, num_layers, header.width, header.height)
+
+    def _probabilities(self, model: str) -> Probabilities:
+        if model not in self._made:
+            self._made[model] = self._makers[model]()
+        return self._made[model]
+
+    def _identity_of(self, model: str) -> str | None:
+        """What a file of this model depends on; None where there is no such model."""
+        if model not in self._makers:
+            return None
+        return f"{self._identity} {self._probabilities(model).identity}".rstrip()
 
     def _empty(self, width: int, height: int) -> list[Tensor]:
         return [
@@ -170,37 +215,45 @@ class Codec:
         ]
 
 
+def _parts(layers: Sequence[Tensor], sizes: Sequence[int]) -> list[Sequence[Tensor]]:
+    """The layers of each part."""
+    ends = [*itertools.accumulate(sizes)]
+    return [layers[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+
+
 def _num_present(header: Header, num_bytes: int) -> int:
-    """Layers of a file with so many bytes after its header.
+    """Parts of a file with so many bytes after its header.
 
     Raises:
         InputError: it is cut within one.
     """
     ends = [*itertools.accumulate(header.lengths)]
-    layer = sum(end <= num_bytes for end in ends)
-    if layer and num_bytes == ends[layer - 1]:
-        return layer
-    if layer < len(ends) or not num_bytes:
-        raise InputError(f"content is cut within layer {layer + 1} of {len(ends) + 1}")
-    return layer + 1
+    part = sum(end <= num_bytes for end in ends)
+    if part and num_bytes == ends[part - 1]:
+        return part
+    if part < len(ends) or not num_bytes:
+        raise InputError(f"content is cut within part {part + 1} of {len(ends) + 1}")
+    return part + 1
 
 
-def _checksum(codes: Tensor, before: int) -> int:
+def _checksum(layers: Sequence[Tensor], before: int) -> int:
     """CRC-32 of codes as 32-bit little-endian numbers, row by row, after those before."""
-    return zlib.crc32(codes.numpy().astype("<u4").tobytes(), before)
+    for codes in layers:
+        before = zlib.crc32(codes.numpy().astype("<u4").tobytes(), before)
+    return before
 
 
-def _checked(codes: Tensor, before: int, wanted: Sequence[int], layer: int) -> int:
-    """The checksum of the codes up to those of a layer.
+def _checked(layers: Sequence[Tensor], before: int, wanted: Sequence[int], part: int) -> int:
+    """The checksum of the codes up to those of a part.
 
     Raises:
         InputError: it is another one.
     """
-    found = _checksum(codes, before)
-    mask = 0xFFFFFFFF if layer == len(wanted) - 1 else 0xFFFF
-    if found & mask != wanted[layer]:
+    found = _checksum(layers, before)
+    mask = 0xFFFFFFFF if part == len(wanted) - 1 else 0xFFFF
+    if found & mask != wanted[part]:
         raise InputError(
-            f"content is damaged or cut in layer {layer + 1} of {len(wanted)}, or written where "
+            f"content is damaged or cut in part {part + 1} of {len(wanted)}, or written where "
             "other probabilities are computed"
         )
     return found

@@ -46,7 +46,7 @@ def compressed(
         raise InputError(f"image must be one picture, got {len(images)}")
     search, model = search_of(codec, quality), codec.check_model(model)
     height, width = images.shape[2:]
-    codec.check_size(width, height)
+    codec.check_size(width, height, model)
     for axis, (side, padded) in enumerate(
         zip((height, width), codec.padded_size(width, height), strict=True), 2
     ):

@@ -70,7 +70,6 @@ def evaluate_reconstruction(
     errors, usage = measure_reconstruction(
         tokenizer, images, items, accelerator, config.batch_size, config.search
     )
-<<<<<<< HEAD
     values: dict[str, Any] = {
         **reconstruction_metrics(errors),
         "perplexity": usage.perplexity(),
@@ -78,47 +77,11 @@ def evaluate_reconstruction(
         "nominal_bits": sum(usage.nominal_bits()),
         "marginal_bits": sum(usage.marginal_bits()),
     }
+    if usage.own_prior_bits is not None:
+        values["own_prior_bits"] = sum(usage.own_prior_bits)
     protocol = _of_reconstructions(tokenizer, images, len(items), config)
     bound = _bound(tokenizer, train, images, protocol, config, accelerator)
     results = protocol.attach(values) | bound
-=======
-    values: dict[str, Any] = dict(reconstruction_metrics(errors))
-    values["perplexity"] = usage.perplexity()
-    values["codebook_usage"] = usage.usage()
-    values["nominal_bits"] = sum(usage.nominal_bits())
-    values["marginal_bits"] = sum(usage.marginal_bits())
-    if usage.own_prior_bits is not None:
-        values["own_prior_bits"] = sum(usage.own_prior_bits)
-    bound, codes = bound_bits_per_dim(
-        tokenizer, train, images, accelerator, config.batch_size, config.seed
-    )
-    fields = config.search.model_dump(exclude_none=True) if config.search.is_on else {}
-    searched = {f"search.{name}": value for name, value in fields.items()}
-    protocol = Protocol(
-        reference=images.description,
-        reference_hash=images.fingerprint,
-        num_reference_images=len(items),
-        num_images=len(items),
-        seed=config.seed,
-        settings={
-            "codes": "hard",
-            **searched,
-            **trained_by(tokenizer),
-        },
-    )
-    num_bound = min(NUM_BOUND_IMAGES, len(images))
-    of_bound = protocol.model_copy(
-        update={
-            "num_images": num_bound,
-            "num_reference_images": num_bound,
-            "settings": {
-                "approximate_posterior": BOUND_POSTERIORS[codes],
-                "variance_of": f"{min(NUM_BOUND_IMAGES, len(train))} of {train.description}",
-            },
-        }
-    )
-    results = protocol.attach(values) | of_bound.attach({"bound_bits_per_dim": bound})
->>>>>>> ownprior
     if extractor is None:
         return results
 

@@ -153,7 +153,7 @@ def test_a_file_cut_behind_a_layer_gives_its_layers(kind: str) -> None:
         if end < ends[-1] or end % 8 == 0:  # within the last layer all of it is read
             with pytest.raises(InputError, match=r"^content .*(cut|none|damaged)"):
                 codec.decode(content[:end])
-    with pytest.raises(InputError, match="damaged or cut in layer 1 of 5"):
+    with pytest.raises(InputError, match="damaged or cut in part 1 of 5"):
         codec.decode(content[:start] + bytes(ends[0] - start))
 
 
@@ -217,7 +217,8 @@ def test_what_is_no_file_of_this_tokenizer_is_refused() -> None:
         (b"", "it is none"),
         (b"\x89PNG and so on", "it is none"),
         (b"HQ", "cut within its header, after 2 bytes"),
-        (b"HQ\2" + content[3:], "must be of version 1, got 2: a later version wrote it"),
+        (b"HQ\3" + content[3:], "must be of version 2 or before, got 3: a later version wrote it"),
+        (b"HQ\0" + content[3:], "must be of version 2 or before, got 0: it is damaged"),
     ):
         with pytest.raises(InputError, match=message):
             own.decompress(changed)

@@ -1,5 +1,6 @@
 """`hqvae compress` and `hqvae decompress`, from the command line to the files."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,32 @@ def test_pictures_become_files_and_pictures_again(
     assert lines == [f"3 files of {num_bytes} bytes are in {small}", f"2 pictures are in {out}"]
 
 
+def test_files_by_stored_counts_and_by_the_prior(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = save(tmp_path / "0.png", noise(16, 15))
+    run_dir, bare = tmp_path / "run", tmp_path / "bare"
+    shutil.copytree(tiny_run, run_dir)
+    shutil.copytree(tiny_run, bare)
+    contents, pictures = {}, []
+    for model in ("counts", "marginals", "prior"):
+        small, out = tmp_path / model, tmp_path / f"{model}-out"
+        for _ in range(2):  # what was counted is not counted again
+            shutil.rmtree(small, ignore_errors=True)
+            run("compress", run_dir, picture, "--output-dir", small, "--model", model)
+        contents[model] = (small / "0.hq").read_bytes()
+        run("decompress", run_dir, small, "--output-dir", out)
+        pictures.append((out / "0.png").read_bytes())
+    assert pictures[0] == pictures[1] == pictures[2]
+    assert len({*contents.values()}) == 3
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" in ")[0] for line in lines if "counted" in line] == [
+        "codes of 64 training images are counted"
+    ]
+    with pytest.raises(InputError, match=r"0\.hq: .* this one has no 'marginals'"):
+        run("decompress", bare, tmp_path / "marginals", "--output-dir", tmp_path / "none")
+
+
 def test_what_is_wrong_is_said_before_anything_is_written(
     tiny_run: Path, folder: Path, tmp_path: Path
 ) -> None:
@@ -60,6 +87,8 @@ def test_what_is_wrong_is_said_before_anything_is_written(
     empty = tmp_path / "empty"
     empty.mkdir()
     twin = save(tmp_path / "1.png", noise(9, 8))
+    only_one = tmp_path / "only_one"
+    shutil.copytree(tiny_run / "tokenizer", only_one / "tokenizer")
     broken = tmp_path / "broken.hq"
     broken.write_bytes(b"no picture")
     to_small, to_out = ("--output-dir", small), ("--output-dir", out)
@@ -70,6 +99,12 @@ def test_what_is_wrong_is_said_before_anything_is_written(
         (("compress", tiny_run, folder, broken, *to_small), "broken.hq is not a readable image"),
         (("compress", tiny_run, folder, *to_small, "--quality", "1"), "quality must be None"),
         (("compress", tiny_run, folder, *to_small, "--model", "own"), "model must be 'counts'"),
+        (
+            ("compress", tiny_run, folder, *to_small, "--model", "prior"),
+            "must have 16 by 16 pixels",
+        ),
+        (("compress", only_one, twin, *to_small, "--model", "prior"), "needs a trained prior"),
+        (("compress", only_one, broken, *to_small, "--model", "marginals"), "not a readable image"),
         (("decompress", tiny_run, empty, *to_out), r"files: there are no \.hq files in"),
         (("decompress", tiny_run, broken, *to_out), "broken.hq: content must be a picture"),
     ):
@@ -77,6 +112,7 @@ def test_what_is_wrong_is_said_before_anything_is_written(
             run(*arguments)
         assert not small.exists()
         assert not out.exists()
+    assert not (only_one / "tokenizer" / "model" / "marginals.json").exists()
     run("compress", tiny_run, twin, *to_small)
     with pytest.raises(InputError, match=r"1\.hq exists already"):
         run("compress", tiny_run, twin, *to_small)
