@@ -20,12 +20,39 @@ CacheFolder = Annotated[
 ]
 
 
+class ReadingConfig(StrictConfig):
+    """How images are read that are decoded anew each time."""
+
+    num_workers: Annotated[int, Field(ge=0, le=256)] = 2
+    """Processes that decode training images ahead of each process of a run; 0: a thread."""
+    draft: bool = True
+    """Decode a large JPEG at 1/2, 1/4 or 1/8 of its size where that is enough; False: with the
+    pixels that `folder` gives."""
+    crop_area: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Least share of an image that a random resized crop keeps in training; 1: the center crop."""
+    color_jitter: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Brightness, contrast and saturation in training are multiplied by 1 - x to 1 + x."""
+    hub_name: str = ""
+    """`datasets`: name on the Hugging Face hub, in place of data.root."""
+    image_column: str = "image"
+    """`datasets`: column of the images."""
+    label_column: str | None = None
+    """`datasets`: column of the classes."""
+    caption_column: str | None = None
+    """`datasets`: column of the captions, for a prior with condition.kind text."""
+    shard_cache_gb: Annotated[float, Field(ge=0)] = 50.0
+    """`shards` elsewhere: how much of them is kept in data.cache_dir."""
+
+
 class DataConfig(StrictConfig):
     """Where images come from and what shape they take."""
 
     dataset: Literal[
         "shapes",
         "folder",
+        "files",
+        "datasets",
+        "shards",
         "CIFAR10",
         "CIFAR100",
         "MNIST",
@@ -34,19 +61,21 @@ class DataConfig(StrictConfig):
         "STL10",
         "Flowers102",
     ] = "shapes"
-    """`shapes` (procedural), `folder` (your images), or a torchvision set by name."""
+    """`shapes` (procedural), `folder` (your images, decoded once), or a torchvision set by name.
+    Decoded each time: `files` (a folder of any size), `datasets` (Hugging Face), `shards` (tar)."""
     root: DataFolder | None = None
-    """`folder`: training images, flat or one folder per class. torchvision: download folder."""
+    """`folder`, `files`: training images, flat or one folder per class. `datasets`: a folder that
+    they saved, or of parquet files. `shards`: the index. torchvision: download folder."""
     validation_root: DataFolder | None = None
-    """`folder`: validation images. None: a share of `root` is held out."""
+    """As `root`, for validation images. None: a share of `root` is held out."""
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """`folder` without `validation_root`: probability of each image to be held out."""
+    """Without `validation_root`: probability of each image to be held out."""
     image_size: Annotated[int, Field(gt=0, le=4096)] = 32
     """Side in pixels: the shorter side is resized to it, then the center is cropped."""
     channels: Literal[1, 2, 3, 4] = 3
     """1 = gray, 2 = gray and alpha, 3 = RGB, 4 = RGBA."""
     white_value: Annotated[int, Field(gt=0, lt=2**16)] | None = None
-    """`folder`: value of a 16-bit file that is white: 4095 for 12-bit data. None: the highest."""
+    """Value of a 16-bit file that is white: 4095 for 12-bit data. None: the highest."""
     num_images: Count = 20_000
     """`shapes`: training images."""
     num_validation_images: Count = 2_000
@@ -56,11 +85,12 @@ class DataConfig(StrictConfig):
     skip_unreadable: bool = False
     """Leave out unreadable files and count them, where they would stop the run."""
     follow_links: bool = False
-    """`folder`: use what links out of the folder lead to, where they would stop the run."""
+    """`folder`, `files`: use what links out of the folder lead to; they would stop the run."""
     folder_rules: FolderRules = 2
-    """`folder`: how files are found, sorted and held out; 1 is for runs of version 0.1."""
+    """`folder`, `files`: how files are found, sorted and held out; 1 is for runs of version 0.1."""
+    reading: ReadingConfig = ReadingConfig()
     cache_dir: CacheFolder = Path("runs/cache")
-    """Folder for the decoded images."""
+    """Folder for the decoded images, for lists of files and for shards from elsewhere."""
     seed: Seed = 0
     """Seed of `shapes`, and of the split of a folder."""
 

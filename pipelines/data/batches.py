@@ -1,8 +1,11 @@
 """The order of the data: which items, mirrored or not, make up the batch of a step."""
 
+import copy
+
 import numpy as np
 from jaxtyping import Bool, Int64
 
+from pipelines.data.permutation import NUM_ROUNDS, permuted
 from tokenizer.storage.errors import InputError
 
 
@@ -17,7 +20,8 @@ class BatchOrder:
 
     The batches cut up an endless list, one fresh permutation of all items after the other.
     Process `rank` of `world` gets the rows `rank::world` of each batch, so that any number of
-    processes sees the same batches.
+    processes sees the same batches. `scattered()` is another order, which holds no list of the
+    items.
 
     Raises:
         InputError: `batch_size` cannot be shared out equally.
@@ -45,8 +49,15 @@ class BatchOrder:
         self.rank = rank
         self.world = world
         self.flip = flip
+        self.is_scattered = False
         self._epoch = -1
         self._permutation = np.empty(0, np.int64)
+
+    def scattered(self) -> "BatchOrder":
+        """The same batches of permutations that are computed place by place, for many items."""
+        order = copy.copy(self)
+        order.is_scattered = True
+        return order
 
     def at(self, step: int) -> tuple[Int64[np.ndarray, " rows"], Bool[np.ndarray, " rows"]]:
         """Items of this process's rows at `step` (from 0), and which of them to mirror."""
@@ -57,7 +68,11 @@ class BatchOrder:
         items = np.empty(self.batch_size, np.int64)
         for epoch in np.unique(epochs).tolist():
             here = epochs == epoch
-            items[here] = self._permutation_of(epoch)[offsets[here]]
+            if self.is_scattered:
+                keys = _random_bits(self.seed, 2, epoch, NUM_ROUNDS)
+                items[here] = permuted(offsets[here], self.num_items, keys)
+            else:
+                items[here] = self._permutation_of(epoch)[offsets[here]]
         if self.flip:
             mirrored = _random_bits(self.seed, 1, step, self.batch_size) >= np.uint64(2**63)
         else:

@@ -7,8 +7,10 @@ recorded. `check_data --verify` always compares the hashes.
 
 import contextlib
 import logging
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,24 @@ logger = logging.getLogger(__name__)
 
 _MANIFEST = "facts.json"
 _TIMES = "mtime_ns"
+
+
+@contextlib.contextmanager
+def temporary_folder(folder: Path) -> Iterator[Path]:
+    """A new folder beside `folder`, to be filled and renamed to it; removed if it is not.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    temporary = folder.with_name(f".{folder.name}.tmp{uuid.uuid4().hex[:12]}")
+    try:
+        temporary.mkdir(parents=True)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise InputError(f"data.cache_dir: {folder.parent} cannot be written: {error}") from error
+    try:
+        yield temporary
+    finally:
+        rmtree(temporary, ignore_errors=True)
 
 
 def write_entry(folder: Path, metadata: Mapping[str, Any]) -> None:

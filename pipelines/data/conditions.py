@@ -139,7 +139,7 @@ def load_conditions(
     Raises:
         InputError: a file is missing or does not fit the images.
     """
-    if data.dataset != "folder" or data.root is None:
+    if data.dataset not in ("folder", "files") or data.root is None:
         raise InputError(
             f"condition.kind must be class or none where data.dataset is {data.dataset!r}, got "
             f"{config.kind}"

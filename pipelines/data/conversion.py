@@ -1,5 +1,6 @@
 """What is done with the pixels of an image, and how that is described."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -7,16 +8,27 @@ from jaxtyping import UInt8
 from PIL import Image
 
 Channels = Literal[1, 2, 3, 4]
+Crop = Callable[[int, int], tuple[float, float, float, float]]
+"""From width and height to what is kept: left, top, right, bottom."""
 
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 """Pillow's, by the number of channels."""
 _PLAIN_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA"}
 
 
+def center_crop(width: int, height: int) -> tuple[float, float, float, float]:
+    """The largest square in the middle."""
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    return left, top, left + side, top + side
+
+
 def convert_image(
-    image: Image.Image, image_size: int | None, channels: Channels
+    image: Image.Image, image_size: int | None, channels: Channels, crop: Crop | None = None
 ) -> UInt8[np.ndarray, "height width channels"]:
     """Resizes the shorter side to `image_size` and crops the center; None keeps all as it is.
+
+    What `crop` keeps, if it is given, is resized to a square instead.
 
     The image has 8 bits per channel, in sRGB. Alpha is composited on white for 1 and 3 channels and
     kept for 2 and 4. CMYK goes through Pillow's plain conversion to RGB.
@@ -34,10 +46,7 @@ def convert_image(
             del white  # as large as the image
     image = image.convert(MODES[channels])
     if image_size is not None:
-        width, height = image.size
-        side = min(width, height)
-        left, top = (width - side) / 2, (height - side) / 2
-        box = (left, top, left + side, top + side)
+        box = (crop or center_crop)(*image.size)
         # Resizing only what the crop keeps gives the same pixels without a huge image in between.
         image = image.resize((image_size, image_size), Image.Resampling.BICUBIC, box)
     return np.asarray(image).reshape(image.height, image.width, channels)

@@ -46,12 +46,13 @@ def image_shape(dataset: ImageDataset) -> tuple[int, int, int]:
 
 
 def describe_images(train: ImageDataset, validation: ImageDataset) -> str:
-    """Numbers and shape, for people."""
+    """Numbers, shape and how they are read, for people."""
     channels, height, width = image_shape(train)
+    reading = f"; {train.reading}" if hasattr(train, "reading") else ""
     classes = f" in {len(train.class_names):,} classes" if train.class_names else ""
     return (
         f"{len(train):,} images of {width}×{height}×{channels}{classes}, "
-        f"{len(validation):,} for validation"
+        f"{len(validation):,} for validation{reading}"
     )
 
 

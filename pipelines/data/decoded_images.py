@@ -4,12 +4,9 @@ import dataclasses
 import hashlib
 import json
 import logging
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from shutil import rmtree
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +14,13 @@ from jaxtyping import Int64, UInt8
 from pydantic import PositiveInt
 from torch import Tensor
 
-from pipelines.data.cache import delete_and_start_again, open_array, open_entry, write_entry
+from pipelines.data.cache import (
+    delete_and_start_again,
+    open_array,
+    open_entry,
+    temporary_folder,
+    write_entry,
+)
 from tokenizer.storage.configs import StrictConfig
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.files import flush_to_disk, naming
@@ -68,6 +71,8 @@ class DecodedImages:
     description: str
     folder: Path | None = None
     """Of the cache, if they lie there."""
+    reading: ClassVar[str] = "decoded once, read from a memory map"
+    """For people."""
 
     def item_names(self) -> list[str]:
         """Paths of the images below their folder, by which what belongs to them is found.
@@ -122,7 +127,7 @@ def load_or_store(
     key = hashlib.sha256(identity.encode()).hexdigest()[:20]
     folder = cache_dir / f"{source.name}-{key}"
     if not folder.exists():
-        with _temporary_folder(folder) as temporary:
+        with temporary_folder(folder) as temporary:
             with naming(folder):
                 _store(temporary, source, shape)
             try:
@@ -133,19 +138,6 @@ def load_or_store(
                 logger.info("%s was stored by another process meanwhile", folder)
             flush_to_disk(cache_dir)
     return _open(folder, shape)
-
-
-@contextmanager
-def _temporary_folder(folder: Path) -> Iterator[Path]:
-    temporary = folder.with_name(f".{folder.name}.tmp{uuid.uuid4().hex[:12]}")
-    try:
-        temporary.mkdir(parents=True)
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise InputError(f"data.cache_dir: {folder.parent} cannot be written: {error}") from error
-    try:
-        yield temporary
-    finally:
-        rmtree(temporary, ignore_errors=True)
 
 
 def write_header(file: BinaryIO, dtype: type[np.generic], shape: tuple[int, ...]) -> None:

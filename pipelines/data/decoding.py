@@ -35,6 +35,7 @@ from pipelines.data.color_profiles import to_srgb
 from pipelines.data.conversion import (
     MODES,
     Channels,
+    Crop,
     convert_image,
     describe_colors,
     describe_size,
@@ -102,10 +103,35 @@ def decode_image(
         MemoryError: the message names the file.
     """
     with _unreadable(str(path)):
-        content = _read_file(path)
+        content = read_file(path)
+    return decode_content(content, str(path), image_size, channels, white_value)
+
+
+def decode_content(
+    content: bytes,
+    name: str,
+    image_size: int | None,
+    channels: Channels,
+    white_value: int | None = None,
+    least_side: int | None = None,
+    crop: Crop | None = None,
+) -> DecodedImage:
+    """Does with the bytes of a file what `decode_image` does with the file: with the same result.
+
+    With `least_side` a JPEG is decoded at 1/2, 1/4 or 1/8 of its size, as far as a shorter side of
+    so many pixels remains. `crop` takes the place of the center crop.
+
+    Raises:
+        UnreadableImageError: as `decode_image`.
+        MemoryError: the message gives the `name`.
+    """
+    suffix = Path(name).suffix.lower()
+    reading = (image_size, channels, white_value, least_side, crop)
+    with _unreadable(name):
+        check_size(len(content))
         for readable in _without_long_chunks(content):
             try:
-                return _decode(readable, path.suffix.lower(), image_size, channels, white_value)
+                return _decode(readable, suffix, *reading)
             except ValueError as error:  # so Pillow bounds what text and profiles may unpack to
                 if "MAX_TEXT" not in str(error):
                     raise
@@ -134,7 +160,8 @@ def decode_opened(
         if image.mode.startswith("I;16"):  # by way of a file: one place reduces these bits
             gray = _upright(image, Image.fromarray(np.asarray(image).astype(np.uint16)))
             gray.save(buffer := io.BytesIO(), "PNG", icc_profile=image.info.get("icc_profile"))
-            return _decode(buffer.getvalue(), ".png", image_size, channels, white_value)
+            reading = (image_size, channels, white_value, None, None)
+            return _decode(buffer.getvalue(), ".png", *reading)
         image = _upright(image, to_srgb(image)[0])
         return DecodedImage(convert_image(image, image_size, channels), (), image.size)
 
@@ -153,7 +180,8 @@ def _unreadable(name: str) -> Iterator[None]:
         raise UnreadableImageError(reason or type(error).__name__) from error
 
 
-def _read_file(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """The bytes of a regular file that is not too large; else an OSError or a ValueError."""
     status = path.stat()
     # Opening a pipe that nobody writes to would wait for ever.
     if not stat.S_ISREG(status.st_mode):
@@ -184,13 +212,21 @@ def _replace_chunks(content: bytes, replacements: dict[bytes, bytes]) -> bytes:
 
 
 def _decode(
-    content: bytes, suffix: str, image_size: int | None, channels: Channels, white_value: int | None
+    content: bytes,
+    suffix: str,
+    image_size: int | None,
+    channels: Channels,
+    white_value: int | None,
+    least_side: int | None,
+    crop: Crop | None,
 ) -> DecodedImage:
     check_tables(content)
     with Image.open(io.BytesIO(content), formats=tuple(SUFFIXES_OF)) as file:
         check_cost(file, content)
         image: Image.Image = file
         changes = _describe_changes(file, suffix)
+        if least_side is not None:
+            file.draft(None, (least_side, least_side))  # does nothing but for a JPEG
         with _turn(file):
             file.load()
             values, bits = None, bits_per_channel(file, content)
@@ -206,7 +242,7 @@ def _decode(
                 changes.append(_TURNED)
             image = _upright(file, image)
             changes += describe_size(image, image_size)
-            pixels = convert_image(image, image_size, channels)
+            pixels = convert_image(image, image_size, channels, crop)
             return DecodedImage(pixels, tuple(changes), image.size, values)
 
 

@@ -48,6 +48,16 @@ def folder_source(config: DataConfig, split: Split) -> ImageSource:
     Raises:
         InputError: a folder that does not fit, whichever split is asked for.
     """
+    listing, how = split_listing(config, split)
+    return _source(listing, how, config, split)
+
+
+def split_listing(config: DataConfig, split: Split) -> tuple[FolderListing, str]:
+    """The files of one split, and in words which they are.
+
+    Raises:
+        InputError: as `folder_source`.
+    """
     root = training_folder(config)
     is_first = split == "train"  # of the two splits that each run opens
     options = (config.follow_links, config.skip_unreadable, config.folder_rules, is_first)
@@ -66,7 +76,7 @@ def folder_source(config: DataConfig, split: Split) -> ImageSource:
         validation = match_classes(listing, other)
         chosen = listing if split == "train" else validation
         how = f"{split} {len(chosen.names)} files"
-    return _source(chosen, how, config, split)
+    return chosen, how
 
 
 def whole_folder_source(config: DataConfig, root: Path, field: str) -> ImageSource:

@@ -11,9 +11,11 @@ from pipelines.config import DataConfig, TokenizerRunConfig
 from pipelines.data import shapes
 from pipelines.data.dataset import ImageDataset, Split, image_hashes
 from pipelines.data.decoded_images import ImageBlock, ImageSource, load_or_store
+from pipelines.data.files import open_files
 from pipelines.data.folder import folder_source, whole_folder_source
 from pipelines.data.folder_scan import printable
 from pipelines.data.torchvision_sets import NAMED_SETS, torchvision_source
+from pipelines.data_config import ReadingConfig
 from pipelines.run.checkpoints import check_sources, newest_sources
 from tokenizer.storage.errors import InputError
 
@@ -26,6 +28,8 @@ class DataSource(NamedTuple):
     open: Callable[[DataConfig, Split], ImageDataset]
     unused: tuple[str, ...]
     """Fields of `DataConfig` that must be None."""
+    is_decoded_once: bool = True
+    """Whether the images lie decoded in `cache_dir`; others take `DataConfig.reading`."""
 
 
 def load_images(config: DataConfig, split: Split) -> ImageDataset:
@@ -41,6 +45,11 @@ def load_images(config: DataConfig, split: Split) -> ImageDataset:
                 f"data.{field} must be None where data.dataset is {config.dataset!r}, "
                 f"got {printable(getattr(config, field))}"
             )
+    if source.is_decoded_once and config.reading != ReadingConfig():
+        raise InputError(
+            "data.reading applies to images that are decoded each time, data.dataset 'files', "
+            f"'datasets' or 'shards', alone, got {config.dataset!r}"
+        )
     return source.open(config, split)
 
 
@@ -128,6 +137,7 @@ SOURCES: Mapping[str, DataSource] = {
         _decoded(_shapes_source), unused=("validation_root", "root", "white_value")
     ),
     "folder": DataSource(_decoded(folder_source), unused=()),
+    "files": DataSource(open_files, unused=(), is_decoded_once=False),
     **dict.fromkeys(
         NAMED_SETS,
         DataSource(_decoded(torchvision_source), unused=("validation_root", "white_value")),

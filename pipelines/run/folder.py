@@ -151,12 +151,14 @@ def _saved_run(config_class: type[RunConfigT], fields: Any, path: Path) -> RunCo
 
 
 def _allow_moved_data(saved: RunConfigT, given: RunConfig) -> RunConfigT:
-    """Folders may move: hashes tell whether the images are the same."""
+    """Folders may move, workers may be more: hashes tell whether the images are the same."""
     if not isinstance(saved, TokenizerRunConfig) or not isinstance(given, TokenizerRunConfig):
         return saved
     names = ("root", "validation_root", "cache_dir")
     folders = {name: getattr(given.data, name) for name in names}
-    return saved.model_copy(update={"data": saved.data.model_copy(update=folders)})
+    same = {name: getattr(given.data.reading, name) for name in ("num_workers", "shard_cache_gb")}
+    reading = {"reading": saved.data.reading.model_copy(update=same)}
+    return saved.model_copy(update={"data": saved.data.model_copy(update=folders | reading)})
 
 
 def _allow_other_accumulation(saved: RunConfigT, given: RunConfig) -> RunConfigT:

@@ -37,6 +37,8 @@ class Stage(Protocol[LoadedT, BatchT]):
     smaller_preset: str = ""
     """That a CPU does sooner; empty where none is known."""
 
+    is_scattered: bool = False
+    """Whether the order of the items is `BatchOrder.scattered()`: there may be very many."""
     sees_whole_batch: bool = False
     """Whether `before_step` is called: all micro-batches of a step then lie in memory at once."""
 

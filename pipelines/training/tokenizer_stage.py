@@ -20,6 +20,7 @@ from pipelines.data.dataset import (
     image_hashes,
     image_shape,
 )
+from pipelines.data.encoded_images import EncodedImages
 from pipelines.data.sources import load_splits
 from pipelines.evaluation.metrics import reconstruction_metrics
 from pipelines.evaluation.reconstruction import measure_reconstruction
@@ -126,6 +127,8 @@ class TokenizerStage(Stage[LoadedImages, Tensor]):
         self.num_items = len(self.train_images)
         networks = config.tokenizer.networks
         self.smaller_preset = smaller_preset(config.data.image_size, networks)
+        self.is_scattered = isinstance(self.train_images, EncodedImages)
+        self.encoded = self.train_images if self.is_scattered else None
         self.description = describe_images(self.train_images, self.validation_images)
         self.sources = image_hashes(self.train_images, self.validation_images)
         self.device = accelerator.device
@@ -171,7 +174,11 @@ class TokenizerStage(Stage[LoadedImages, Tensor]):
 
     def load(self, items: np.ndarray, is_flipped: np.ndarray) -> LoadedImages:
         """Images as bytes."""
-        return LoadedImages(self.train_images.images_at(items), torch.from_numpy(is_flipped))
+        return self.loaded(self.train_images.images_at(items), is_flipped)
+
+    def loaded(self, images: Tensor, is_flipped: np.ndarray) -> LoadedImages:
+        """The same of images that are read already."""
+        return LoadedImages(images, torch.from_numpy(is_flipped))
 
     def prepare(self, batch: LoadedImages) -> Tensor:
         """Images (B, C, H, W) on [-1, 1], some of them mirrored."""

@@ -1,0 +1,40 @@
+"""Millions of names without an object for each: their bytes, one after the other, on the disk."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.data.cache import open_array
+
+_BYTES, _ENDS = "names.npy", "name_ends.npy"
+
+
+class NameTable:
+    """Names in a folder, read through memory maps.
+
+    Raises:
+        InputError: they are damaged.
+    """
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self._ends = open_array(folder / _ENDS, np.int64, (count,))
+        self._bytes = open_array(folder / _BYTES, np.uint8, (int(self._ends[-1]),))
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, row: int) -> str:
+        start = self._ends[row - 1] if row else 0
+        return self._bytes[start : self._ends[row]].tobytes().decode()
+
+
+def write_names(folder: Path, names: Iterable[str]) -> None:
+    """Writes what `NameTable` reads; of all names, only their bytes are held in memory."""
+    content = bytearray()
+    ends = []
+    for name in names:
+        content += name.encode()
+        ends.append(len(content))
+    np.save(folder / _BYTES, np.frombuffer(content, np.uint8))
+    np.save(folder / _ENDS, np.array(ends, np.int64))
