@@ -12,6 +12,8 @@ from tokenizer.storage.configs import StrictConfig, check_path
 Count = Annotated[int, Field(gt=0, le=10**9)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 FolderRules = Literal[1, 2]
+IN_FOLDERS = ("folder", "files", "datasets", "shards")
+"""Sources of which nothing is downloaded to `DataConfig.root`."""
 # Saved absolute: a run is evaluated from anywhere. Earlier versions saved what was given.
 DataFolder = Annotated[Path, AfterValidator(check_path), AfterValidator(Path.absolute)]
 # Its default would not be validated, and is to be shown as it is.

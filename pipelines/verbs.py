@@ -19,7 +19,9 @@ from pipelines.command_configs import (
 )
 from pipelines.config import PriorRunConfig, RunConfig, TokenizerRunConfig
 from pipelines.data.folder_listing import check_any_image, split_folders, training_folder
+from pipelines.data_config import IN_FOLDERS
 from pipelines.decoder_run import parse_decoder_run
+from pipelines.index_config import IndexShardsConfig
 from pipelines.options import fail, parse_options, parse_run
 from pipelines.page_configs import AppConfig, ExplainConfig, SummaryConfig
 from pipelines.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
@@ -64,6 +66,9 @@ VERBS = {
     "score": Verb("says how unusual images are to a run, with a page", ScoreConfig),
     "app": Verb("shows a page in a browser on which to play with a run", AppConfig),
     "check-data": Verb("says what training will do with each file of a folder", CheckDataConfig),
+    "index-shards": Verb(
+        "finds the images in tar shards, which training then reads", IndexShardsConfig
+    ),
     "demo": Verb("trains, draws and measures on procedural shapes, in a few minutes", DemoConfig),
 }
 
@@ -98,7 +103,7 @@ def check_inputs(config: StrictConfig) -> None:
                 check_trained_tokenizer(path)
             elif not os.path.exists(path):
                 raise InputError(f"{name}: {shortened(str(path))} does not exist")
-    if isinstance(config, TokenizerRunConfig) and config.data.dataset == "folder":
+    if isinstance(config, TokenizerRunConfig) and config.data.dataset in ("folder", "files"):
         check_any_image(training_folder(config.data), "data.root")
         if config.data.validation_root is not None:
             check_any_image(config.data.validation_root, "data.validation_root")
@@ -129,5 +134,5 @@ def _may_be_elsewhere(config: StrictConfig, name: str, path: Path | str) -> bool
     if isinstance(config, AppConfig):
         return name == "run_dir" and str(path).count("/") == 1
     if isinstance(config, TokenizerRunConfig):
-        return name.startswith("data.") and config.data.dataset != "folder"
+        return name.startswith("data.") and config.data.dataset not in IN_FOLDERS
     return not isinstance(path, Path)  # a word, such as "train" for what a run is compared with

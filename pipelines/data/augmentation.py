@@ -26,8 +26,8 @@ class Draw(NamedTuple):
 def draw(seed: int, step: int, item: int) -> Draw:
     """The numbers of an item at a step; raw output, which numpy keeps the same in all versions."""
     key = np.random.SeedSequence(seed, spawn_key=(3, step, item))
-    numbers = (np.random.Philox(key).random_raw(7) / 2**64).tolist()
-    return Draw(*numbers[:4], tuple(numbers[4:]))
+    area, ratio, left, top, *colors = (np.random.Philox(key).random_raw(7) / 2**64).tolist()
+    return Draw(area, ratio, left, top, tuple(colors))
 
 
 class RandomCrop(NamedTuple):

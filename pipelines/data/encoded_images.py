@@ -112,7 +112,8 @@ class EncodedImages:
                     )
 
     def _batch(self, decoded: Iterable[tuple[np.ndarray, Mapping[int, str]]]) -> TrainingImages:
-        images, unreadable = [], {}
+        images: list[np.ndarray] = []
+        unreadable: dict[int, str] = {}
         for pixels, reasons in decoded:
             images.append(pixels)
             unreadable |= reasons
@@ -170,7 +171,8 @@ class EncodedImages:
         try:
             pixels = decode_content(
                 *(content, name, config.image_size, config.channels, config.white_value),
-                *(least_side if reading.draft else None, crop),
+                least_side=least_side if reading.draft else None,
+                crop=crop,
             ).pixels
         except MemoryError as error:
             raise InputError(f"out of memory while {error}: make the image smaller") from error

@@ -22,7 +22,7 @@ from pipelines.data.dataset import Split
 from pipelines.data.decoding import VERSION, read_file
 from pipelines.data.encoded_images import EncodedImages, describe_decoding
 from pipelines.data.folder import split_listing
-from pipelines.data.name_table import NameTable, write_names
+from pipelines.data.name_table import NameTable, NewNames
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.files import naming
 
@@ -118,7 +118,10 @@ def _list(folder: Path, config: DataConfig, split: Split) -> None:
     content.update(sizes.astype("<i8").tobytes())
     with temporary_folder(folder) as temporary:
         with naming(folder):
-            write_names(temporary, listing.names)
+            names = NewNames()
+            for name in listing.names:
+                names.add(name)
+            names.write(temporary)
             np.save(temporary / "labels.npy", np.array(listing.labels, np.int64))
             metadata = {
                 "root": str(listing.root),

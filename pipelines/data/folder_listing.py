@@ -70,7 +70,8 @@ def training_folder(config: DataConfig) -> Path:
     """
     if config.root is None:
         raise InputError(
-            "data.root must name a folder of images where data.dataset is 'folder', got None"
+            "data.root must name a folder of images where data.dataset is "
+            f"{config.dataset!r}, got None"
         )
     return config.root
 
@@ -207,7 +208,7 @@ def arrange(root: Path, names: list[str], field: str, rules: FolderRules = 2) ->
             by_class.setdefault(name.split("/")[0], []).append(name)
         else:
             flat.append(name)
-    class_names = tuple(sorted(by_class, key=_by_number if rules > 1 else None))
+    class_names = tuple(sorted(by_class, key=number_first if rules > 1 else None))
     if flat and by_class:
         raise InputError(
             f"{field}: {root} mixes {len(flat)} images with class folders, the first are "
@@ -220,7 +221,8 @@ def arrange(root: Path, names: list[str], field: str, rules: FolderRules = 2) ->
     return FolderListing(root, names, labels, class_names)
 
 
-def _by_number(name: str) -> tuple[bool, int, str]:
+def number_first(name: str) -> tuple[bool, int, str]:
+    """A key to sort names by: whole numbers as such, then words."""
     is_number = name.isascii() and name.isdigit()
     return not is_number, int(name) if is_number else 0, name
 

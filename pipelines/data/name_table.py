@@ -1,6 +1,6 @@
 """Millions of names without an object for each: their bytes, one after the other, on the disk."""
 
-from collections.abc import Iterable
+from array import array
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +29,18 @@ class NameTable:
         return self._bytes[start : self._ends[row]].tobytes().decode()
 
 
-def write_names(folder: Path, names: Iterable[str]) -> None:
-    """Writes what `NameTable` reads; of all names, only their bytes are held in memory."""
-    content = bytearray()
-    ends = []
-    for name in names:
-        content += name.encode()
-        ends.append(len(content))
-    np.save(folder / _BYTES, np.frombuffer(content, np.uint8))
-    np.save(folder / _ENDS, np.array(ends, np.int64))
+class NewNames:
+    """Names to be written; of all of them, only their bytes are held in memory."""
+
+    def __init__(self) -> None:
+        self._bytes, self._ends = bytearray(), array("q")
+
+    def add(self, name: str) -> None:
+        """Adds one at the end."""
+        self._bytes += name.encode()
+        self._ends.append(len(self._bytes))
+
+    def write(self, folder: Path) -> None:
+        """Writes what `NameTable` reads."""
+        np.save(folder / _BYTES, np.frombuffer(self._bytes, np.uint8))
+        np.save(folder / _ENDS, np.array(self._ends, np.int64))

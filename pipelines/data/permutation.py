@@ -39,4 +39,5 @@ def _mixed(values: UInt64[np.ndarray, " values"]) -> UInt64[np.ndarray, " values
     """Bits that depend on all bits: the output function of SplitMix64 (Steele et al., 2014)."""
     values = (values ^ (values >> np.uint64(30))) * _FIRST
     values = (values ^ (values >> np.uint64(27))) * _SECOND
-    return values ^ (values >> np.uint64(31))
+    mixed: np.ndarray = values ^ (values >> np.uint64(31))
+    return mixed

@@ -14,6 +14,8 @@ from pipelines.data.decoded_images import ImageBlock, ImageSource, load_or_store
 from pipelines.data.files import open_files
 from pipelines.data.folder import folder_source, whole_folder_source
 from pipelines.data.folder_scan import printable
+from pipelines.data.hugging_face import open_table
+from pipelines.data.shards import open_shards
 from pipelines.data.torchvision_sets import NAMED_SETS, torchvision_source
 from pipelines.data_config import ReadingConfig
 from pipelines.run.checkpoints import check_sources, newest_sources
@@ -138,6 +140,8 @@ SOURCES: Mapping[str, DataSource] = {
     ),
     "folder": DataSource(_decoded(folder_source), unused=()),
     "files": DataSource(open_files, unused=(), is_decoded_once=False),
+    "datasets": DataSource(open_table, unused=(), is_decoded_once=False),
+    "shards": DataSource(open_shards, unused=(), is_decoded_once=False),
     **dict.fromkeys(
         NAMED_SETS,
         DataSource(_decoded(torchvision_source), unused=("validation_root", "white_value")),
