@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pipelines.data.cache import delete_and_start_again, open_array, open_entry, write_entry
+from pipelines.data.dataset import ImageDataset
 from pipelines.data.decoded_images import write_header
 from pipelines.text_encoders import TextEncoder, tokens_of
 from tokenizer.storage.errors import InputError
@@ -34,6 +35,20 @@ class EncodedTexts(NamedTuple):
     """(texts,): row of the first token of each."""
     mask: Tensor
     """(texts, tokens of the longest)."""
+
+
+def captions_of_source(
+    train: ImageDataset, validation: ImageDataset
+) -> tuple[list[list[str]], dict[str, str]] | None:
+    """Captions of both splits and their hashes by name, if the source of the images has some."""
+    if not (hasattr(train, "captions") and hasattr(validation, "captions")):
+        return None
+    texts = {"training": train.captions(), "validation": validation.captions()}
+    hashes = {
+        f"{name} conditions": hashlib.sha256(json.dumps(own).encode()).hexdigest()
+        for name, own in texts.items()
+    }
+    return list(texts.values()), hashes
 
 
 def encode_captions(

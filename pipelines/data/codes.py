@@ -1,6 +1,8 @@
 """The codes of a data set, extracted once before stage two and read from a memory map."""
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -16,12 +18,18 @@ from tqdm import tqdm
 
 from pipelines.data.cache import delete_and_start_again, open_array, open_entry, write_entry
 from pipelines.data.dataset import ImageDataset, image_shape
+from pipelines.data.encoded_images import EncodedImages
 from pipelines.images import to_float
+from pipelines.prefetch import one_ahead
 from pipelines.processes import bar_disabled
 from tokenizer import Tokenizer
 from tokenizer.search_config import NO_SEARCH, SearchConfig
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.files import flush_to_disk, naming
+
+_ENTRIES_PER_BLOCK = 250
+_MARKS = "finished.npy"
+"""A byte for each block, while codes are extracted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +42,8 @@ class CodeDataset:
     """(entries, dim, h, w) per group in float16; empty unless they were asked for."""
     labels: np.ndarray
     num_images: int
+    is_scattered: bool = False
+    """Whether they are learned in the order `BatchOrder.scattered()`."""
 
     def indices_at(self, entries: np.ndarray) -> list[Tensor]:
         """Indices (B, depth, h, w) in int64 per group."""
@@ -63,7 +73,8 @@ def extract_codes(
 
     The key is a hash of what decides the tokenizer's codes, of data and options; `batch_size`
     changes memory and speed alone.
-    Each process encodes a share; a folder under its final name is complete.
+    Each process encodes a share, block by block; what is interrupted goes on with the blocks that
+    are not finished, with any number of processes. A folder under its final name is complete.
 
     Raises:
         InputError: what an earlier run has left there is damaged.
@@ -87,10 +98,7 @@ def extract_codes(
     if not (target / "facts.json").exists():
         temporary = folder / f".{key}.tmp"
         if accelerator.is_main_process:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            for name, (dtype, shape) in arrays.items():
-                _create(temporary / name, dtype, shape)
+            _prepare(temporary, arrays, num_entries)
         accelerator.wait_for_everyone()
         _encode(
             *(tokenizer, dataset, temporary, accelerator),
@@ -98,6 +106,7 @@ def extract_codes(
         )
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
+            (temporary / _MARKS).unlink()
             with naming(target):
                 write_entry(temporary, metadata)
             shutil.rmtree(target, ignore_errors=True)
@@ -111,7 +120,8 @@ def extract_codes(
         opened = {name: open_array(target / name, *array) for name, array in arrays.items()}
     indices = [array for name, array in opened.items() if name.startswith("indices")]
     latents = [array for name, array in opened.items() if name.startswith("latents")]
-    return CodeDataset(indices, latents, dataset.labels, len(dataset))
+    is_scattered = isinstance(dataset, EncodedImages)
+    return CodeDataset(indices, latents, dataset.labels, len(dataset), is_scattered)
 
 
 def _arrays(
@@ -140,6 +150,7 @@ def _encode(
     batch_size: int,
     search: SearchConfig,
 ) -> None:
+    """Encodes a share of the blocks that are not finished, and marks each that is."""
     groups = range(len(tokenizer.config.groups))
     indices = [np.lib.format.open_memmap(folder / f"indices_{n}.npy", "r+") for n in groups]
     latents = [
@@ -147,23 +158,62 @@ def _encode(
         for n in groups
         if keeps_latents
     ]
-    starts = range(
-        accelerator.process_index * batch_size, num_entries, accelerator.num_processes * batch_size
-    )
-    for start in tqdm(starts, "codes", disable=bar_disabled(accelerator), leave=False):
-        entries = np.arange(start, min(start + batch_size, num_entries))
-        images = to_float(dataset.images_at(entries % len(dataset)))
-        is_mirrored = torch.from_numpy(entries >= len(dataset)).view(-1, 1, 1, 1)
-        images = torch.where(is_mirrored, images.flip(-1), images)
-        images = images.to(accelerator.device)
-        encoding = tokenizer.encode_with_latents(images)
-        chosen = tokenizer.encode(images, search) if search.is_on else encoding.indices
-        for target, own_indices in zip(indices, chosen, strict=True):
-            target[entries] = own_indices.cpu().numpy()
-        for target, own_latents in zip(latents, encoding.latents, strict=False):
-            target[entries] = own_latents.float().cpu().numpy()
-    for target in [*indices, *latents]:
-        target.flush()
+    marks = np.lib.format.open_memmap(folder / _MARKS, "r+")
+    unfinished = np.flatnonzero(marks == 0)
+    accelerator.wait_for_everyone()  # all see the same marks
+    blocks = unfinished[accelerator.process_index :: accelerator.num_processes].tolist()
+    batches = [
+        np.arange(start, min(start + batch_size, end, num_entries))
+        for block in blocks
+        for end in ((block + 1) * _ENTRIES_PER_BLOCK,)
+        for start in range(end - _ENTRIES_PER_BLOCK, min(end, num_entries), batch_size)
+    ]
+    loading = one_ahead(functools.partial(_load, dataset, entries) for entries in batches)
+    with contextlib.closing(loading):
+        for entries in tqdm(batches, "codes", disable=bar_disabled(accelerator), leave=False):
+            images = next(loading).to(accelerator.device)
+            encoding = tokenizer.encode_with_latents(images)
+            chosen = tokenizer.encode(images, search) if search.is_on else encoding.indices
+            for target, own_indices in zip(indices, chosen, strict=True):
+                target[entries] = own_indices.cpu().numpy()
+            for target, own_latents in zip(latents, encoding.latents, strict=False):
+                target[entries] = own_latents.float().cpu().numpy()
+            last = int(entries[-1]) + 1
+            if last % _ENTRIES_PER_BLOCK == 0 or last == num_entries:
+                for target in [*indices, *latents]:
+                    target.flush()  # the codes first: what is marked outlasts a power failure
+                marks[(last - 1) // _ENTRIES_PER_BLOCK] = 1
+                marks.flush()
+
+
+def _load(dataset: ImageDataset, entries: np.ndarray) -> Tensor:
+    images = to_float(dataset.images_at(entries % len(dataset)))
+    is_mirrored = torch.from_numpy(entries >= len(dataset)).view(-1, 1, 1, 1)
+    return torch.where(is_mirrored, images.flip(-1), images)
+
+
+def finished_entries(folder: Path) -> np.ndarray:
+    """Which codes in `.KEY.tmp` are written already, while others are: its arrays can be read."""
+    marks: np.ndarray = np.load(folder / _MARKS, mmap_mode="r")
+    num_entries = len(np.load(folder / "indices_0.npy", mmap_mode="r"))
+    return np.flatnonzero(np.repeat(marks, _ENTRIES_PER_BLOCK)[:num_entries])
+
+
+def _prepare(
+    folder: Path, arrays: dict[str, tuple[type[np.generic], tuple[int, ...]]], num_entries: int
+) -> None:
+    """Makes room for the codes, unless an interrupted extraction has left some of them."""
+    marks = (np.uint8, (-(-num_entries // _ENTRIES_PER_BLOCK),))
+    if (folder / _MARKS).exists():  # which is made last
+        with contextlib.suppress(InputError):
+            for name, array in {**arrays, _MARKS: marks}.items():
+                open_array(folder / name, *array)
+            return
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name, (dtype, shape) in arrays.items():
+        _create(folder / name, dtype, shape)
+    _create(folder / _MARKS, *marks)
 
 
 def _create(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> None:

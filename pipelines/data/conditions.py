@@ -14,7 +14,7 @@ from torch import Tensor
 from pipelines.condition_config import ConditionSourceConfig
 from pipelines.condition_inputs import SavedEncoder, attribute_rows
 from pipelines.config import DataConfig, PriorRunConfig
-from pipelines.data.captions import encode_captions
+from pipelines.data.captions import captions_of_source, encode_captions
 from pipelines.data.dataset import ImageDataset, chosen_items
 from pipelines.data.embeddings import names_file, open_embeddings, rows_by_name
 from pipelines.data.folder_scan import METADATA_FILES, VECTOR_FILES, printable
@@ -139,6 +139,9 @@ def load_conditions(
     Raises:
         InputError: a file is missing or does not fit the images.
     """
+    given = captions_of_source(train, validation) if config.kind == "text" else None
+    if given is not None:
+        return _of_texts(*given, config, data, text_encoder, device)
     if data.dataset not in ("folder", "files") or data.root is None:
         raise InputError(
             f"condition.kind must be class or none where data.dataset is {data.dataset!r}, got "
@@ -172,10 +175,22 @@ def load_conditions(
         for part, own in zip(parts, rows, strict=True)
         for text in captions(own, config.columns, part.path)
     ]
+    splits = [texts[: sizes[0]], texts[sizes[0] :]]
+    return _of_texts(splits, sources, config, data, text_encoder, device)
+
+
+def _of_texts(
+    splits: Sequence[list[str]],
+    sources: dict[str, str],
+    config: ConditionSourceConfig,
+    data: DataConfig,
+    text_encoder: TextEncoder | None,
+    device: torch.device,
+) -> ConditionedSplits:
     encoder = text_encoder or HuggingFaceEncoder(config.text_encoder)
-    sources["text encoder"] = encoder.content_hash()
+    texts, sizes = [text for own in splits for text in own], list(map(len, splits))
     encoded = _encoded(texts, sizes, encoder, config.max_tokens, data.cache_dir, device)
-    return ConditionedSplits(*encoded, sources=sources)
+    return ConditionedSplits(*encoded, {**sources, "text encoder": encoder.content_hash()})
 
 
 def _encoded(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _VALIDATION_NAMES = ("validation", "valid", "val", "dev", "test")
+_CLASS_TYPES = ("int", "uint", "string", "large_string")
 _MOST_CLASSES = 100_000
 _NUM_HASHED = 64
 """Images whose content tells one data set from another."""
@@ -188,8 +189,11 @@ def _class_names(train: "Dataset", config: DataConfig, title: str) -> tuple[str,
     column = config.reading.label_column
     if column is None:
         return ()
-    names = getattr(train.features[column], "names", None)
-    values = names if names is not None else _column(train, column).unique().to_pylist()
+    feature = train.features[column]
+    names = getattr(feature, "names", None)
+    values: list[Any] = [feature]
+    if names is not None or getattr(feature, "dtype", "").startswith(_CLASS_TYPES):
+        values = names or _column(train, column).unique().to_pylist()
     if len(values) > _MOST_CLASSES or not all(isinstance(own, str | int) for own in values):
         raise InputError(
             f"data.reading.label_column: {column!r} of {title} must hold classes, numbers or words "

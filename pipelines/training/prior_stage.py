@@ -163,6 +163,7 @@ class PriorStage(Stage[LoadedCodes, CodeBatch]):
             code_map.depth * code_map.height * code_map.width for code_map in model.config.code_maps
         )
         self.num_items = codes.num_images
+        self.is_scattered = codes.is_scattered
         coarsest = tokenizer.config.groups[0].downsampling
         image_size = model.config.code_maps[0].height * coarsest
         self.smaller_preset = smaller_preset(image_size, config.prior)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from pipelines.data.codes import CodeDataset, extract_codes
+from pipelines.data.codes import CodeDataset, extract_codes, finished_entries
 from pipelines.data.dataset import ImageDataset
 from pipelines.data.decoded_images import DecodedImages
 from pipelines.data.sources import load_images
@@ -162,6 +162,38 @@ def test_an_interrupted_extraction_is_not_taken_for_whole(
     codes = extract(tokenizer, images, tmp_path)
     np.testing.assert_array_equal(codes.indices[1], encoded(tokenizer, images)[1])
     assert [path.suffix for path in tmp_path.iterdir()] == [""]
+
+
+class CountedImages(DecodedImages):
+    """Images that count how many of them are read."""
+
+    count = 0
+
+    def images_at(self, item_indices: np.ndarray) -> torch.Tensor:
+        type(self).count += len(item_indices)
+        return super().images_at(item_indices)
+
+
+def test_an_interrupted_extraction_goes_on_and_its_finished_codes_are_readable_meanwhile(
+    tokenizer: Tokenizer,
+    images: ImageDataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pipelines.data.codes._ENTRIES_PER_BLOCK", 7)
+    with pytest.raises(KeyboardInterrupt):
+        extract(tokenizer, InterruptedImages(**vars(images)), tmp_path)
+    (folder,) = tmp_path.iterdir()
+    finished = finished_entries(folder)
+    assert 0 < len(finished) < len(images)
+    indices = np.load(folder / "indices_1.npy", mmap_mode="r")
+    expected = encoded(tokenizer, images)[1]
+    np.testing.assert_array_equal(indices[finished], expected[finished])
+    counted = CountedImages(**vars(images))
+    codes = extract(tokenizer, counted, tmp_path)
+    assert counted.count == len(images) - len(finished) + 1  # one for their shape
+    np.testing.assert_array_equal(codes.indices[1], expected)
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_cache_of_other_codes_is_refused_by_name(

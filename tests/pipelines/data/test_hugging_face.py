@@ -9,17 +9,21 @@ import pytest
 import torch
 from PIL import Image
 
+from pipelines.condition_config import ConditionSourceConfig
 from pipelines.config import DataConfig
+from pipelines.data.batches import BatchOrder
+from pipelines.data.conditions import load_conditions
 from pipelines.data.dataset import ImageDataset
 from pipelines.data.encoded_images import EncodedImages
 from pipelines.data.sources import load_images
 from pipelines.data_config import ReadingConfig
+from pipelines.training.loading import loading
+from prior import Tokens
 from tests.image_files import noise
+from tests.text_encoders import LetterEncoder
 from tokenizer.storage.errors import InputError
 
 datasets = pytest.importorskip("datasets")
-# Of dill, which datasets hashes with.
-pytestmark = pytest.mark.filterwarnings("ignore:Cannot locate reference")
 
 
 @pytest.fixture(autouse=True)
@@ -145,10 +149,21 @@ def test_a_row_without_an_image_is_named_or_another_of_its_class_takes_its_place
     assert seeds_of(kept) == [*range(4), 7, *range(5, 12)]
 
 
-def test_images_are_decoded_by_workers_from_any_step_on(tmp_path: Path) -> None:
-    from pipelines.data.batches import BatchOrder
-    from pipelines.training.loading import loading
+def test_captions_of_the_table_condition_a_prior(tmp_path: Path) -> None:
+    table(range(12)).save_to_disk(tmp_path / "set")
+    splits = [opened(tmp_path, split) for split in ("train", "validation")]
+    config = ConditionSourceConfig(kind="text")
+    found = load_conditions(config, splits[0].config, *splits, LetterEncoder(), torch.device("cpu"))
+    assert [len(found.train), len(found.validation)] == [len(own) for own in splits]
+    expected = LetterEncoder()(splits[1].captions()[:1], config.max_tokens)[0][0]
+    tokens = found.validation.at(np.array([0]))
+    assert isinstance(tokens, Tokens)
+    assert torch.equal(tokens.embeddings[tokens.mask].float(), expected.half().float())
+    with pytest.raises(InputError, match=r"caption_column must name a column"):
+        opened(tmp_path, caption_column=None).captions()
 
+
+def test_images_are_decoded_by_workers_from_any_step_on(tmp_path: Path) -> None:
     table(range(12)).save_to_disk(tmp_path / "set")
     dataset = opened(tmp_path, num_workers=1)
 

@@ -16,10 +16,12 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pipelines.config import DataConfig
 from pipelines.data import remote, shard_cache
+from pipelines.data.batches import BatchOrder
 from pipelines.data.cache import write_entry
 from pipelines.data.dataset import ImageDataset
 from pipelines.data.encoded_images import EncodedImages
@@ -27,6 +29,7 @@ from pipelines.data.shard_index import Indexed, index_shards
 from pipelines.data.sources import load_images
 from pipelines.data_config import ReadingConfig
 from pipelines.index_config import IndexShardsConfig
+from pipelines.training.loading import loading
 from tests.image_files import noise
 from tokenizer.storage.errors import InputError
 
@@ -223,6 +226,24 @@ def test_shards_elsewhere_are_kept_here_up_to_a_bound(tmp_path: Path, in_memory:
     fsspec.filesystem("memory").rm("/set/00.tar")
     fsspec.filesystem("memory").rm("/set/01.tar")
     assert seeds_of(opened(tmp_path, gigabytes=2.5 * size / 1e9)) == seeds_of(dataset)
+
+
+def test_workers_read_shards_elsewhere_from_any_step_on(tmp_path: Path, in_memory: str) -> None:
+    index(tmp_path, in_memory)
+    dataset = opened(tmp_path)
+
+    class Reader:
+        encoded = dataset
+
+        def loaded(self, images: torch.Tensor, is_flipped: np.ndarray) -> torch.Tensor:
+            return images
+
+        def load(self, items: np.ndarray, is_flipped: np.ndarray) -> None: ...
+
+    order = BatchOrder(len(dataset), 4, seed=0)
+    tasks = loading(Reader().load, order, range(3, 5), 1, torch.device("cpu"))
+    for step, task in enumerate(tasks, 3):
+        assert torch.equal(task(), dataset.images_at(order.at(step)[0]))
 
 
 def test_a_full_disk_says_what_to_do_in_one_line(
