@@ -1,5 +1,6 @@
 """Random crops and colors of a training image, as functions of (seed, step, item)."""
 
+import dataclasses
 import math
 from typing import NamedTuple
 
@@ -30,7 +31,8 @@ def draw(seed: int, step: int, item: int) -> Draw:
     return Draw(area, ratio, left, top, tuple(colors))
 
 
-class RandomCrop(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class RandomCrop:
     """A part of an image, of `least_area` to all of it."""
 
     drawn: Draw

@@ -203,17 +203,18 @@ def _prepare(
     folder: Path, arrays: dict[str, tuple[type[np.generic], tuple[int, ...]]], num_entries: int
 ) -> None:
     """Makes room for the codes, unless an interrupted extraction has left some of them."""
-    marks = (np.uint8, (-(-num_entries // _ENTRIES_PER_BLOCK),))
+    num_blocks = (-(-num_entries // _ENTRIES_PER_BLOCK),)
     if (folder / _MARKS).exists():  # which is made last
         with contextlib.suppress(InputError):
-            for name, array in {**arrays, _MARKS: marks}.items():
-                open_array(folder / name, *array)
+            for name, (dtype, shape) in arrays.items():
+                open_array(folder / name, dtype, shape)
+            open_array(folder / _MARKS, np.uint8, num_blocks)
             return
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for name, (dtype, shape) in arrays.items():
         _create(folder / name, dtype, shape)
-    _create(folder / _MARKS, *marks)
+    _create(folder / _MARKS, np.uint8, num_blocks)
 
 
 def _create(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> None:

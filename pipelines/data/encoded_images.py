@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int, Int64, UInt8
 from torch import Tensor
 
 from pipelines.config import DataConfig
@@ -59,7 +59,7 @@ class EncodedImages:
     """
 
     store: ImageStore
-    rows: Int64[np.ndarray, " items"] | None
+    rows: Int[np.ndarray, " items"] | None
     """Of the store, the images of this split; None: all of them."""
     labels: Int64[np.ndarray, " items"]
     class_names: tuple[str, ...]

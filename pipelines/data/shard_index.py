@@ -178,7 +178,7 @@ class _Rows:
             "sizes": np.array(self.sizes, np.int64),
         }
         if self.config.label_field:
-            columns["labels"] = labels
+            columns["labels"] = labels.astype(np.int32)
         if self.config.caption_field:
             columns["caption_offsets"] = np.array(self.caption_offsets, np.int64)
             columns["caption_sizes"] = np.array(self.caption_sizes, np.int64)

@@ -23,6 +23,8 @@ from tokenizer.storage.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+_ROWS_AT_A_TIME = 2**17
+
 
 class ShardStore:
     """Files in shards, by the rows of their index.
@@ -44,7 +46,7 @@ class ShardStore:
                 path.stem: open_array(path, kind, (self.count,))
                 for path in sorted(root.glob("*s.npy"))
                 if path.stem not in ("names", "name_ends")
-                for kind in (np.int32 if path.stem == "shards" else np.int64,)
+                for kind in (np.int32 if path.stem in ("shards", "labels") else np.int64,)
             }
         self.addresses: list[str] = found["shards"]
         self.shard_sizes: list[int] = found["shard_sizes"]
@@ -133,10 +135,8 @@ def open_shards(config: DataConfig, split: Split) -> EncodedImages:
                 f"{len(store.class_names)} and {len(train.class_names)}"
             )
     rows = _without_lost_shards(store, rows, config)
-    count = store.count if rows is None else len(rows)
-    labels = store.arrays.get("labels", np.broadcast_to(np.int64(0), store.count))
-    if rows is not None:
-        labels = labels[rows] if store.class_names else np.broadcast_to(np.int64(0), count)
+    labels = _labels(store, rows)
+    count = len(labels)
     conversion = describe_decoding(config)
     identity: list[Any] = [VERSION, conversion, store.content]
     if rows is not None:
@@ -151,6 +151,19 @@ def open_shards(config: DataConfig, split: Split) -> EncodedImages:
         f"{len(store.addresses)} shards; {conversion}",
         config=config,
     )
+
+
+def _labels(store: ShardStore, rows: np.ndarray | None) -> np.ndarray:
+    """Class indices of the rows; zeros, of which one lies in memory, without classes."""
+    count = store.count if rows is None else len(rows)
+    stored = store.arrays.pop("labels", None)  # whose pages would stay in memory beside the copy
+    if stored is None:
+        return np.broadcast_to(np.int64(0), count)
+    labels = np.empty(count, np.int64)
+    for start in range(0, count, _ROWS_AT_A_TIME):
+        part = slice(start, start + _ROWS_AT_A_TIME)
+        labels[part] = stored[part if rows is None else rows[part]]
+    return labels
 
 
 def _without_lost_shards(

@@ -346,9 +346,8 @@ def test_a_million_images_are_opened_without_an_object_for_each(tmp_path: Path) 
     (tmp_path / "0.tar").write_bytes(tar(members(0, 1)))
     np.save(folder / "names.npy", np.zeros(8 * count, np.uint8) + ord("a"))
     np.save(folder / "name_ends.npy", np.arange(1, count + 1) * 8)
-    for name in ("offsets", "sizes", "labels"):
-        np.save(folder / f"{name}.npy", np.zeros(count, np.int64))
-    np.save(folder / "shards.npy", np.zeros(count, np.int32))
+    for name, kind in (("offsets", "i8"), ("sizes", "i8"), ("labels", "i4"), ("shards", "i4")):
+        np.save(folder / f"{name}.npy", np.zeros(count, kind))
     size = (tmp_path / "0.tar").stat().st_size
     shards = {"shards": [str(tmp_path / "0.tar")], "shard_sizes": [size]}
     write_entry(folder, {**shards, "num_images": count, "class_names": ["a"], "content": "a"})
