@@ -44,11 +44,13 @@ def convert_image(
             white = Image.new("RGBA", image.size, "white")
             image = Image.alpha_composite(white, image)
             del white  # as large as the image
-    image = image.convert(MODES[channels])
+    if image.mode != MODES[channels]:  # otherwise it would be copied
+        image = image.convert(MODES[channels])
     if image_size is not None:
         box = (crop or center_crop)(*image.size)
-        # Resizing only what the crop keeps gives the same pixels without a huge image in between.
-        image = image.resize((image_size, image_size), Image.Resampling.BICUBIC, box)
+        if box != (0, 0, image_size, image_size) or image.size != (image_size, image_size):
+            # Resizing only what the crop keeps gives the same pixels without a huge image between.
+            image = image.resize((image_size, image_size), Image.Resampling.BICUBIC, box)
     return np.asarray(image).reshape(image.height, image.width, channels)
 
 

@@ -17,6 +17,7 @@ be used.
 """
 
 import io
+import os
 import re
 import stat
 import struct
@@ -125,7 +126,7 @@ def decode_content(
         UnreadableImageError: as `decode_image`.
         MemoryError: the message gives the `name`.
     """
-    suffix = Path(name).suffix.lower()
+    suffix = os.path.splitext(name)[1].lower()
     reading = (image_size, channels, white_value, least_side, crop)
     with _unreadable(name):
         check_size(len(content))

@@ -118,9 +118,10 @@ class EncodedImages:
             images.append(pixels)
             unreadable |= reasons
         size, channels = self.config.image_size, self.config.channels
-        stacked = np.stack(images) if images else np.zeros((0, size, size, channels), np.uint8)
-        tensor = torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
-        return TrainingImages(tensor, unreadable)
+        stacked = np.empty((len(images), channels, size, size), np.uint8)
+        for row, pixels in enumerate(images):
+            stacked[row] = pixels.transpose(2, 0, 1)
+        return TrainingImages(torch.from_numpy(stacked), unreadable)
 
     def _decode_or_next(
         self, item: int, moment: tuple[int, int] | None = None

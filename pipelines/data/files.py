@@ -37,11 +37,11 @@ class FolderStore:
 
     def read(self, row: int) -> bytes:
         """The file."""
-        return read_file(self.root / self.names[row])
+        return read_file(Path(self.name(row)))
 
     def name(self, row: int) -> str:
         """Its path."""
-        return str(self.root / self.names[row])
+        return os.path.join(self.root, self.names[row])
 
 
 class FileImages(EncodedImages):
