@@ -1,7 +1,6 @@
 """A condition for each image of a data set, from files beside the images."""
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +15,7 @@ from pipelines.condition_inputs import SavedEncoder, attribute_rows
 from pipelines.config import DataConfig, PriorRunConfig
 from pipelines.data.captions import captions_of_source, encode_captions
 from pipelines.data.dataset import ImageDataset, chosen_items
-from pipelines.data.embeddings import names_file, open_embeddings, rows_by_name
+from pipelines.data.embeddings import files_hash, open_embeddings, rows_by_name
 from pipelines.data.folder_scan import METADATA_FILES, VECTOR_FILES, printable
 from pipelines.data.metadata import attribute_entries, captions, find_attributes, read_metadata
 from pipelines.run.checkpoints import check_sources, newest_sources
@@ -156,7 +155,7 @@ def load_conditions(
             _Part(_find_file(config, root), [own]) for root, own in zip(roots, names, strict=True)
         ]
     sources = {
-        f"{name} conditions": _files_hash(part.path)
+        f"{name} conditions": files_hash(part.path)
         for name, part in zip(("training", "validation"), parts, strict=False)
     }
     if config.kind == "vectors":
@@ -292,13 +291,3 @@ def _find_file(config: ConditionSourceConfig, root: Path) -> Path:
 
 def _default_files(config: ConditionSourceConfig) -> tuple[str, ...]:
     return VECTOR_FILES if config.kind == "vectors" else METADATA_FILES
-
-
-def _files_hash(path: Path) -> str:
-    """SHA-256 of a file, and of the one beside it that names its images."""
-    listing = [names_file(path)] if path.name.endswith((".npy", ".safetensors")) else []
-    digest = hashlib.sha256()
-    for own in [path, *(own for own in listing if own.is_file())]:
-        with own.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()

@@ -6,6 +6,7 @@ same name with .txt, holds the path below the folder of each row's image, one a 
 rows belong to the images that are used, sorted by path as Python sorts texts.
 """
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -119,3 +120,13 @@ def rows_by_name(path: Path, num_rows: int, names: Sequence[str]) -> dict[str, i
             f"{len(names)}, the first is {printable(missing[0])}"
         )
     return rows
+
+
+def files_hash(path: Path) -> str:
+    """SHA-256 of a file, and of the one beside it that names its images."""
+    listing = [names_file(path)] if path.name.endswith((".npy", ".safetensors")) else []
+    digest = hashlib.sha256()
+    for own in [path, *(own for own in listing if own.is_file())]:
+        with own.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

@@ -18,9 +18,9 @@ import numpy as np
 from tqdm import tqdm
 
 from pipelines.data.cache import temporary_folder, write_entry
-from pipelines.data.decoding import FORMAT_OF_SUFFIX
 from pipelines.data.folder_listing import number_first
 from pipelines.data.folder_scan import printable
+from pipelines.data.formats import FORMAT_OF_SUFFIX
 from pipelines.data.name_table import NewNames
 from pipelines.data.remote import RangeFile, find_files, is_remote
 from pipelines.index_config import IndexShardsConfig
