@@ -4,8 +4,9 @@
 
 DIR holds train/ and test/. A cell that has finished, also one in the committed JSON, is not run
 again; one that was interrupted goes on. Cells run one after the other in this process; to run two
-at a time start it twice, with other `--cells`. After each cell JSON, plot and table are written anew:
-benchmarks/results/rate_BUDGET.json and benchmarks/README.md. See `benchmarks.rate.codecs` for files.
+at a time start it twice, with other `--cells`. After each cell JSON, plot and table are written
+anew: benchmarks/results/rate_BUDGET.json and benchmarks/README.md. Files are the subject of
+`benchmarks.rate.codecs`.
 """
 
 import argparse

@@ -13,6 +13,7 @@ from tokenizer.config import NetworkConfig, TokenizerConfig
 
 IMAGE_SIZE = 32
 
+
 class Cell(NamedTuple):
     """One tokenizer."""
 
@@ -22,8 +23,8 @@ class Cell(NamedTuple):
     has_prior: bool
     """Whether a prior weighs on the codes in training; else it is fitted to the finished ones."""
     seed: int
-    is_searched: bool = True
-    """Whether its codes are searched for, too."""
+    rate_weights: tuple[float, ...]
+    """μ of the searches for its codes."""
 
     @property
     def learning_rate(self) -> float:
@@ -58,7 +59,7 @@ class Budget(NamedTuple):
     """The fair baseline alone, without search: further points of the curve that ratios refer to."""
     seeds: tuple[int, ...]
     rate_weights: tuple[float, ...]
-    """μ of the searches."""
+    """μ of the searches: the first of all cells, the others of the main ones at the first seed."""
     baseline_weight: float
     """γ of the rate term in the baselines' training, against half the squared error."""
     num_images: int
@@ -76,7 +77,7 @@ CPU = Budget(
     others=(Shape((8,), (1,), 256), Shape((4, 8), (1, 1), 256), Shape((4, 8), (2, 2), 64)),
     references=(Shape((8,), (1,), 64), Shape((4, 8), (1, 1), 64), Shape((4, 8), (2, 2), 16)),
     seeds=(0, 1, 2),
-    rate_weights=(0.5, 2.0),
+    rate_weights=(2.0, 4.0),
     baseline_weight=0.05,
     num_images=500,
 )
@@ -88,7 +89,9 @@ GPU = CPU._replace(
     batch_size=128,
     calibration_steps=500,
     main=(*CPU.main, Shape((8,), (4,), 1024)),
-    others=tuple(shape._replace(codebook_size=size) for shape in CPU.others for size in (256, 1024)),
+    others=tuple(
+        shape._replace(codebook_size=size) for shape in CPU.others for size in (256, 1024)
+    ),
     references=tuple(shape._replace(codebook_size=64) for shape in CPU.others),
     rate_weights=(0.25, 0.5, 1.0, 2.0, 4.0),
     num_images=2_000,
@@ -104,7 +107,7 @@ TINY = CPU._replace(
     others=(),
     references=(Shape((8,), (2,), 16),),
     seeds=(0,),
-    rate_weights=(1.0,),
+    rate_weights=(2.0, 1.0),
     num_images=8,
 )
 BUDGETS = {"tiny": TINY, "cpu": CPU, "gpu": GPU}
@@ -113,18 +116,21 @@ BUDGETS = {"tiny": TINY, "cpu": CPU, "gpu": GPU}
 def cells_of(budget: Budget) -> list[Cell]:
     """In the order in which they are run: what matters most first."""
     first, *more = budget.seeds
-    cells = [*_crossed(budget.main, first), *_crossed(budget.others, first)]
-    cells += [Cell(shape, False, False, first, False) for shape in budget.references]
+    weights = budget.rate_weights
+    cells = [*_crossed(budget.main, first, weights), *_crossed(budget.others, first, weights[:1])]
+    cells += [Cell(shape, False, False, first, ()) for shape in budget.references]
     for seed in more:
-        cells += _crossed(budget.main, seed)
+        cells += _crossed(budget.main, seed, weights[:1])
     return cells
 
 
-def _crossed(shapes: tuple[Shape, ...], seed: int) -> Iterator[Cell]:
+def _crossed(
+    shapes: tuple[Shape, ...], seed: int, rate_weights: tuple[float, ...]
+) -> Iterator[Cell]:
     for shape in shapes:
         for is_stochastic in (True, False):
             for has_prior in (True, False):
-                yield Cell(shape, is_stochastic, has_prior, seed)
+                yield Cell(shape, is_stochastic, has_prior, seed, rate_weights)
 
 
 def with_heads(config: TokenizerConfig, budget: Budget) -> TokenizerConfig:

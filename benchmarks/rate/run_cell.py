@@ -1,10 +1,11 @@
 """One cell: trains it with the ordinary command, then measures what its codes cost and draw."""
 
+import itertools
 import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,34 +36,18 @@ from tokenizer.storage.files import replace_file
 BATCH = 50
 
 
-class Stopwatch(NamedTuple):
-    """Processor seconds since it was made."""
-
-    started: float
-
-    @classmethod
-    def start(cls) -> "Stopwatch":
-        """Now."""
-        return cls(time.process_time())
-
-    def seconds(self) -> float:
-        """So far, rounded."""
-        return round(time.process_time() - self.started, 2)
-
-
 def run_cell(cell: Cell, budget: Budget, data: DataConfig, folder: Path, command: str) -> None:
     """Trains, fits the prior where it is missing, measures, and leaves `result.json`."""
     config = run_config(cell, budget, data, folder)
-    watch = Stopwatch.start()
-    train(config)
-    seconds = {"training": watch.seconds()}
     images = load_images(data, "train"), load_images(data, "validation")
-    watch = Stopwatch.start()
+    times = [time.process_time()]
+    train(config)
+    times.append(time.process_time())
     tokenizer = fitted_tokenizer(config, budget, images[0])
-    seconds["fit"] = watch.seconds()
-    watch = Stopwatch.start()
+    times.append(time.process_time())
     rows = measure(tokenizer, cell, budget, images[1])
-    seconds["measuring"] = watch.seconds()
+    times.append(time.process_time())
+    seconds = [round(end - start, 1) for start, end in itertools.pairwise(times)]
     result = {
         "cell": cell.name,
         "shape": cell.shape.name,
@@ -74,7 +59,7 @@ def run_cell(cell: Cell, budget: Budget, data: DataConfig, folder: Path, command
         "steps": budget.total_steps,
         "nominal_bits": cell.shape.nominal_bits,
         "num_images": budget.num_images,
-        "processor_seconds": seconds,
+        "processor_seconds": dict(zip(("training", "fit", "measuring"), seconds, strict=True)),
         "rows": rows,
         **origin(command),
     }
@@ -92,9 +77,7 @@ def train(config: TokenizerRunConfig) -> None:
     train_tokenizer(config, quantizer=RatedNearestQuantizer, loss=loss)
 
 
-def fitted_tokenizer(
-    config: TokenizerRunConfig, budget: Budget, images: ImageDataset
-) -> Tokenizer:
+def fitted_tokenizer(config: TokenizerRunConfig, budget: Budget, images: ImageDataset) -> Tokenizer:
     """The trained tokenizer with a prior, its own or one fitted now to its hard codes.
 
     Heads see as many batches either way: those that are fitted now see hard codes alone.
@@ -119,8 +102,7 @@ def measure(
 ) -> list[dict[str, Any]]:
     """A row for each way to choose the codes of the same test images."""
     items = chosen_items(len(images), min(budget.num_images, len(images)))
-    weights = budget.rate_weights if cell.is_searched else ()
-    searches = [SearchConfig(rate_weight=weight) for weight in weights]
+    searches = [SearchConfig(rate_weight=weight) for weight in cell.rate_weights]
     return [row_of(tokenizer, images, items, search) for search in (NO_SEARCH, *searches)]
 
 
