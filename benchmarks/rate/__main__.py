@@ -47,14 +47,16 @@ def main(words: Sequence[str] | None = None) -> None:
     budget, cells = BUDGETS[arguments.budget], cells_of(BUDGETS[arguments.budget])
     data = data_config(arguments.data, folder)
     deadline = time.monotonic() + 60 * arguments.minutes
-    for cell in chosen(cells, arguments.cells, arguments.report):
+    if arguments.report:
+        write_report(gathered(folder, path, cells), path, arguments.budget)
+        return
+    for cell in chosen(cells, arguments.cells):
         if cell.name in gathered(folder, path, cells) or time.monotonic() > deadline:
             continue
         started = time.process_time()
         run_cell(cell, budget, data, folder, command_of("benchmarks.rate", words))
         print(f"{cell.name}: {time.process_time() - started:.0f} processor seconds", flush=True)
         write_report(gathered(folder, path, cells), path, arguments.budget)
-    write_report(gathered(folder, path, cells), path, arguments.budget)
 
 
 def data_config(root: Path | None, folder: Path) -> DataConfig:
@@ -66,10 +68,8 @@ def data_config(root: Path | None, folder: Path) -> DataConfig:
     return config.model_copy(update=update)
 
 
-def chosen(cells: Sequence[Cell], parts: Sequence[str], is_report: bool) -> list[Cell]:
+def chosen(cells: Sequence[Cell], parts: Sequence[str]) -> list[Cell]:
     """Cells whose names have one of these parts, all where there are none."""
-    if is_report:
-        return []
     return [cell for cell in cells if not parts or any(part in cell.name for part in parts)]
 
 

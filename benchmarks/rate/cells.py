@@ -59,7 +59,9 @@ class Budget(NamedTuple):
     """The fair baseline alone, without search: further points of the curve that ratios refer to."""
     seeds: tuple[int, ...]
     rate_weights: tuple[float, ...]
-    """μ of the searches: the first of all cells, the others of the main ones at the first seed."""
+    """μ of the searches: the first of all cells, the others of `swept` shapes at the first seed."""
+    swept: tuple[Shape, ...]
+    """Of the main ones."""
     baseline_weight: float
     """γ of the rate term in the baselines' training, against half the squared error."""
     num_images: int
@@ -78,6 +80,7 @@ CPU = Budget(
     references=(Shape((8,), (1,), 64), Shape((4, 8), (1, 1), 64), Shape((4, 8), (2, 2), 16)),
     seeds=(0, 1, 2),
     rate_weights=(2.0, 4.0),
+    swept=(Shape((8,), (4,), 64),),
     baseline_weight=0.05,
     num_images=500,
 )
@@ -103,12 +106,13 @@ TINY = CPU._replace(
     total_steps=4,
     batch_size=8,
     calibration_steps=2,
-    main=(Shape((8,), (2,), 4), Shape((8,), (2,), 8)),
+    main=(Shape((4,), (2,), 4), Shape((4,), (2,), 8)),
     others=(),
-    references=(Shape((8,), (2,), 16),),
+    references=(Shape((4,), (2,), 16),),
     seeds=(0,),
     rate_weights=(2.0, 1.0),
-    num_images=8,
+    swept=(Shape((4,), (2,), 4),),
+    num_images=4,
 )
 BUDGETS = {"tiny": TINY, "cpu": CPU, "gpu": GPU}
 
@@ -116,21 +120,20 @@ BUDGETS = {"tiny": TINY, "cpu": CPU, "gpu": GPU}
 def cells_of(budget: Budget) -> list[Cell]:
     """In the order in which they are run: what matters most first."""
     first, *more = budget.seeds
-    weights = budget.rate_weights
-    cells = [*_crossed(budget.main, first, weights), *_crossed(budget.others, first, weights[:1])]
+    cells = [*_crossed(budget, budget.main, first), *_crossed(budget, budget.others, first)]
     cells += [Cell(shape, False, False, first, ()) for shape in budget.references]
     for seed in more:
-        cells += _crossed(budget.main, seed, weights[:1])
+        cells += _crossed(budget, budget.main, seed)
     return cells
 
 
-def _crossed(
-    shapes: tuple[Shape, ...], seed: int, rate_weights: tuple[float, ...]
-) -> Iterator[Cell]:
+def _crossed(budget: Budget, shapes: tuple[Shape, ...], seed: int) -> Iterator[Cell]:
     for shape in shapes:
+        is_swept = shape in budget.swept and seed == budget.seeds[0]
+        weights = budget.rate_weights[: None if is_swept else 1]
         for is_stochastic in (True, False):
             for has_prior in (True, False):
-                yield Cell(shape, is_stochastic, has_prior, seed, rate_weights)
+                yield Cell(shape, is_stochastic, has_prior, seed, weights)
 
 
 def with_heads(config: TokenizerConfig, budget: Budget) -> TokenizerConfig:
