@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import UInt8
+from PIL import Image
 from torch import Tensor
 
 from benchmarks.rate.files import FORMATS, Format, coded, opened, point_of, to_picture
@@ -184,10 +185,16 @@ def points_of_tokenizer(
         result = coded(
             images,
             partial(pipeline.compress, quality=quality),
-            lambda content: pipeline.decompress(content)[0],
+            partial(_decompressed, pipeline),
         )
         _, header_bytes = Codec(pipeline.tokenizer).header(pipeline.compress(to_picture(images[0])))
         points.append(point_of(images, result, quality or 0.0, header_bytes))
         points[-1]["shown_bytes"] = result.num_bytes[:NUM_SHOWN]
         save_png(to_picture(torch.cat([*result.images[:NUM_SHOWN]], 2)), shown)
     return points
+
+
+def _decompressed(pipeline: TokenizerPipeline, content: bytes) -> Image.Image:
+    (picture,) = pipeline.decompress(content)
+    assert isinstance(picture, Image.Image)
+    return picture

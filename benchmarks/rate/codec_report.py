@@ -110,7 +110,7 @@ def sheet(
     limits = result["points"][-1]["shown_bytes"]
     side = originals.shape[-1]
     ours = [strip.crop((side * n, 0, side * (n + 1), side)) for n in range(len(limits))]
-    rows = {"original": [(to_picture(image), None) for image in originals[: len(limits)]]}
+    rows = {"original": [(to_picture(image), 0) for image in originals[: len(limits)]]}
     rows["ours"] = [*zip(ours, limits, strict=True)]
     for codec, form in FORMATS.items():
         pairs = zip(originals, limits, strict=False)
@@ -120,7 +120,7 @@ def sheet(
     for number, (name, row) in enumerate(rows.items()):
         top = number * (side + MARGIN)
         for column, (picture, num_bytes) in enumerate(row):
-            label = name if num_bytes is None else f"{name}, {num_bytes} bytes"
+            label = f"{name}, {num_bytes} bytes" if num_bytes else name
             draw.text((column * side + 2, top + 1), label, fill="black")
             canvas.paste(picture.convert("RGB"), (column * side, top + MARGIN))
     return canvas

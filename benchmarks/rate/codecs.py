@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -65,9 +66,14 @@ def main(words: Sequence[str] | None = None) -> None:
             **origin(command_of("benchmarks.rate.codecs", words)),
         }
         print(f"{name}: {found[name]['processor_seconds']:.0f} processor seconds", flush=True)
-        text = "[\n" + ",\n".join(map(json.dumps, found.values())) + "\n]\n"
-        replace_file(path, lambda temporary, text=text: temporary.write_text(text))
+        write_results([*found.values()], path)
     write_report([*found.values()], images, folder, path, arguments.budget)
+
+
+def write_results(results: Sequence[dict[str, Any]], path: Path) -> None:
+    """A line for each."""
+    text = "[\n" + ",\n".join(map(json.dumps, results)) + "\n]\n"
+    replace_file(path, lambda temporary: temporary.write_text(text))
 
 
 if __name__ == "__main__":

@@ -138,7 +138,7 @@ def table(rows: Sequence[Row]) -> str:
 
 def _line(setting: Setting, own: Sequence[Row], rows: Sequence[Row]) -> list[str]:
     def mean(name: str) -> float:
-        return statistics.mean(row.numbers[name] for row in own)
+        return statistics.mean(float(row.numbers[name]) for row in own)
 
     layers = [
         statistics.mean(values)
