@@ -91,7 +91,7 @@ TINY = CPU._replace(
     total_steps=2,
     batch_size=2,
     tokenizers=(Groups((16,), (2,), 8),),
-    num_images=2,
+    num_images=1,
 )
 BUDGETS = {"tiny": TINY, "cpu": CPU, "gpu": GPU}
 

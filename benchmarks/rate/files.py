@@ -2,7 +2,7 @@
 
 import io
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -131,15 +131,18 @@ def multiscale_similarity(
 def within(
     image: UInt8[Tensor, "3 height width"], form: Format, num_bytes: int
 ) -> tuple[Image.Image, int]:
-    """The best file of at most so many bytes, or else the smallest there is, and its bytes."""
+    """The file of the highest quality with at most so many bytes, or else the smallest; its bytes.
+
+    By bisection, since bytes grow with the quality.
+    """
     picture = to_picture(image)
-    fitting = form.encode(picture, form.qualities[0])
-    for quality in _every(form.qualities):
-        content = form.encode(picture, quality)
+    low, high = form.qualities[0], form.qualities[-1]
+    best = form.encode(picture, low)
+    while low < high:
+        middle = (low + high + 1) // 2
+        content = form.encode(picture, middle)
         if len(content) <= num_bytes:
-            fitting = content
-    return opened(fitting), len(fitting)
-
-
-def _every(qualities: Sequence[int]) -> range:
-    return range(qualities[0], qualities[-1] + 1)
+            low, best = middle, content
+        else:
+            high = middle - 1
+    return opened(best), len(best)
