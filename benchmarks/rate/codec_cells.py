@@ -12,11 +12,12 @@ from torch import Tensor
 
 from benchmarks.rate.files import FORMATS, Format, coded, opened, point_of, to_picture
 from pipelines.coding.codec import Codec
-from pipelines.config import DataConfig, TokenizerRunConfig, TrainingConfig
+from pipelines.config import DataConfig, TokenizerRecipe, TokenizerRunConfig, TrainingConfig
 from pipelines.data.dataset import chosen_items
 from pipelines.data.sources import load_folder, load_images
 from pipelines.images import save_png
 from pipelines.processes import new_accelerator
+from pipelines.recipe import CodePriorRecipe
 from pipelines.tokenizer_pipeline import TokenizerPipeline
 from pipelines.train_tokenizer import train_tokenizer
 from tokenizer.builders import hq_vae
@@ -53,6 +54,8 @@ class Budget(NamedTuple):
     code_dim: int
     prior_width: int
     total_steps: int
+    calibration_steps: int
+    """Of the heads, on hard codes."""
     batch_size: int
     learning_rate: float
     tokenizers: tuple[Groups, ...]
@@ -67,6 +70,7 @@ CPU = Budget(
     code_dim=32,
     prior_width=64,
     total_steps=2_000,
+    calibration_steps=200,
     batch_size=16,
     learning_rate=4e-3,
     tokenizers=(Groups((8,), (4,), 256), Groups((8,), (2,), 256)),
@@ -78,6 +82,7 @@ GPU = CPU._replace(
     code_dim=64,
     prior_width=128,
     total_steps=20_000,
+    calibration_steps=1_000,
     batch_size=32,
     learning_rate=2e-3,
     tokenizers=(*CPU.tokenizers, Groups((16, 8), (1, 4), 1024), Groups((8,), (6,), 256)),
@@ -89,6 +94,7 @@ TINY = CPU._replace(
     code_dim=4,
     prior_width=4,
     total_steps=2,
+    calibration_steps=2,
     batch_size=2,
     tokenizers=(Groups((16,), (2,), 8),),
     num_images=1,
@@ -108,10 +114,12 @@ def run_config(
         networks=budget.networks,
     )
     prior = CodePriorConfig(width=budget.prior_width)
+    recipe = CodePriorRecipe(calibration_steps=budget.calibration_steps)
     return TokenizerRunConfig(
         run_dir=folder / groups.name,
         data=data,
         tokenizer=tokenizer.model_copy(update={"code_prior": prior}),
+        recipe=TokenizerRecipe(code_prior=recipe),
         training=TrainingConfig(
             total_steps=budget.total_steps,
             batch_size=budget.batch_size,
