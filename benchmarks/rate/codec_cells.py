@@ -66,12 +66,12 @@ class Budget(NamedTuple):
 
 
 CPU = Budget(
-    networks=NetworkConfig(patch_size=4, width=64, max_width=128),
+    networks=NetworkConfig(patch_size=4, width=64, max_width=64),
     code_dim=32,
     prior_width=64,
     total_steps=2_000,
     calibration_steps=200,
-    batch_size=16,
+    batch_size=12,
     learning_rate=4e-3,
     tokenizers=(Groups((8,), (4,), 256), Groups((8,), (2,), 256)),
     qualities=(None, 1.0),
