@@ -26,6 +26,7 @@ from pipelines.playground import Playground
 from pipelines.processes import new_accelerator
 from pipelines.tokenizer_pipeline import TokenizerPipeline
 from tokenizer.storage.errors import InputError
+from tokenizer.storage.weight_files import has_weights
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +140,7 @@ def load_playground(
 
 def _is_model(folder: Path) -> bool:
     """A run that is under way has a config.json of its own there, and no weights yet."""
-    return (folder / "model.safetensors").is_file()
+    return has_weights(folder)
 
 
 def _is_loopback(host: str) -> bool:

@@ -49,6 +49,9 @@ class TrainingConfig(StrictConfig):
     """Decay of the exponential moving average of the weights that is saved for use; 0 = none."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the networks; quantization stays in fp32."""
+    parallel: Literal["ddp", "fsdp", "hsdp"] = "ddp"
+    """Several processes: each holds all weights (ddp), a share of them (fsdp), or a share among the
+    processes of its machine (hsdp)."""
     compile: bool = False
     """Compile the networks (torch.compile): minutes at the start, and other rounding."""
     channels_last: bool = False

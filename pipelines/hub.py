@@ -16,13 +16,14 @@ from huggingface_hub.errors import (
 from pipelines.model_card import CARD
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.json_files import shortened
+from tokenizer.storage.weight_files import INDEX
 
 _HUB_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*", re.ASCII)
 
 
 def patterns(models: Sequence[str]) -> list[str]:
     """Files of models of these names, and of what was measured of them."""
-    files = ("config.json", "model.safetensors", "sampling.json", "marginals.json")
+    files = ("config.json", "model*.safetensors", INDEX, "sampling.json", "marginals.json")
     return [f"{model}/{file}" for model in models for file in files] + ["evaluation/*.json"]
 
 

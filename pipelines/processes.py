@@ -42,6 +42,19 @@ def is_lost_partner(error: BaseException) -> bool:
     )
 
 
+def gathered(tensor: Tensor) -> Tensor:
+    """The whole of a tensor that may be sharded; all processes ask together."""
+    # Not by its class: what defines that takes a second to import.
+    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return whole
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's share of a tensor that may be sharded, without gradient; the same memory."""
+    share: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return share.detach()
+
+
 def seed_everything(*numbers: int) -> None:
     """Seeds torch's generators by a mixture of the numbers."""
     torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))

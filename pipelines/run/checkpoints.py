@@ -29,6 +29,8 @@ Tensors = Mapping[str, Tensor]
 FORMAT = 2
 """Of what is written. Format 1 has no number in its manifest; it has the tensors `model`, `ema`
 (empty if there is none) and `optimizer` (by number of the parameter)."""
+SHARDED_FORMAT = 3
+"""Of what several processes write in shares; see `pipelines/run/shards.py`."""
 
 _NAME = re.compile(r"step_\d{8,}\Z", re.ASCII)
 
@@ -46,6 +48,8 @@ class TrainingState(NamedTuple):
     """Hash of what metrics.jsonl holds up to this step."""
     format: int = FORMAT
     """In which it was read."""
+    shards: Path | None = None
+    """Folder of the shares where the tensors have no values yet."""
 
 
 def save_state(folder: Path, state: TrainingState) -> None:
@@ -54,32 +58,44 @@ def save_state(folder: Path, state: TrainingState) -> None:
     The files lie under a temporary name until all are on the disk, so that a run killed at any
     moment finds the new state or the old one. What has this name already makes way by a rename.
     """
-    target = folder / f"step_{state.step:08d}"
-    temporary = folder / f".{target.name}.tmp"
-    replaced = folder / f".{target.name}.replaced.tmp"
-    for abandoned in folder.glob(".step_*.tmp"):
-        shutil.rmtree(abandoned)
-    temporary.mkdir(parents=True)
+    temporary = begin_state(folder, state.step)
     try:
         for name, tensors in state.tensors.items():
             path = temporary / f"{name}.safetensors"
             contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
-            with naming(target):
+            with naming(folder / _name(state.step)):
                 safetensors.torch.save_file(contiguous, path)
-        fields = {
-            "format": FORMAT,
-            "step": state.step,
-            "sources": dict(state.sources),
-            "metrics": state.metrics,
-        }
-        with naming(target):
-            write_manifest(temporary / "state.json", fields)
-        if target.exists():
-            target.rename(replaced)
-        temporary.rename(target)
-        flush_to_disk(folder)
+        publish_state(folder, state)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def begin_state(folder: Path, step: int) -> Path:
+    """An empty folder for the files of a state; removes what killed runs have left."""
+    for abandoned in folder.glob(".step_*.tmp"):
+        shutil.rmtree(abandoned)
+    temporary = folder / f".{_name(step)}.tmp"
+    temporary.mkdir(parents=True)
+    return temporary
+
+
+def publish_state(folder: Path, state: TrainingState, *, is_sharded: bool = False) -> None:
+    """Gives the files of a state their name once they are whole; removes older states but one."""
+    target = folder / _name(state.step)
+    temporary = folder / f".{target.name}.tmp"
+    replaced = folder / f".{target.name}.replaced.tmp"
+    fields = {
+        "format": SHARDED_FORMAT if is_sharded else FORMAT,
+        "step": state.step,
+        "sources": dict(state.sources),
+        "metrics": state.metrics,
+    }
+    with naming(target):
+        write_manifest(temporary / "state.json", fields)
+    if target.exists():
+        target.rename(replaced)
+    temporary.rename(target)
+    flush_to_disk(folder)
     shutil.rmtree(replaced, ignore_errors=True)
     states = _states(folder)
     before = states[: states.index(target)][-1:]
@@ -88,12 +104,19 @@ def save_state(folder: Path, state: TrainingState) -> None:
             shutil.rmtree(needless)
 
 
-def load_state(folder: Path, fallback: str | None = None) -> TrainingState | None:
+def _name(step: int) -> str:
+    return f"step_{step:08d}"
+
+
+def load_state(
+    folder: Path, fallback: str | None = None, *, in_shards: bool = False
+) -> TrainingState | None:
     """The newest state, or None before the first.
 
     Args:
         folder: holds the states.
         fallback: name of an older state, which is taken if the newest is damaged.
+        in_shards: whether tensors that were saved in shares stay on the disk.
 
     Raises:
         InputError: the newest state is damaged, and so is the fallback or there is none.
@@ -108,7 +131,7 @@ def load_state(folder: Path, fallback: str | None = None) -> TrainingState | Non
     newest = states[-1]
     anew = f"remove {folder.parent} to start anew"
     try:
-        state = _read_state(newest)
+        state = _read_state(newest, in_shards)
     except InputError as error:
         if fallback in (None, newest.name):
             way_out = (
@@ -123,7 +146,7 @@ def load_state(folder: Path, fallback: str | None = None) -> TrainingState | Non
             logger.warning("%s is whole: going on from it, not from %s", newest, fallback)
         return state
     try:
-        return _read_state(folder / fallback)
+        return _read_state(folder / fallback, in_shards)
     except InputError as error:
         raise InputError(f"{error}; {newest.name} is damaged, too: {anew}") from error
 
@@ -161,29 +184,38 @@ def _states(folder: Path) -> list[Path]:
     return sorted(states, key=lambda path: int(path.name.removeprefix("step_")))
 
 
-def _read_state(folder: Path) -> TrainingState:
+def _read_state(folder: Path, in_shards: bool) -> TrainingState:
     manifest = _read_manifest(folder)
     check_files(folder / "state.json", manifest)
-    return TrainingState(
-        manifest["step"],
-        {
+    number = manifest.get("format", 1)
+    tensors: Mapping[str, Tensors]
+    if number == SHARDED_FORMAT:
+        from pipelines.run.shards import describe_shards, read_whole  # takes a second
+
+        tensors = describe_shards(folder) if in_shards else read_whole(folder)
+    else:
+        tensors = {
             name.removesuffix(".safetensors"): load_safetensors(folder / name)
             for name in manifest["files"]
-        },
+        }
+    return TrainingState(
+        manifest["step"],
+        tensors,
         manifest["sources"],
         manifest.get("metrics", ""),
-        manifest.get("format", 1),
+        number,
+        folder if in_shards and number == SHARDED_FORMAT else None,
     )
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / "state.json"
     manifest = read_manifest(path)
-    if manifest.get("format", 1) > FORMAT:
+    if manifest.get("format", 1) > SHARDED_FORMAT:
         raise InputError(
-            f"{path} was written by a later version: format must be at most {FORMAT}, "
+            f"{path} was written by a later version: format must be at most {SHARDED_FORMAT}, "
             f"got {manifest['format']}"
         )
-    if folder.name != f"step_{manifest['step']:08d}":
+    if folder.name != _name(manifest["step"]):
         raise InputError(f"{path} is damaged: it is of step {manifest['step']}")
     return manifest

@@ -78,7 +78,7 @@ def check_output_dir(config: RunConfigT) -> RunConfigT:
     saved = _run_there(config)
     if saved is None:
         return config
-    saved = _allow_other_accumulation(_allow_moved_data(saved, config), config)
+    saved = _allow_other_hardware(_allow_moved_data(saved, config), config)
     if config.extend_to is not None:
         saved, config = _extend(saved, config, config.extend_to)
     config = _keep_folder_rules(saved, config)
@@ -161,14 +161,15 @@ def _allow_moved_data(saved: RunConfigT, given: RunConfig) -> RunConfigT:
     return saved.model_copy(update={"data": saved.data.model_copy(update=folders | reading)})
 
 
-def _allow_other_accumulation(saved: RunConfigT, given: RunConfig) -> RunConfigT:
+def _allow_other_hardware(saved: RunConfigT, given: RunConfig) -> RunConfigT:
     """A run may go on with less memory: the gradients are the same but for rounding and noise."""
-    name = "gradient_accumulation_steps"
-    before, after = getattr(saved.training, name), getattr(given.training, name)
-    if before == after:
-        return saved
-    logger.warning("training.%s is %s from here on, it was %s", name, after, before)
-    return saved.model_copy(update={"training": saved.training.model_copy(update={name: after})})
+    for name in ("gradient_accumulation_steps", "parallel"):
+        before, after = getattr(saved.training, name), getattr(given.training, name)
+        if before != after:
+            logger.warning("training.%s is %s from here on, it was %s", name, after, before)
+            training = saved.training.model_copy(update={name: after})
+            saved = saved.model_copy(update={"training": training})
+    return saved
 
 
 def _extend(saved: RunConfigT, given: RunConfigT, steps: int) -> tuple[RunConfigT, RunConfigT]:

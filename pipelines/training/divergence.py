@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from pipelines.processes import local
 from pipelines.run.checkpoints import TrainingState
 
 NEVER = 2**62
@@ -73,10 +74,13 @@ class NonFiniteWatch:
             for part, named in state.tensors.items()
             for name, tensor in named.items()
         }
+        device = self._accelerator.device
         is_finite = torch.stack(
-            [tensor.isfinite().all().to(self._accelerator.device) for tensor in tensors.values()]
-        ).tolist()
-        for name, is_sound in zip(tensors, is_finite, strict=True):
+            [local(tensor).isfinite().all().to(device) for tensor in tensors.values()]
+        )
+        if self._accelerator.num_processes > 1:  # each may hold other shares
+            is_finite = self._accelerator.gather(is_finite[None]).all(0)
+        for name, is_sound in zip(tensors, is_finite.tolist(), strict=True):
             if not is_sound:
                 self._stop(state.step, f"{name} is not finite")
 

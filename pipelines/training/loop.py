@@ -19,29 +19,25 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 
-from pipelines.config import RunConfig
+from pipelines.config import RunConfig, TrainingConfig
 from pipelines.data.batches import BatchOrder
 from pipelines.images import save_png
 from pipelines.prefetch import one_ahead
 from pipelines.processes import new_accelerator, seed_everything
-from pipelines.run.checkpoints import (
-    Tensors,
-    TrainingState,
-    check_sources,
-    load_state,
-    save_state,
-)
+from pipelines.run.checkpoints import Tensors, check_sources, load_state
 from pipelines.run.folder import locked, write_run_config
 from pipelines.run.log import Metrics, RunLog
 from pipelines.training.divergence import NonFiniteWatch
 from pipelines.training.loading import loading, to_device
 from pipelines.training.losses.base import Loss
 from pipelines.training.networks import TrainedNetwork, saved_networks, without_gradient
+from pipelines.training.optimizer import Network
 from pipelines.training.progress import Progress
+from pipelines.training.saving import Saver
+from pipelines.training.sharding import is_sharding, machine_size, sharding
 from pipelines.training.stage import BatchT, LoadedT, Stage
 from pipelines.training.stopping import noted_signals
 from tokenizer.storage.errors import InputError
-from tokenizer.storage.pretrained import PretrainedModule
 
 
 def make_accelerator(run_config: RunConfig) -> Accelerator:
@@ -61,6 +57,7 @@ def make_accelerator(run_config: RunConfig) -> Accelerator:
         # Buffers are the same everywhere already, or (EMA codebooks) kept so by the stage.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+    machine_size(accelerator, config)  # refuses what cannot be
     if config.compile and shutil.which(os.environ.get("CXX", "g++")) is None:
         raise InputError("training.compile must be False: torch.compile finds no C++ compiler")
     num_parts = accelerator.num_processes * config.gradient_accumulation_steps
@@ -80,8 +77,11 @@ def train(stage: Stage[Any, Any], run_config: RunConfig, accelerator: Accelerato
         InputError: a damaged checkpoint, other data, or a folder that is in use.
         KeyboardInterrupt: the run was asked to stop; it is saved.
     """
-    is_main = accelerator.is_main_process
-    with locked(run_config.output_dir) if is_main else contextlib.nullcontext():
+    lock = locked(run_config.output_dir)
+    with (
+        lock if accelerator.is_main_process else contextlib.nullcontext(),
+        sharding(accelerator, run_config.training),
+    ):
         _train(_Run(stage, run_config, accelerator))
 
 
@@ -93,9 +93,10 @@ def _train(run: "_Run[Any, Any]") -> None:
         RunLog(run.output_dir, run.accelerator, run.first_step, run.saved_metrics) as log,
         run.progress() as progress,
         contextlib.closing(one_ahead(run.loading(steps))) as loaded,
+        run.saver,
     ):
         if not steps:
-            run.repair_model()
+            run.saver.repair_model()
         clock = _Clock(run.first_step)
         for step in steps:
             terms = run.train_step(step, loaded)
@@ -103,7 +104,10 @@ def _train(run: "_Run[Any, Any]") -> None:
             progress.note_step(finished)
             is_last = finished == config.total_steps
             if is_last:
-                run.stage.finish(run.model)
+                with run.main.in_use(is_changed=True) as model:
+                    run.stage.finish(model)
+            if run.saver.has_failed:
+                stop.is_noted = True  # the others hear of it, and saving says why
             stops = stop.is_agreed()
             saves = finished % config.checkpoint_interval == 0 or is_last or stops
             logs = finished % config.log_interval == 0 or is_last
@@ -121,8 +125,9 @@ def _train(run: "_Run[Any, Any]") -> None:
                 log.write(finished, "validation", run.validate(finished))
                 clock.restart(finished)
             if saves:
-                run.save(finished, log.flush())
+                run.saver.save(finished, log.flush())
             if stops:
+                run.saver.wait()
                 raise KeyboardInterrupt(
                     f"stopped and saved at step {finished}; run the same command to go on"
                 )
@@ -156,7 +161,8 @@ class _Run(Generic[LoadedT, BatchT]):
         if accelerator.is_main_process:
             write_run_config(run_config)
         networks = stage.networks
-        state = load_state(self.output_dir / "state", run_config.resume_from)
+        is_sharded = is_sharding(accelerator)
+        state = load_state(self.output_dir / "state", run_config.resume_from, in_shards=is_sharded)
         if state is None:
             self.first_step, self.saved_metrics, saved = 0, "", None
             stage.initialize()
@@ -164,12 +170,16 @@ class _Run(Generic[LoadedT, BatchT]):
             self.first_step, self.saved_metrics = state.step, state.metrics
             check_sources(self.output_dir, state.sources, stage.sources)
             saved = saved_networks(state, networks, stage.main_network)
+        shards = None if state is None else state.shards
         self.networks = [
-            TrainedNetwork(name, network, config, accelerator, saved)
+            _trained(name, network, config, accelerator, saved, shards)
             for name, network in networks.items()
         ]
         (self.main,) = (network for network in self.networks if network.name == stage.main_network)
         self.watch = NonFiniteWatch(accelerator, self.output_dir)
+        self.saver = Saver(
+            accelerator, self.output_dir, self.networks, self.main, self.watch, stage.sources
+        )
 
     def progress(self) -> Progress:
         """What the run tells people."""
@@ -177,13 +187,6 @@ class _Run(Generic[LoadedT, BatchT]):
         count = sum(own.numel() for module in modules for own in module.parameters())
         what = (self.stage.description, self.stage.smaller_preset, count)
         return Progress(self.config, self.accelerator, self.first_step, *what)
-
-    @property
-    def model(self) -> PretrainedModule[Any]:
-        """What people will use."""
-        model = self.main.in_use
-        assert isinstance(model, PretrainedModule)
-        return model
 
     def prefix(self, network: TrainedNetwork) -> str:
         """Of the names of what is logged of a network; none where it is the only one."""
@@ -251,49 +254,31 @@ class _Run(Generic[LoadedT, BatchT]):
 
     def validate(self, step: int) -> Metrics:
         """Metrics of the model in use, and its preview."""
-        used = self.model
-        was_training = used.training
-        used.eval()
         # Compiled code would be made once more, for other batches and without gradients.
         eager = torch.compiler.set_stance("force_eager" if self.config.compile else "default")
-        with torch.no_grad(), self.accelerator.autocast(), eager:
-            metrics = self.stage.validate(used, self.accelerator)
-            if self.accelerator.is_main_process:
-                folder = self.output_dir / "samples"
-                folder.mkdir(exist_ok=True)
-                save_png(self.stage.preview(used), folder / f"step_{step:08d}.png")
-        used.train(was_training)
+        with self.main.in_use() as used:
+            was_training = used.training
+            used.eval()
+            with torch.no_grad(), self.accelerator.autocast(), eager:
+                metrics = self.stage.validate(used, self.accelerator)
+                if self.accelerator.is_main_process:
+                    folder = self.output_dir / "samples"
+                    folder.mkdir(exist_ok=True)
+                    save_png(self.stage.preview(used), folder / f"step_{step:08d}.png")
+            used.train(was_training)
         return metrics
 
-    def save(self, step: int, metrics_hash: str) -> None:
-        """The state for resuming, and the model for use."""
-        tensors: dict[str, Tensors] = {}
-        for network in self.networks:
-            tensors |= network.state()
-        state = TrainingState(step, tensors, self.stage.sources, metrics_hash)
-        self.watch.check_state(state)
-        # The state last: a run that was killed in between saves the model once more.
-        if self.accelerator.is_main_process:
-            self.model.save_pretrained(self.output_dir / "model")
-            save_state(self.output_dir / "state", state)
-        self.accelerator.wait_for_everyone()
 
-    def repair_model(self) -> None:
-        """Saves the model of a finished run again if what is there is damaged, or of other weights.
+def _trained(
+    name: str,
+    network: Network,
+    config: TrainingConfig,
+    accelerator: Accelerator,
+    saved: Mapping[str, Tensors] | None,
+    shards: Path | None,
+) -> TrainedNetwork:
+    if not is_sharding(accelerator):
+        return TrainedNetwork(name, network, config, accelerator, saved)
+    from pipelines.training.sharded_network import ShardedNetwork  # takes a second
 
-        Otherwise it is left as it is: an earlier version may have written it.
-        """
-        folder = self.output_dir / "model"
-        if self.accelerator.is_main_process and not _holds(folder, self.model):
-            self.model.save_pretrained(folder)
-
-
-def _holds(folder: Path, model: PretrainedModule[Any]) -> bool:
-    try:
-        saved = type(model).from_pretrained(folder).state_dict()
-    except InputError:
-        return False
-    weights = model.state_dict()
-    return saved.keys() == weights.keys() and all(
-        torch.equal(tensor, weights[name].cpu()) for name, tensor in saved.items()
-    )
+    return ShardedNetwork(name, network, config, accelerator, saved, shards)

@@ -9,6 +9,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from pipelines.config import TrainingConfig
+from pipelines.processes import gathered
 from pipelines.run.checkpoints import Tensors, TrainingState
 from pipelines.training.optimizer import (
     Network,
@@ -48,6 +49,14 @@ class TrainedNetwork:
         self.module = network.module
         self.network = network
         self._accelerator = accelerator
+        self._build(config, saved)
+        self._clipped = network.clipped()
+        self.parameters = [
+            parameter for parameter in self.module.parameters() if parameter.requires_grad
+        ]
+
+    def _build(self, config: TrainingConfig, saved: Mapping[str, Tensors] | None) -> None:
+        network, name, accelerator = self.network, self.name, self._accelerator
         if saved is not None:
             tensors = {**network.added, **saved[name]}
             load_weights(self.module, tensors, f"run_dir: the checkpoint of {name}")
@@ -64,15 +73,24 @@ class TrainedNetwork:
         if config.compile:
             self.module.compile(backend=COMPILER)
         self.prepared, self._prepared_optimizer = accelerator.prepare(self.module, self._optimizer)
-        self._clipped = network.clipped()
-        self.parameters = [
-            parameter for parameter in self.module.parameters() if parameter.requires_grad
-        ]
 
-    @property
-    def in_use(self) -> nn.Module:
-        """The EMA, if the network has one."""
-        return self.module if self._ema is None else self._ema.module
+    @contextlib.contextmanager
+    def in_use(self, *, is_changed: bool = False) -> Iterator[nn.Module]:
+        """The EMA, if the network has one, or the module; all processes ask for it together.
+
+        Args:
+            is_changed: whether its weights are changed meanwhile.
+        """
+        yield self.module if self._ema is None else self._ema.module
+
+    def copy_for_saving(self) -> nn.Module | None:
+        """The model in use on the CPU of the main process, None on others; in sharded runs."""
+        raise NotImplementedError
+
+    def set_gradient(self, is_needed: bool) -> None:
+        """Has the parameters take gradients, or not."""
+        for parameter in self.parameters:
+            parameter.requires_grad_(is_needed)
 
     def set_learning_rate(self, step: int) -> None:
         """To that of a step."""
@@ -89,6 +107,7 @@ class TrainedNetwork:
         if self._accelerator.sync_gradients:
             max_norm = self.network.max_gradient_norm
             norm, *_ = [self._accelerator.clip_grad_norm_(own, max_norm) for own in self._clipped]
+            norm = gathered(norm)
         self._prepared_optimizer.step()
         self._prepared_optimizer.zero_grad()
         return norm
@@ -108,14 +127,14 @@ class TrainedNetwork:
 @contextlib.contextmanager
 def without_gradient(networks: Iterable[TrainedNetwork]) -> Iterator[None]:
     """Turns gradients off for the parameters of some networks."""
-    parameters = [parameter for network in networks for parameter in network.parameters]
-    for parameter in parameters:
-        parameter.requires_grad_(False)
+    networks = list(networks)
+    for network in networks:
+        network.set_gradient(False)
     try:
         yield
     finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
+        for network in networks:
+            network.set_gradient(True)
 
 
 def saved_networks(

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pydantic_core
-import safetensors
 import torch
 from torch import Tensor
 
@@ -25,9 +24,15 @@ def hash_entry(
 
 
 def check_hashes(
-    config_path: Path, weights_path: Path, weights: Mapping[str, Tensor]
+    config_path: Path, weights_path: Path, metadata: Mapping[str, str], found: str
 ) -> tuple[str, ...]:
     """Compares what was read with what was saved; weights from elsewhere may have no hashes.
+
+    Args:
+        config_path: of the config.
+        weights_path: of the weights, or of their index.
+        metadata: what was saved with them.
+        found: hash of the weights that were read.
 
     Returns:
         The hashes of earlier modules.
@@ -35,16 +40,14 @@ def check_hashes(
     Raises:
         InputError: either file is damaged.
     """
-    with safetensors.safe_open(weights_path, "pt") as file:
-        header = file.metadata() or {}
-    if not header.keys() - {"format"}:
+    if not metadata.keys() - {"format"}:
         return ()
-    if _ENTRY not in header:
-        found = shortened(", ".join(sorted(header)))
-        raise InputError(f"{weights_path} must have {_ENTRY!r} or no metadata, got {found}")
-    config_hash, _, hashes = header[_ENTRY].partition(" ")
+    if _ENTRY not in metadata:
+        names = shortened(", ".join(sorted(metadata)))
+        raise InputError(f"{weights_path} must have {_ENTRY!r} or no metadata, got {names}")
+    config_hash, _, hashes = metadata[_ENTRY].partition(" ")
     saved_hash, *former = hashes.split(" ")
-    if saved_hash != weights_hash(weights):
+    if saved_hash != found:
         raise InputError(f"{weights_path} is damaged: it does not match its own hash")
     if config_hash != _text_hash(config_path.read_bytes()):
         raise InputError(f"{config_path} is damaged: it does not match the hash in {weights_path}")

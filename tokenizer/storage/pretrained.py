@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
@@ -24,7 +23,8 @@ from tokenizer.storage.errors import InputError
 from tokenizer.storage.files import make_folder, replace_file
 from tokenizer.storage.hashes import check_hashes, format_1_hash, hash_entry, weights_hash
 from tokenizer.storage.json_files import read_json, shortened
-from tokenizer.storage.untrusted import StoredTensor, load_safetensors, read_header
+from tokenizer.storage.untrusted import StoredTensor
+from tokenizer.storage.weight_files import find_weights, write_weights
 
 
 def check_weights(
@@ -88,7 +88,7 @@ WeightT = TypeVar("WeightT", Tensor, StoredTensor)
 
 
 class PretrainedModule(nn.Module, Generic[ConfigT]):
-    """A module built from one config and stored as a folder of two files.
+    """A module built from one config and stored as a folder of two files, or some more if large.
 
     `config.json` builds the module, `model.safetensors` fills it; nothing else is read. The hashes
     of both stand in the header of the weights: a manifest in a file of its own could not be
@@ -133,6 +133,8 @@ class PretrainedModule(nn.Module, Generic[ConfigT]):
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes `config.json` and `model.safetensors` into `folder`, each atomically.
 
+        Of more than 5 GB the weights lie in several files beside an index, as Hugging Face has it.
+
         Saving again is safe at any moment as long as the config stays the same.
 
         Raises:
@@ -145,10 +147,7 @@ class PretrainedModule(nn.Module, Generic[ConfigT]):
         weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         text = json.dumps(fields, indent=2) + "\n"
         entry = hash_entry(text, weights, self.former_identities())
-        replace_file(
-            folder / "model.safetensors",
-            lambda path: safetensors.torch.save_file(weights, path, entry),
-        )
+        write_weights(folder, weights, entry)
         replace_file(folder / "config.json", lambda path: path.write_text(text))
 
     @classmethod
@@ -160,7 +159,7 @@ class PretrainedModule(nn.Module, Generic[ConfigT]):
         Its sizes are compared before memory is taken, so that it costs no more than its files.
 
         Args:
-            folder: holds `config.json` and `model.safetensors`.
+            folder: holds `config.json` and `model.safetensors`, or its parts and their index.
             dtype: of the floating-point weights: float32, float16 or bfloat16; None takes them
                 as they were saved.
             parts: further arguments of the class: what a config cannot describe; filled alike.
@@ -172,21 +171,32 @@ class PretrainedModule(nn.Module, Generic[ConfigT]):
         """
         if dtype not in (None, *DTYPES):
             raise InputError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype!r}")
-        path, weights_path = Path(folder) / "config.json", Path(folder) / "model.safetensors"
+        path = Path(folder) / "config.json"
         fields, version = _read_fields(path, cls.__name__)
         upgraded = cls.upgrade_config(copy.deepcopy(fields), version)
         config = validate_fields(cls.config_class, upgraded, str(path))
-        header = cls.upgrade_weights(read_header(weights_path), version)
+        files = find_weights(Path(folder))
+        weights_path = files.source
+        if version == 1 and len(files.paths) > 1:
+            raise InputError(f"{path}: format must be above 1 beside {weights_path.name}")
+        header = cls.upgrade_weights(files.header, version)
         with torch.device("meta"), _few_parameters(2 * len(header) + BUILD_ALLOWANCE, path):
             expected = cls(config, **parts).state_dict()  # shapes without memory
         check_weights(expected, header, str(weights_path))
         saved_dtype = _check_types(expected, header, weights_path)
         module = cls(config, **parts).to(saved_dtype)
-        weights = load_safetensors(weights_path)
-        former = check_hashes(path, weights_path, weights)
-        module.load_state_dict(cls.upgrade_weights(weights, version))
+        known = []
+        if len(files.paths) == 1:
+            (weights,) = files.tensors()
+            former = check_hashes(path, weights_path, files.metadata, weights_hash(weights))
+            module.load_state_dict(cls.upgrade_weights(weights, version))
+            if version == 1:
+                known = [format_1_hash(cls.__name__, fields, weights)]
+        else:  # one in memory at a time
+            for weights in files.tensors():
+                module.load_state_dict(weights, strict=False)
+            former = check_hashes(path, weights_path, files.metadata, module.content_hash())
         _check_finite(module, weights_path)
-        known = [format_1_hash(cls.__name__, fields, weights)] if version == 1 else []
         if dtype is not None:
             known += [module.content_hash(), module.identity_hash()]
             module.to(dtype)

@@ -43,7 +43,8 @@ class Adversary:
         training: of the run.
         channels: of the images.
         image_size: their side in pixels.
-        last_layer: weight of the decoder's last layer, which learns.
+        last_layer: gives the weight of the decoder's last layer, which learns; None where it has
+            none.
         device: of the run.
         mean: over all processes.
 
@@ -57,11 +58,12 @@ class Adversary:
         training: TrainingConfig,
         channels: int,
         image_size: int,
-        last_layer: nn.Parameter | None,
+        last_layer: Callable[[], nn.Parameter | None],
         device: torch.device,
         mean: Callable[[Tensor], Tensor],
     ) -> None:
-        if last_layer is None or not last_layer.requires_grad:
+        weight = last_layer()
+        if weight is None or not weight.requires_grad:
             raise InputError(
                 "recipe.adversarial.weight must be 0 where no last layer of the decoder learns"
             )
@@ -87,7 +89,8 @@ class Adversary:
             config.training,
             config.data.channels,
             config.data.image_size,
-            model.last_decoder_weight,
+            # Sharded networks have other parameters between the forward and the backward.
+            lambda: model.last_decoder_weight,
             accelerator.device,
             mean_over(accelerator),
         )
@@ -128,8 +131,10 @@ class Adversary:
 
     def _ratio(self, one: Tensor, other: Tensor) -> Tensor:
         """‖∇one‖ / ‖∇other‖ at the last layer, in float32, the same on all processes."""
+        last = self._last_layer()
+        assert last is not None
         norms = [
-            torch.autograd.grad(own, self._last_layer, retain_graph=True)[0].float().norm()
+            torch.autograd.grad(own, last, retain_graph=True)[0].float().norm()
             for own in (one, other)
         ]
         ratio = norms[0] / norms[1].clamp_min(1e-8)

@@ -51,7 +51,7 @@ def adversary(**changes: Any) -> tuple[Adversary, nn.Parameter]:
     config = SMALL.model_copy(update=changes)
     training = TrainingConfig(total_steps=10)
     return Adversary(
-        config, training, 3, 16, last, torch.device("cpu"), lambda tensor: tensor
+        config, training, 3, 16, lambda: last, torch.device("cpu"), lambda tensor: tensor
     ), last
 
 
@@ -228,7 +228,7 @@ def test_what_cannot_be_is_refused_before_work_starts(tmp_path: Path, cache_dir:
     with pytest.raises(InputError, match="num_downsamplings must be at most 4 for images of 16"):
         PatchDiscriminator(AdversarialConfig(num_downsamplings=5), 3, 16)
     frozen = nn.Parameter(torch.zeros(1), requires_grad=False)
-    for last in (None, frozen):
+    for last in (lambda: None, lambda: frozen):
         with pytest.raises(InputError, match="must be 0 where no last layer of the decoder learns"):
             Adversary(
                 SMALL, TrainingConfig(), 3, 16, last, torch.device("cpu"), lambda tensor: tensor

@@ -218,15 +218,16 @@ def test_a_run_that_dies_while_saving_has_its_model_in_the_end(
 ) -> None:
     """Weights to use must not be missing where the state says that all is done."""
     config = new_run("stochastic", validation_interval=4, checkpoint_interval=4)
-    for name in ("save_state", "write_run_config"):
+    loop, saving = pipelines.training.loop, pipelines.training.saving
+    for module, name in ((saving, "save_state"), (loop, "write_run_config")):
         with monkeypatch.context() as patch:
-            real = getattr(pipelines.training.loop, name)
+            real = getattr(module, name)
 
             def save_and_die(*arguments: object, real: object = real) -> None:
                 real(*arguments)
                 raise CrashError
 
-            patch.setattr(pipelines.training.loop, name, save_and_die)
+            patch.setattr(module, name, save_and_die)
             with pytest.raises(CrashError):
                 train(config)
     train(config)

@@ -1,0 +1,67 @@
+"""Whether the weights, gradients, moments and EMA of a run are shared out over its processes.
+
+They are by FSDP2, which Accelerate carries; see `sharded_network.py`.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from accelerate import Accelerator, ParallelismConfig, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+from pipelines.config import TrainingConfig
+from tokenizer.storage.errors import InputError
+
+
+def machine_size(accelerator: Accelerator, config: TrainingConfig) -> int:
+    """Processes among which the weights are shared out; 1 where each holds all of them.
+
+    Raises:
+        InputError: hsdp with one process on each machine, which has nothing to share there.
+    """
+    world: int = accelerator.num_processes
+    if config.parallel != "hsdp" or world == 1:
+        return 1 if config.parallel == "ddp" else world
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    if here == 1 or world % here:
+        raise InputError(
+            "training.parallel must be ddp or fsdp unless each machine runs the same number of "
+            f"processes, at least 2; got hsdp with {here} of {world} here"
+        )
+    return here
+
+
+@contextlib.contextmanager
+def sharding(accelerator: Accelerator, config: TrainingConfig) -> Iterator[None]:
+    """Has `accelerator.prepare` shard what it gets, as `training.parallel` says."""
+    num_sharing = machine_size(accelerator, config)
+    if num_sharing == 1:
+        yield
+        return
+    # Given to Accelerator itself, the plugin is heeded on GPUs alone, stays in the environment for
+    # whatever this process does next, and makes code vectors bf16, too.
+    state, common = accelerator.state, PartialState._shared_state
+    before = state.distributed_type
+    common["distributed_type"] = state.distributed_type = DistributedType.FSDP
+    state.fsdp_plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=[],
+        cpu_ram_efficient_loading=False,
+    )
+    if num_sharing < accelerator.num_processes:
+        num_copies = accelerator.num_processes // num_sharing
+        sizes = {"dp_replicate_size": num_copies, "dp_shard_size": num_sharing}
+        state.parallelism_config = ParallelismConfig(**sizes)
+        state.device_mesh = state.parallelism_config.get_device_mesh(accelerator.device.type)
+    try:
+        yield
+    finally:
+        common["distributed_type"] = state.distributed_type = before
+        state.parallelism_config = state.device_mesh = None
+
+
+def is_sharding(accelerator: Accelerator) -> bool:
+    """Whether it is within `sharding`."""
+    return bool(accelerator.state.distributed_type == DistributedType.FSDP)
