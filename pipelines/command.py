@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
@@ -16,7 +17,7 @@ from accelerate import PartialState
 from pydantic import ValidationError
 
 from pipelines.options import fail
-from pipelines.processes import is_lost_partner
+from pipelines.processes import CommonInputError, is_lost_partner
 from pipelines.training.divergence import DivergenceError
 from tokenizer.storage.configs import describe_validation_error
 from tokenizer.storage.errors import InputError
@@ -56,6 +57,9 @@ def run_command(
         except ValidationError as error:
             fail(describe_validation_error(error))
         except (InputError, DivergenceError) as error:
+            if isinstance(error, CommonInputError) and os.environ.get("RANK", "0") != "0":
+                time.sleep(1)  # a launcher ends all as soon as one ends
+                raise SystemExit(2) from None
             fail(str(error))
         except OSError as error:
             name = error.filename2 or error.filename  # of a renaming, where it should have led

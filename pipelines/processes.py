@@ -1,15 +1,23 @@
 """Seeds, shares, sums and gathers over the processes of a run."""
 
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, distributed
 
 from pipelines.config import TrainingConfig
 from tokenizer.storage.errors import InputError
+
+T = TypeVar("T")
+
+
+class CommonInputError(InputError):
+    """What all processes know of: one of them tells the user."""
 
 
 def new_accelerator(**options: Any) -> Accelerator:
@@ -40,6 +48,26 @@ def is_lost_partner(error: BaseException) -> bool:
     return isinstance(error, distributed.DistError) or (
         isinstance(error, RuntimeError) and "/gloo/" in str(error)
     )
+
+
+def together(accelerator: Accelerator, action: Callable[[], T]) -> T:
+    """Does something on all processes, and fails on all if one cannot.
+
+    Raises:
+        CommonInputError: what the first of those that failed has to say.
+    """
+    problem, result = "", None
+    try:
+        result = action()
+    except InputError as error:
+        if accelerator.num_processes == 1:
+            raise
+        problem = str(error)
+    if accelerator.num_processes > 1:
+        problems = [own for own in gather_object([problem]) if own]
+        if problems:
+            raise CommonInputError(problems[0])
+    return cast(T, result)
 
 
 def gathered(tensor: Tensor) -> Tensor:

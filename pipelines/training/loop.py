@@ -23,7 +23,7 @@ from pipelines.config import RunConfig, TrainingConfig
 from pipelines.data.batches import BatchOrder
 from pipelines.images import save_png
 from pipelines.prefetch import one_ahead
-from pipelines.processes import new_accelerator, seed_everything
+from pipelines.processes import CommonInputError, new_accelerator, seed_everything, together
 from pipelines.run.checkpoints import Tensors, check_sources, load_state
 from pipelines.run.folder import locked, write_run_config
 from pipelines.run.log import Metrics, RunLog
@@ -62,7 +62,7 @@ def make_accelerator(run_config: RunConfig) -> Accelerator:
         raise InputError("training.compile must be False: torch.compile finds no C++ compiler")
     num_parts = accelerator.num_processes * config.gradient_accumulation_steps
     if config.batch_size % num_parts:
-        raise InputError(
+        raise CommonInputError(
             f"training.batch_size must be a multiple of {accelerator.num_processes} processes × "
             f"{config.gradient_accumulation_steps} accumulation steps, got {config.batch_size}"
         )
@@ -162,7 +162,8 @@ class _Run(Generic[LoadedT, BatchT]):
             write_run_config(run_config)
         networks = stage.networks
         is_sharded = is_sharding(accelerator)
-        state = load_state(self.output_dir / "state", run_config.resume_from, in_shards=is_sharded)
+        folder, fallback = self.output_dir / "state", run_config.resume_from
+        state = together(accelerator, lambda: load_state(folder, fallback, in_shards=is_sharded))
         if state is None:
             self.first_step, self.saved_metrics, saved = 0, "", None
             stage.initialize()

@@ -5,27 +5,28 @@ They are by FSDP2, which Accelerate carries; see `sharded_network.py`.
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
 
 from accelerate import Accelerator, ParallelismConfig, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
 from pipelines.config import TrainingConfig
-from tokenizer.storage.errors import InputError
+from pipelines.processes import CommonInputError
 
 
 def machine_size(accelerator: Accelerator, config: TrainingConfig) -> int:
     """Processes among which the weights are shared out; 1 where each holds all of them.
 
     Raises:
-        InputError: hsdp with one process on each machine, which has nothing to share there.
+        CommonInputError: hsdp with one process on each machine, which has nothing to share there.
     """
     world: int = accelerator.num_processes
     if config.parallel != "hsdp" or world == 1:
         return 1 if config.parallel == "ddp" else world
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
     if here == 1 or world % here:
-        raise InputError(
+        raise CommonInputError(
             "training.parallel must be ddp or fsdp unless each machine runs the same number of "
             f"processes, at least 2; got hsdp with {here} of {world} here"
         )
@@ -56,7 +57,10 @@ def sharding(accelerator: Accelerator, config: TrainingConfig) -> Iterator[None]
         state.parallelism_config = ParallelismConfig(**sizes)
         state.device_mesh = state.parallelism_config.get_device_mesh(accelerator.device.type)
     try:
-        yield
+        with warnings.catch_warnings():
+            # x-transformers adds to what its attention returns, but not in place.
+            warnings.filterwarnings("ignore", "FSDP2-wrapped module")
+            yield
     finally:
         common["distributed_type"] = state.distributed_type = before
         state.parallelism_config = state.device_mesh = None
