@@ -1,4 +1,4 @@
-"""A prior sharded over processes by FSDP2 through Accelerate: the losses are those of one process.
+"""A prior shared out over processes (FSDP2): the losses are those of one process.
 
     torchrun --nproc-per-node 2 -m benchmarks.speed.fsdp OUTPUT.json
 
@@ -12,13 +12,14 @@ import sys
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-from x_transformers.x_transformers import Attention, FeedForward
 
 from benchmarks.speed.steps import new_prior, num_codes, random_codes
 from pipelines.config import TrainingConfig
-from pipelines.training.optimizer import Network, make_optimizer
+from pipelines.processes import local, new_accelerator
+from pipelines.training.networks import TrainedNetwork
+from pipelines.training.optimizer import Network
+from pipelines.training.sharded_network import ShardedNetwork
+from pipelines.training.sharding import sharding
 from prior.config import PriorNetworkConfig
 from tokenizer.config import CodeMapConfig
 
@@ -32,47 +33,40 @@ NETWORK = PriorNetworkConfig(
 
 def train_sharded() -> dict[str, object]:
     """Losses of a few steps on the same global batches, whatever the number of processes."""
-    is_sharded = "WORLD_SIZE" in os.environ
-    has_gpu = torch.accelerator.is_available()
-    plugin = FullyShardedDataParallelPlugin(
-        fsdp_version=2,
-        auto_wrap_policy="transformer_based_wrap",
-        transformer_cls_names_to_wrap=[Attention.__name__, FeedForward.__name__],
-        cpu_ram_efficient_loading=False,
-    )
-    accelerator = Accelerator(
-        cpu=not has_gpu, fsdp_plugin=plugin if is_sharded and has_gpu else None
-    )
-    if is_sharded and not has_gpu:
-        # Accelerate heeds the plugin on GPUs alone, though all that it then does works with gloo.
-        accelerator.state.distributed_type = DistributedType.FSDP
-        accelerator.state.fsdp_plugin = plugin
+    accelerator = new_accelerator()
+    config = TrainingConfig(learning_rate=1e-3, weight_decay=0.05, parallel="fsdp")
     torch.manual_seed(0)
     model = new_prior(NETWORK, MAPS)
-    config = TrainingConfig(learning_rate=1e-3, weight_decay=0.05)
-    optimizer = make_optimizer(Network.from_config(model, config))
     num_parameters = sum(own.numel() for own in model.parameters())
-    prepared, prepared_optimizer = accelerator.prepare(model, optimizer)
+    plan = Network.from_config(model, config)
     losses, norms = [], []
-    for _ in range(STEPS):
-        indices = random_codes(MAPS, BATCH)
-        rows = slice(accelerator.process_index, None, accelerator.num_processes)
-        own = [part[rows].to(accelerator.device) for part in indices]
-        loss = prepared(own).loss / num_codes(MAPS)
-        accelerator.backward(loss)
-        norm = accelerator.clip_grad_norm_(prepared.parameters(), config.max_gradient_norm)
-        prepared_optimizer.step()
-        prepared_optimizer.zero_grad()
-        losses.append(accelerator.reduce(loss.detach(), "mean").item())
-        norms.append((norm.full_tensor() if hasattr(norm, "full_tensor") else norm).item())
+    with sharding(accelerator, config):
+        network = (
+            TrainedNetwork("prior", plan, config, accelerator, None)
+            if accelerator.num_processes == 1
+            else ShardedNetwork("prior", plan, config, accelerator, None, None)
+        )
+        for step in range(STEPS):
+            indices = random_codes(MAPS, BATCH)
+            rows = slice(accelerator.process_index, None, accelerator.num_processes)
+            own = [part[rows].to(accelerator.device) for part in indices]
+            loss = network.prepared(own).loss / num_codes(MAPS)
+            norms.append(network.follow_gradient(loss).item())
+            network.update_ema(step + 1)
+            losses.append(accelerator.reduce(loss.detach(), "mean").item())
+        parts = network.state()
+    weights = sum(local(own).nbytes for own in network.parameters)
     held = sum(
-        (own.to_local() if hasattr(own, "to_local") else own).numel()
-        for own in prepared.parameters()
+        local(own).nbytes
+        for part in parts.values()
+        for name, own in part.items()
+        if not name.endswith(".step")
     )
     return {
         "processes": accelerator.num_processes,
         "parameters": num_parameters,
-        "parameters_held_by_this_process": held,
+        "parameters_held_by_this_process": weights // 4,
+        "bytes_held_by_this_process": held + weights,  # gradients are as large as weights
         "losses": losses,
         "gradient_norms": norms,
     }
