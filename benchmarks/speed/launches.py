@@ -28,11 +28,12 @@ def launcher(num_processes: int) -> list[str]:
 def processes(budget: Budget, num_processes: int = 2) -> dict[str, Any]:
     """Images/s of the ordinary command with one process and several; one thread each on a CPU.
 
-    The global batch is the same. Runs alternate, and of each the median of its log lines counts,
-    without the first.
+    The global batch is the same. Runs alternate, also with those of the same model by torch alone,
+    and of each the median of its log lines counts, without the first.
     """
     steps, preset = STEPS[budget], PRESETS[budget]
     rates: dict[int, list[float]] = {1: [], num_processes: []}
+    bare: dict[int, list[float]] = {1: [], num_processes: []}
     with TemporaryDirectory() as folder:
         for number in range(ROUNDS[budget]):
             for count, own in rates.items():
@@ -52,11 +53,17 @@ def processes(budget: Budget, num_processes: int = 2) -> dict[str, Any]:
                 _run([*launcher(count), "pipelines.train_tokenizer", preset, *arguments])
                 speeds = read_metrics(run_dir / "tokenizer", "train")["images_per_second"][1]
                 own.append(float(statistics.median(speeds[1:])))
+                if budget == "gpu":  # it knows no GPU
+                    continue
+                path = Path(folder, "bare.json")
+                _run([*launcher(count), "benchmarks.speed.bare", preset, str(steps), str(path)])
+                bare[count].append(json.loads(path.read_text()))
     one, several = (statistics.median(own) for own in rates.values())
     return {
         "preset": preset,
         "processes": num_processes,
         "images_per_second": {str(count): own for count, own in rates.items()},
+        "bare_images_per_second": {str(count): own for count, own in bare.items() if own},
         "efficiency": several / (num_processes * one),
     }
 

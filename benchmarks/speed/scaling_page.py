@@ -1,6 +1,7 @@
 """The tables of `scaling.md`, from the JSON alone."""
 
 import json
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,12 +52,22 @@ def _curves(found: Mapping[str, Any], stem: str) -> str:
 
 
 def _processes(found: Mapping[str, Any]) -> str:
+    bare = found.get("bare_images_per_second", {})
     rows = [
-        [count, ", ".join(f"{own:.0f}" for own in rates)]
+        [count, *(", ".join(f"{own:.0f}" for own in part) for part in (rates, bare.get(count, [])))]
         for count, rates in found["images_per_second"].items()
     ]
-    rates = markdown_table(["processes", "images/s, run by run"], rows)
-    return f"{rates}\n\nEfficiency: {found['efficiency']:.2f} (`{found['preset']}`, gloo or NCCL)."
+    header = ["processes", "images/s, run by run", "torch's DDP alone"]
+    text = f"{markdown_table(header, rows)}\n\nEfficiency: {found['efficiency']:.2f}"
+    if bare:
+        reached = {
+            count: statistics.median(rates) / statistics.median(bare[count])
+            for count, rates in found["images_per_second"].items()
+        }
+        text += " of one process; of DDP alone " + ", ".join(
+            f"{share:.2f} with {count}" for count, share in reached.items()
+        )
+    return f"{text} (`{found['preset']}`, gloo or NCCL)."
 
 
 def _sharding(found: Mapping[str, Any]) -> str:

@@ -132,8 +132,9 @@ def table(found: dict[str, Any]) -> str:
         for count in small["counted"]
     )
     return (
-        f"{markdown_table(header, rows)}\n\nOf the small prior, bytes measured of those counted, by\n"
-        f"the number of processes: {check}\n(`{found['command']}`)."
+        f"{markdown_table(header, rows)}\n\n"
+        "Of the small prior, bytes measured of those counted, by the number of processes:\n"
+        f"{check} (`{found['command']}`)."
     )
 
 

@@ -25,7 +25,7 @@ from benchmarks.readme import README, markdown_table, replace_section
 
 RESULTS = README.parent / "benchmarks" / "results" / "faults.json"
 FAMILIES = ["kills", "disk", "data", "configuration", "checkpoints", "numbers"]
-FAMILIES += ["processes", "memory", "files"]
+FAMILIES += ["processes", "memory", "files", "elastic", "resharding"]
 """Modules with `NUM_TRIALS` and `trial(folder, number, generator)`, which returns a complaint."""
 
 

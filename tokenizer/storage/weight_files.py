@@ -118,7 +118,8 @@ def find_weights(folder: Path) -> WeightFiles:
                 f"got {shortened(repr(name))}"
             )
     names = list(dict.fromkeys(weight_map.values()))
-    header, places = {}, {}
+    header: dict[str, StoredTensor] = {}
+    places: dict[str, str] = {}
     for name in names:
         found_here = read_header(folder / name)
         header |= found_here

@@ -110,8 +110,8 @@ def test_a_state_of_another_step_or_of_a_later_version_is_refused(tmp_path: Path
     folder = tmp_path / "state" / "step_00000007"
     fields = read_manifest(folder / "state.json")
     (folder / "state.json").unlink()
-    write_manifest(folder / "state.json", {**fields, "format": 3})
-    with pytest.raises(InputError, match=r"later version: format must be at most 2, got 3"):
+    write_manifest(folder / "state.json", {**fields, "format": 4})
+    with pytest.raises(InputError, match=r"later version: format must be at most 3, got 4"):
         load_state(tmp_path / "state")
     folder.rename(tmp_path / "state" / "step_00000008")
     write_manifest(tmp_path / "state" / "step_00000008" / "state.json", fields)
