@@ -2,6 +2,7 @@
 
 import os
 import resource
+import signal
 import sys
 import threading
 from collections.abc import Mapping
@@ -107,6 +108,7 @@ def in_shares(
             with pytest.raises(CrashError):
                 train_with(config, DIES_AT, crash)
             train(make_stage(config), config, make_accelerator(config))
+            _ask_to_stop(rank, prior(folder / "asked", trained, parallel=parallel))
             _fill_the_disk(rank, prior(folder / "full", trained, parallel=parallel))
             torch.save(found, folder / f"losses_{rank}.pt")
         finally:
@@ -114,6 +116,19 @@ def in_shares(
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
     os._exit(0)
+
+
+def _ask_to_stop(rank: int, config: RunConfigs) -> None:
+    """The last process alone gets SIGTERM in a step."""
+
+    def ask(loss: Loss) -> Loss:
+        if rank > 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss
+
+    with pytest.raises(KeyboardInterrupt, match=f"saved at step {DIES_AT + 1}"):
+        train_with(config, DIES_AT, ask)
+    assert (config.output_dir / "state" / f"step_{DIES_AT + 1:08d}").is_dir()
 
 
 def _fill_the_disk(rank: int, config: RunConfigs) -> None:

@@ -1,5 +1,6 @@
 """Weights shared out over processes: the losses of one process, and checkpoints for any number."""
 
+import shutil
 import time
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -11,12 +12,14 @@ from safetensors.torch import load_file
 
 from pipelines.run.checkpoints import load_state
 from pipelines.run.folder import load_run
+from pipelines.run.manifest import read_manifest, write_manifest
 from pipelines.training.loop import make_accelerator, train
 from prior import Prior
 from tests import sharded_runs
-from tests.faults.jobs import free_port
-from tests.sharded_runs import BETWEEN, STEPS, losses, prior, two_networks
+from tests.faults.jobs import Job, error_lines, free_port
+from tests.sharded_runs import BETWEEN, DIES_AT, STEPS, losses, prior, two_networks
 from tests.tiny_runs import logged, make_stage
+from tokenizer.storage.errors import InputError
 
 
 class Runs(NamedTuple):
@@ -136,3 +139,36 @@ def test_a_disk_that_is_full_for_one_process_stops_all_and_leaves_the_checkpoint
     assert state.tensors.keys() == other.tensors.keys()
     tries = (runs.shared / "output_0.txt").read_text().count("writing the checkpoint once more")
     assert tries == 2
+
+
+def test_sigterm_finishes_the_step_and_saves_the_shares_of_all(runs: Runs) -> None:
+    state = load_state(runs.shared / "asked" / "prior" / "state")
+    assert state is not None
+    assert state.step == DIES_AT + 1
+
+
+def test_shares_that_do_not_make_whole_tensors_are_refused_on_one_line(
+    runs: Runs, tmp_path: Path
+) -> None:
+    saved = runs.shared / "prior" / "prior" / "state" / f"step_{STEPS:08d}"
+    folder = tmp_path / saved.name
+    shutil.copytree(saved, folder)
+    min(folder.glob("shard-00001-*")).unlink()
+    with pytest.raises(InputError, match=r"shard-00001-.* is damaged"):
+        load_state(tmp_path)
+    fields = read_manifest(folder / "state.json")
+    (folder / "state.json").unlink()
+    kept = {key: fields[key] for key in fields if key not in ("files", "sha256")}
+    write_manifest(folder / "state.json", kept)
+    with pytest.raises(InputError, match=r"cannot be shared out anew: of prior.* values") as caught:
+        load_state(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_all_processes_find_wrong_one_of_them_tells(tmp_path: Path) -> None:
+    arguments = ["tiny", "--run-dir", tmp_path / "run", "--training.batch-size", 3]
+    job = Job("pipelines.train_tokenizer", arguments, tmp_path / "output", 2)
+    assert job.wait() == [2, 2]
+    (line,) = error_lines(job.output(0))
+    assert line.startswith("error: training.batch_size must be a multiple of 2 processes")
+    assert error_lines(job.output(1)) == []
