@@ -70,6 +70,15 @@ class TrainingConfig(StrictConfig):
     checkpoint_interval: Count = 1_000
     """Steps between checkpoints."""
 
+    @validates(mode="after")
+    def _check_parallel(self) -> "TrainingConfig":
+        for name in ("compile", "channels_last"):
+            if self.parallel != "ddp" and getattr(self, name):
+                raise ValueError(
+                    f"{name} must be False unless parallel is ddp, got {self.parallel}"
+                )
+        return self
+
     @property
     def first_total_steps(self) -> int:
         """Steps of the run before it was extended."""

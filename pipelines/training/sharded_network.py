@@ -84,8 +84,6 @@ class ShardedNetwork(TrainedNetwork):
         plugin = accelerator.state.fsdp_plugin
         classes = {type(own).__name__ for own in module.modules()}
         plugin.transformer_cls_names_to_wrap = sorted(classes & BLOCKS)
-        if config.compile:
-            module.compile()
         if accelerator.mixed_precision != "no":
             # Accelerate would leave it to FSDP's policy, which knows no float32 for code vectors.
             module.forward = convert_outputs_to_fp32(accelerator.autocast()(module.forward))

@@ -5,15 +5,20 @@ import time
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import Mock
 
 import pytest
 import torch
+from accelerate import Accelerator
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
+from pipelines.config import TrainingConfig
 from pipelines.run.checkpoints import load_state
 from pipelines.run.folder import load_run
 from pipelines.run.manifest import read_manifest, write_manifest
 from pipelines.training.loop import make_accelerator, train
+from pipelines.training.sharding import machine_size
 from prior import Prior
 from tests import sharded_runs
 from tests.faults.jobs import Job, error_lines, free_port
@@ -172,3 +177,19 @@ def test_what_all_processes_find_wrong_one_of_them_tells(tmp_path: Path) -> None
     (line,) = error_lines(job.output(0))
     assert line.startswith("error: training.batch_size must be a multiple of 2 processes")
     assert error_lines(job.output(1)) == []
+
+
+@pytest.mark.parametrize("name", ["compile", "channels_last"])
+def test_options_that_do_not_go_with_shares_are_refused(name: str) -> None:
+    with pytest.raises(ValidationError, match=f"{name} must be False unless parallel is ddp"):
+        TrainingConfig.model_validate({"parallel": "fsdp", name: True})
+
+
+def test_hsdp_wants_several_processes_on_each_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    accelerator = Mock(spec=Accelerator, num_processes=4)
+    config = TrainingConfig(parallel="hsdp")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert machine_size(accelerator, config) == 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    with pytest.raises(InputError, match="parallel must be ddp or fsdp unless each machine runs"):
+        machine_size(accelerator, config)
