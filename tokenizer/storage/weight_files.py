@@ -102,10 +102,9 @@ def find_weights(folder: Path) -> WeightFiles:
     """
     single, index = folder / SINGLE, folder / INDEX
     if single.is_file() or not index.is_file():
-        header = read_header(single)
+        stored = read_header(single)
         with safetensors.safe_open(single, "pt") as file:
-            metadata = file.metadata() or {}
-        return WeightFiles(single, (single,), header, metadata)
+            return WeightFiles(single, (single,), stored, file.metadata() or {})
     fields = read_json(index)
     weight_map = fields.get("weight_map") if isinstance(fields, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
@@ -123,7 +122,7 @@ def find_weights(folder: Path) -> WeightFiles:
     for name in names:
         found_here = read_header(folder / name)
         header |= found_here
-        places |= dict.fromkeys(found_here, name)
+        places |= {weight: name for weight in found_here}
     if places != weight_map:
         differing = min(
             weight
