@@ -65,7 +65,9 @@ def _start(
     command += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}"]
     command += ["--rdzv-conf=last_call_timeout=1", f"--max-restarts={num_restarts}"]
     command += [f"--nproc-per-node={num_processes}", "-m", module, *map(str, arguments), *OPTIONS]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    # Otherwise new workers find the addresses of the killed ones, and wait for them.
+    environment = os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    environment |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     with (folder / "output.txt").open("wb") as output:
         return subprocess.Popen(
             [*command, f"--training.parallel={parallel}"],
