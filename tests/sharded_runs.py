@@ -1,5 +1,6 @@
 """Runs in shares: what one of several processes does, and what one process alone does."""
 
+import contextlib
 import os
 import resource
 import signal
@@ -51,7 +52,7 @@ def two_networks(run_dir: Path, cache_dir: Path, **training: Any) -> TokenizerRu
 def prior(run_dir: Path, trained: Path, **training: Any) -> RunConfigs:
     """Stage two, without dropout."""
     run_dir.mkdir(exist_ok=True)
-    if not (run_dir / "tokenizer").exists():
+    with contextlib.suppress(FileExistsError):  # another process was faster
         (run_dir / "tokenizer").symlink_to(trained / "tokenizer")
     config = prior_run(run_dir, **schedule(**training))
     network = config.prior.model_copy(update={"dropout": 0.0, "label_dropout": 0.0})
