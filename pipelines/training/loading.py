@@ -24,6 +24,17 @@ _Loaded = tuple[TrainingImages, np.ndarray] | InputError
 
 
 @runtime_checkable
+class Loads(Protocol):
+    """What of a stage is asked for here."""
+
+    is_scattered: bool
+    """Whether the order of the items is `BatchOrder.scattered()`."""
+
+    def load(self, items: np.ndarray, is_flipped: np.ndarray) -> Any:
+        """What the host knows of these training items."""
+
+
+@runtime_checkable
 class ReadsEncoded(Protocol):
     """A stage whose training images are decoded anew each time."""
 
@@ -35,19 +46,18 @@ class ReadsEncoded(Protocol):
 
 
 def loading(
-    load: Callable[[np.ndarray, np.ndarray], Any],
+    stage: Loads,
     order: BatchOrder,
     steps: Sequence[int],
     num_parts: int,
     device: torch.device,
 ) -> Iterator[Callable[[], Any]]:
-    """Tasks that load the micro-batches of `steps`, `num_parts` of each.
+    """Tasks that load the stage's micro-batches of `steps`, `num_parts` of each.
 
     Raises:
         InputError: in a task: an image is unreadable, or a worker process was lost.
     """
-    stage = getattr(load, "__self__", None)
-    if getattr(stage, "is_scattered", False):
+    if stage.is_scattered:
         order = order.scattered()
     parts = _MicroBatches(order, steps, num_parts)
     if isinstance(stage, ReadsEncoded) and stage.encoded is not None:
@@ -65,7 +75,7 @@ def loading(
 
     def load_part(number: int) -> Any:
         _, items, is_flipped = parts[number]
-        return for_device(load(items, is_flipped), device)
+        return for_device(stage.load(items, is_flipped), device)
 
     for number in range(len(parts)):
         yield functools.partial(load_part, number)

@@ -205,7 +205,7 @@ class _Run(Generic[LoadedT, BatchT]):
             flip=True,
         )
         num_parts = config.gradient_accumulation_steps
-        return loading(self.stage.load, order, steps, num_parts, accelerator.device)
+        return loading(self.stage, order, steps, num_parts, accelerator.device)
 
     def train_step(self, step: int, loaded: Iterator[LoadedT]) -> dict[str, Tensor]:
         """One step of each network; gives the terms of the last micro-batch."""

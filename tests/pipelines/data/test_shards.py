@@ -233,7 +233,7 @@ def test_workers_read_shards_elsewhere_from_any_step_on(tmp_path: Path, in_memor
     dataset = opened(tmp_path)
 
     class Reader:
-        encoded = dataset
+        encoded, is_scattered = dataset, False
 
         def loaded(self, images: torch.Tensor, is_flipped: np.ndarray) -> torch.Tensor:
             return images
@@ -241,7 +241,7 @@ def test_workers_read_shards_elsewhere_from_any_step_on(tmp_path: Path, in_memor
         def load(self, items: np.ndarray, is_flipped: np.ndarray) -> None: ...
 
     order = BatchOrder(len(dataset), 4, seed=0)
-    tasks = loading(Reader().load, order, range(3, 5), 1, torch.device("cpu"))
+    tasks = loading(Reader(), order, range(3, 5), 1, torch.device("cpu"))
     for step, task in enumerate(tasks, 3):
         assert torch.equal(task(), dataset.images_at(order.at(step)[0]))
 

@@ -46,7 +46,7 @@ def run_of(folder: Path, name: str, num_workers: int = 2, **training: Any) -> To
 
 def batches(stage: TokenizerStage, steps: range) -> list[torch.Tensor]:
     order = BatchOrder(stage.num_items, 4, seed=9)
-    return [task().images for task in loading(stage.load, order, steps, 2, CPU)]
+    return [task().images for task in loading(stage, order, steps, 2, CPU)]
 
 
 def test_workers_or_none_give_the_same_micro_batches_from_any_step_on(folder: Path) -> None:
