@@ -49,7 +49,8 @@ def describe_images(train: ImageDataset, validation: ImageDataset) -> str:
     """Numbers, shape and how they are read, for people."""
     channels, height, width = image_shape(train)
     reading = f"; {train.reading}" if hasattr(train, "reading") else ""
-    classes = f" in {len(train.class_names):,} classes" if train.class_names else ""
+    number = len(train.class_names)
+    classes = f" in {number:,} class{'es' * (number != 1)}" if number else ""
     return (
         f"{len(train):,} images of {width}×{height}×{channels}{classes}, "
         f"{len(validation):,} for validation{reading}"
