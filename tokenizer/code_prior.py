@@ -23,9 +23,6 @@ from tokenizer.quantizers.base import at_least_float32
 from tokenizer.topdown import TopDownGroup, TopDownPath
 
 NUM_BLOCKS = 2
-IMAGES_PER_DRAW = 2
-"""In training one of so many images goes through the heads, so that a step takes at most a quarter
-longer."""
 
 Choose = Callable[[Float[Tensor, "batch positions codes"]], Int[Tensor, "batch positions"]]
 """Codes by their log-probabilities."""
@@ -162,25 +159,23 @@ class CodePrior(nn.Module):
         indices: Sequence[Int[Tensor, "batch _ _ _"]],
         latents: Sequence[Float[Tensor, "batch _ _ _"]] | None,
     ) -> CodeTerms:
-        """One random pass of one random layer of each group, for each image or some of them.
+        """One random pass of one random layer of each group, for each image.
 
         Weighed so that the expectation is that of all images, layers and passes.
 
         Args:
             top_down: holds code vectors and upward paths.
             indices: hard codes, which are the contexts.
-            latents: Ẑ of each group, for the posteriors; without them the hard codes stand alone,
-                of all images.
+            latents: Ẑ of each group, for the posteriors; without them the hard codes stand alone.
         """
         rate = fit = torch.zeros((), device=indices[0].device)
         for number, group, upsampled, codes in self._groups(top_down, indices):
             batch, depth, *size = codes.shape
-            stride = depth if latents is None else depth * IMAGES_PER_DRAW
-            weight = self.num_passes * stride / batch
-            first = int(torch.randint(stride, ()))
+            weight = self.num_passes * depth / batch
+            first = int(torch.randint(depth, ()))
             order = self.order(*size)
             for layer in range(depth):
-                images = slice((layer + first) % stride, None, stride)
+                images = slice((layer + first) % depth, None, depth)
                 own = codes[images]
                 if not len(own):
                     continue
