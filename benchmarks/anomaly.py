@@ -24,6 +24,7 @@ from torch import Tensor
 from benchmarks.commands import run_command
 from benchmarks.judges import mobilenet_config
 from benchmarks.machine import origin
+from benchmarks.probes import neighbor_distances
 from benchmarks.readme import markdown_table, replace_section
 from pipelines.data.dataset import chosen_items
 from pipelines.data.decoding import decode_image
@@ -219,10 +220,10 @@ def measure(
         num_reference = min(budget.num_reference, len(held_out) // 2)
         scorer = AnomalyScorer(pipeline.tokenizer, pipeline.prior, held_out[:num_reference])
         usual = held_out[num_reference:][: budget.num_test]
-        neighbors = Neighbors(extractor, images_of(roots[run][0], size, budget.num_neighbors))
-        of_usual = all_scores(scorer, neighbors, usual)
+        trained = features(extractor, images_of(roots[run][0], size, budget.num_neighbors))
+        of_usual = all_scores(scorer, extractor, trained, usual)
         for trial in left:
-            unusual = all_scores(scorer, neighbors, trial.images(usual))
+            unusual = all_scores(scorer, extractor, trained, trial.images(usual))
             counts = {"num_usual": len(usual), "num_unusual": len(unusual["joint"])}
             found = {name: auroc(of_usual[name], unusual[name]) for name in COLUMNS}
             rows.append({**trial._asdict(), **counts, "auroc": found})
@@ -259,28 +260,14 @@ def images_of(root: Path, size: int, count: int) -> Tensor:
     return torch.stack(pixels).movedim(-1, 1)
 
 
-class Neighbors:
-    """Distance to training images by features that are standardized by them, then of length 1."""
-
-    def __init__(self, extractor: FeatureExtractor, trained: Tensor) -> None:
-        self._extractor = extractor
-        found = self._features(trained)
-        self._mean, self._deviation = found.mean(0), found.std(0).clamp_min(1e-6)
-        self._trained = self._standard(found)
-
-    def distances(self, images: Tensor) -> Tensor:
-        """To the `NEIGHBOR`th nearest."""
-        found = torch.cdist(self._standard(self._features(images)), self._trained)
-        return found.topk(NEIGHBOR, 1, largest=False).values[:, -1].double()
-
-    def _features(self, images: Tensor) -> Tensor:
-        return torch.cat([self._extractor(part).features for part in torch.split(images, 100)])
-
-    def _standard(self, found: Tensor) -> Tensor:
-        return torch.nn.functional.normalize((found - self._mean) / self._deviation, dim=1)
+def features(extractor: FeatureExtractor, images: Tensor) -> Tensor:
+    """Of any number of images."""
+    return torch.cat([extractor(part).features for part in torch.split(images, 100)])
 
 
-def all_scores(scorer: AnomalyScorer, neighbors: Neighbors, images: Tensor) -> dict[str, Tensor]:
+def all_scores(
+    scorer: AnomalyScorer, extractor: FeatureExtractor, trained: Tensor, images: Tensor
+) -> dict[str, Tensor]:
     """Those of the run, of its own prior, and the distance to neighbors."""
     measured = scorer.measure(images)
     found = scorer.scores(measured)
@@ -288,7 +275,7 @@ def all_scores(scorer: AnomalyScorer, neighbors: Neighbors, images: Tensor) -> d
     return {
         **found,
         "own_code_bits": measured.bits["own"].sum(1),
-        "neighbors": neighbors.distances(images),
+        "neighbors": neighbor_distances(trained, features(extractor, images), NEIGHBOR),
     }
 
 
