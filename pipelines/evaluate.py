@@ -25,13 +25,10 @@ from pipelines.data.sources import load_folder, trained_images
 from pipelines.evaluation.feature_shares import FeatureStore, identity_key
 from pipelines.evaluation.features import FeatureExtractor, load_extractor
 from pipelines.evaluation.judges import check_extractor
-from pipelines.evaluation.measurements import (
-    compare_sets,
-    evaluate_generation,
-    evaluate_reconstruction,
-)
+from pipelines.evaluation.measurements import compare_sets, evaluate_generation
 from pipelines.evaluation.metrics import check_num_images
 from pipelines.evaluation.protocol import Results, compared_numbers
+from pipelines.evaluation.reconstruction import evaluate_reconstruction
 from pipelines.evaluation.reference import STATISTICS_SUFFIXES, Reference, load_statistics
 from pipelines.generation import ImageGenerationPipeline
 from pipelines.model_folders import load_tokenizer

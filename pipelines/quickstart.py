@@ -14,8 +14,9 @@ from pipelines.config import PriorRunConfig, TokenizerRunConfig
 from pipelines.data.sources import load_images
 from pipelines.evaluate import table, write_results
 from pipelines.evaluation.classifier import train_classifier
-from pipelines.evaluation.measurements import evaluate_generation, evaluate_reconstruction
+from pipelines.evaluation.measurements import evaluate_generation
 from pipelines.evaluation.protocol import Results
+from pipelines.evaluation.reconstruction import evaluate_reconstruction
 from pipelines.generation import ImageGenerationPipeline
 from pipelines.options import parse_options
 from pipelines.planning import load_plan, make_plan, save_plan

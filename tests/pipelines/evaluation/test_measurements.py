@@ -18,9 +18,10 @@ from pipelines.data.sources import load_images
 from pipelines.evaluate import table, write_results
 from pipelines.evaluation.classifier import train_classifier
 from pipelines.evaluation.features import FeatureExtractor, load_extractor
-from pipelines.evaluation.measurements import Results, evaluate_generation, evaluate_reconstruction
+from pipelines.evaluation.measurements import Results, evaluate_generation
 from pipelines.evaluation.metrics import frechet_distance
 from pipelines.evaluation.protocol import Protocol
+from pipelines.evaluation.reconstruction import evaluate_reconstruction
 from pipelines.generation import ImageGenerationPipeline
 from pipelines.images import to_float
 from pipelines.sampling_config import SamplingConfig

@@ -29,13 +29,10 @@ from pipelines.evaluation.features import (
     load_extractor,
 )
 from pipelines.evaluation.judges import check_extractor
-from pipelines.evaluation.measurements import (
-    compare_sets,
-    evaluate_generation,
-    evaluate_reconstruction,
-)
+from pipelines.evaluation.measurements import compare_sets, evaluate_generation
 from pipelines.evaluation.metrics import frechet_distance
 from pipelines.evaluation.protocol import Protocol, compared_numbers
+from pipelines.evaluation.reconstruction import evaluate_reconstruction
 from pipelines.evaluation.reference import floor_of, load_statistics
 from pipelines.generation import ImageGenerationPipeline
 from pipelines.images import to_float, to_uint8
