@@ -24,6 +24,7 @@ from torch import Tensor
 from benchmarks.commands import run_command
 from benchmarks.judges import mobilenet_config
 from benchmarks.machine import origin
+from benchmarks.probes import neighbor_distances
 from benchmarks.readme import markdown_table, replace_section
 from pipelines.data.dataset import chosen_items
 from pipelines.data.decoding import decode_image
@@ -260,9 +261,8 @@ def images_of(root: Path, size: int, count: int) -> Tensor:
 
 
 def features(extractor: FeatureExtractor, images: Tensor) -> Tensor:
-    """Of length 1."""
-    parts = [extractor(part).features for part in torch.split(images, 100)]
-    return torch.nn.functional.normalize(torch.cat(parts), dim=1)
+    """Of any number of images."""
+    return torch.cat([extractor(part).features for part in torch.split(images, 100)])
 
 
 def all_scores(
@@ -270,13 +270,12 @@ def all_scores(
 ) -> dict[str, Tensor]:
     """Those of the run, of its own prior, and the distance to neighbors."""
     measured = scorer.measure(images)
-    distances = torch.cdist(features(extractor, images), trained)
     found = scorer.scores(measured)
     assert found.keys() == SCORES.keys()
     return {
         **found,
         "own_code_bits": measured.bits["own"].sum(1),
-        "neighbors": distances.topk(NEIGHBOR, 1, largest=False).values[:, -1].double(),
+        "neighbors": neighbor_distances(trained, features(extractor, images), NEIGHBOR),
     }
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -89,6 +89,20 @@ def neighbor_accuracies(train: Labeled, test: Labeled, numbers: Sequence[int]) -
     )
     votes = one_hot(train.labels)[found]  # (tests, neighbors, classes)
     return [_accuracy(votes[:, :number].sum(1), test.labels) for number in numbers]
+
+
+def neighbor_distances(
+    train: Float[Tensor, "images dim"], test: Float[Tensor, "others dim"], number: int
+) -> Float64[Tensor, " others"]:
+    """Distance of each of `test` to the nearest but `number` - 1 of `train`.
+
+    Features are standardized by `train`, then scaled to length 1.
+    """
+    mean, deviation = train.mean(0), train.std(0).clamp_min(1e-6)
+    train, test = (
+        torch.nn.functional.normalize((own - mean) / deviation, dim=1) for own in (train, test)
+    )
+    return torch.cdist(test, train).topk(number, 1, largest=False).values[:, -1].double()
 
 
 def _accuracy(scores: Tensor, labels: Int64[Tensor, " images"]) -> float:

@@ -12,6 +12,7 @@ from benchmarks import features
 from benchmarks.probes import (
     Labeled,
     neighbor_accuracies,
+    neighbor_distances,
     principal_components,
     probe,
     ridge_accuracies,
@@ -54,6 +55,15 @@ def test_neighbors_vote() -> None:
         votes = np.array([np.bincount(row, minlength=3).argmax() for row in nearest])
         expected = (votes == test.labels.numpy()).mean()
         assert neighbor_accuracies(train, test, [number]) == [pytest.approx(expected)]
+
+
+def test_the_distance_is_that_to_the_neighbor_of_this_number() -> None:
+    train, test = blobs(30, 0).features[:, :3], blobs(8, 1).features[:, :3]
+    standard = [(own - train.mean(0)) / train.std(0) for own in (train, test)]
+    units = [own / own.norm(dim=1, keepdim=True) for own in standard]
+    expected = (units[1][:, None] - units[0]).norm(dim=2).sort(1).values[:, 4]
+    found = neighbor_distances(train, test, 5)
+    torch.testing.assert_close(found, expected.double(), rtol=1e-4, atol=1e-4)
 
 
 def test_principal_components_keep_the_most_variance() -> None:
