@@ -114,6 +114,8 @@ def serve(config: AppConfig) -> None:
         except KeyboardInterrupt:
             raise KeyboardInterrupt("stopped") from None
         finally:
+            # Requests that are cut off by the end are not errors of the page.
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
             page.close(verbose=False)
 
 
