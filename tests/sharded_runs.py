@@ -3,6 +3,7 @@
 import contextlib
 import os
 import resource
+import shutil
 import signal
 import sys
 import threading
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from pipelines.config import TokenizerRunConfig
 from pipelines.recipe import AdversarialConfig
 from pipelines.run import background
+from pipelines.training import networks
 from pipelines.training.loop import make_accelerator, train
 from pipelines.training.losses import Loss
 from tests.faults.jobs import rank_environment
@@ -105,12 +107,19 @@ def in_shares(
                 "two_networks": losses(two_networks(folder / "two", cache_dir, parallel=parallel)),
                 "prior": losses(prior(folder / "prior", trained, parallel=parallel)),
             }
-            config = prior(folder / "killed", trained, parallel=parallel)
+            # The rest with what is to change no number, or little.
+            config = prior(
+                folder / "killed", trained, parallel=parallel, activation_checkpointing=True
+            )
             with pytest.raises(CrashError):
                 train_with(config, DIES_AT, crash)
             train(make_stage(config), config, make_accelerator(config))
-            _ask_to_stop(rank, prior(folder / "asked", trained, parallel=parallel))
-            _fill_the_disk(rank, prior(folder / "full", trained, parallel=parallel))
+            networks.COMPILER = "aot_eager"  # in C++ it would take minutes
+            can_compile = shutil.which("g++") is not None
+            options = {"compile": can_compile, "activation_checkpointing": True}
+            _ask_to_stop(rank, prior(folder / "asked", trained, parallel=parallel, **options))
+            options = {"precision": "bf16"}
+            _fill_the_disk(rank, prior(folder / "full", trained, parallel=parallel, **options))
             torch.save(found, folder / f"losses_{rank}.pt")
         finally:
             sys.stderr.flush()

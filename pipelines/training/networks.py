@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pipelines.config import TrainingConfig
 from pipelines.processes import gathered
 from pipelines.run.checkpoints import Tensors, TrainingState
+from pipelines.training.blocks import compile_blocks, recompute_blocks
 from pipelines.training.optimizer import (
     Network,
     make_optimizer,
@@ -70,9 +71,18 @@ class TrainedNetwork:
             restore_optimizer(self._optimizer, saved[f"{name}_optimizer"])
             if self._ema is not None:
                 self._ema.module.load_state_dict(saved[f"{name}_ema"])
-        if config.compile:
+        if config.compile and not config.activation_checkpointing:
             self.module.compile(backend=COMPILER)
+        else:
+            self._change_blocks(config)
         self.prepared, self._prepared_optimizer = accelerator.prepare(self.module, self._optimizer)
+
+    def _change_blocks(self, config: TrainingConfig) -> None:
+        """As the config says; copies that are made before stay as they are."""
+        if config.compile:
+            compile_blocks(self.module, COMPILER)
+        if config.activation_checkpointing:
+            recompute_blocks(self.module)
 
     @contextlib.contextmanager
     def in_use(self, *, is_changed: bool = False) -> Iterator[nn.Module]:
