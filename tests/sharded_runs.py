@@ -142,13 +142,22 @@ def _ask_to_stop(rank: int, config: RunConfigs) -> None:
 
 
 def _fill_the_disk(rank: int, config: RunConfigs) -> None:
-    """From the second checkpoint on, the last process can write no file."""
+    """From the second checkpoint on, the last process can write no file; in bf16."""
     background.PAUSE = 0.01
     stage = make_stage(config)
     accelerator = make_accelerator(config)
+    computed: set[torch.dtype] = set()
+
+    def note(block: nn.Module, _: Any) -> None:
+        computed.update(own.dtype for own in block.parameters())
 
     class Filling(WrappedStage):
         def loss(self, name: str, modules: Any, batch: Any, step: int) -> Loss:
+            if step == 0:
+                assert {own.dtype for own in modules[name].parameters()} == {torch.float32}
+                for block in modules[name].modules():
+                    if type(block).__name__ in ("FSDPAttention", "FSDPFeedForward"):
+                        block.register_forward_pre_hook(note)
             if step == DIES_AT and rank == accelerator.num_processes - 1:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
             loss: Loss = self._stage.loss(name, modules, batch, step)
@@ -156,4 +165,5 @@ def _fill_the_disk(rank: int, config: RunConfigs) -> None:
 
     with pytest.raises(OSError, match="File too large"):
         train(Filling(stage), config, accelerator)
+    assert computed == {torch.bfloat16}
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
