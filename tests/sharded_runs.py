@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from pipelines.config import TokenizerRunConfig
 from pipelines.recipe import AdversarialConfig
@@ -118,6 +119,9 @@ def in_shares(
             can_compile = shutil.which("g++") is not None
             options = {"compile": can_compile, "activation_checkpointing": True}
             _ask_to_stop(rank, prior(folder / "asked", trained, parallel=parallel, **options))
+            if can_compile:
+                assert counters["stats"]["unique_graphs"] > 1
+                assert not counters["graph_break"]
             options = {"precision": "bf16"}
             _fill_the_disk(rank, prior(folder / "full", trained, parallel=parallel, **options))
             torch.save(found, folder / f"losses_{rank}.pt")

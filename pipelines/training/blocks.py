@@ -22,7 +22,10 @@ def compile_blocks(module: nn.Module, backend: str) -> None:
 
     Names of weights stay. Copy the module before, not after.
     """
-    for block in blocks(module):
+    found = [*blocks(module)]
+    # Of one class each width and each resolution is other code; beyond the limit none is compiled.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, len(found))
+    for block in found:
         block.forward = torch.compile(block.forward, backend=backend)
 
 

@@ -134,9 +134,9 @@ def test_one_process_goes_on_with_the_checkpoint_of_two(runs: Runs, tiny_run: Pa
             torch.testing.assert_close(state.tensors[part][name], tensor, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "tolerance"), [("asked", 1e-5), ("full", 1e-2)])
+@pytest.mark.parametrize(("name", "least", "most"), [("asked", 0, 1e-5), ("full", 1e-6, 1e-2)])
 def test_compiled_blocks_and_bf16_blocks_learn_what_others_do(
-    runs: Runs, name: str, tolerance: float
+    runs: Runs, name: str, least: float, most: float
 ) -> None:
     """The run that is asked to stop compiles them, the one whose disk is full has them in bf16."""
     found, expected = (
@@ -144,8 +144,8 @@ def test_compiled_blocks_and_bf16_blocks_learn_what_others_do(
         for own in (name, "prior")
     )
     assert len(found) > BETWEEN
-    assert found == pytest.approx(expected[: len(found)], rel=tolerance)
-    assert found != expected[: len(found)] or shutil.which("g++") is None
+    differences = [abs(a / b - 1) for a, b in zip(found, expected, strict=False)]
+    assert least <= max(differences) <= most
 
 
 def test_a_disk_that_is_full_for_one_process_stops_all_and_leaves_the_checkpoint_before(
