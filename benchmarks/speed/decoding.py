@@ -172,7 +172,7 @@ def main() -> None:
         print(waited)
     results = {
         **origin("python -m benchmarks.speed.decoding FOLDER"),
-        **{"images": source.name, "image_size": SIZE, "preset": PRESET, "num_workers": 2},
+        **{"num_images": NUM_IMAGES, "image_size": SIZE, "preset": PRESET, "num_workers": 2},
         **{"images_per_second": speeds, "training": waited},
     }
     target = Path(sys.argv[2]) if len(sys.argv) == 3 else RESULTS
