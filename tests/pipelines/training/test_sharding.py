@@ -190,7 +190,8 @@ def test_what_all_processes_find_wrong_one_of_them_tells(tmp_path: Path) -> None
     assert job.wait() == [2, 2]
     (line,) = error_lines(job.output(0))
     assert line.startswith("error: training.batch_size must be a multiple of 2 processes")
-    assert error_lines(job.output(1)) == []
+    # torch may say that the store of addresses has gone with the first process.
+    assert not [own for own in error_lines(job.output(1)) if own.startswith("error:")]
 
 
 def test_an_option_that_does_not_go_with_shares_is_refused() -> None:
