@@ -85,7 +85,11 @@ def local(tensor: Tensor) -> Tensor:
 
 def seed_everything(*numbers: int) -> None:
     """Seeds torch's generators by a mixture of the numbers."""
-    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))
+    seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:  # without what it puts down for a GPU that may come, ten times the work
+        torch.default_generator.manual_seed(seed)
 
 
 def sum_over_processes(accelerator: Accelerator, tensor: Tensor) -> Tensor:

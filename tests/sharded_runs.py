@@ -3,6 +3,7 @@
 import contextlib
 import os
 import resource
+import shutil
 import signal
 import sys
 import threading
@@ -13,10 +14,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from pipelines.config import TokenizerRunConfig
 from pipelines.recipe import AdversarialConfig
 from pipelines.run import background
+from pipelines.training import networks
 from pipelines.training.loop import make_accelerator, train
 from pipelines.training.losses import Loss
 from tests.faults.jobs import rank_environment
@@ -105,12 +108,22 @@ def in_shares(
                 "two_networks": losses(two_networks(folder / "two", cache_dir, parallel=parallel)),
                 "prior": losses(prior(folder / "prior", trained, parallel=parallel)),
             }
-            config = prior(folder / "killed", trained, parallel=parallel)
+            # The rest with what is to change no number, or little.
+            config = prior(
+                folder / "killed", trained, parallel=parallel, activation_checkpointing=True
+            )
             with pytest.raises(CrashError):
                 train_with(config, DIES_AT, crash)
             train(make_stage(config), config, make_accelerator(config))
-            _ask_to_stop(rank, prior(folder / "asked", trained, parallel=parallel))
-            _fill_the_disk(rank, prior(folder / "full", trained, parallel=parallel))
+            networks.COMPILER = "aot_eager"  # in C++ it would take minutes
+            can_compile = shutil.which("g++") is not None
+            options = {"compile": can_compile, "activation_checkpointing": True}
+            _ask_to_stop(rank, prior(folder / "asked", trained, parallel=parallel, **options))
+            if can_compile:
+                assert counters["stats"]["unique_graphs"] > 1
+                assert not counters["graph_break"]
+            options = {"precision": "bf16"}
+            _fill_the_disk(rank, prior(folder / "full", trained, parallel=parallel, **options))
             torch.save(found, folder / f"losses_{rank}.pt")
         finally:
             sys.stderr.flush()
@@ -133,13 +146,22 @@ def _ask_to_stop(rank: int, config: RunConfigs) -> None:
 
 
 def _fill_the_disk(rank: int, config: RunConfigs) -> None:
-    """From the second checkpoint on, the last process can write no file."""
+    """From the second checkpoint on, the last process can write no file; in bf16."""
     background.PAUSE = 0.01
     stage = make_stage(config)
     accelerator = make_accelerator(config)
+    computed: set[torch.dtype] = set()
+
+    def note(block: nn.Module, _: Any) -> None:
+        computed.update(own.dtype for own in block.parameters())
 
     class Filling(WrappedStage):
         def loss(self, name: str, modules: Any, batch: Any, step: int) -> Loss:
+            if step == 0:
+                assert {own.dtype for own in modules[name].parameters()} == {torch.float32}
+                for block in modules[name].modules():
+                    if type(block).__name__ in ("FSDPAttention", "FSDPFeedForward"):
+                        block.register_forward_pre_hook(note)
             if step == DIES_AT and rank == accelerator.num_processes - 1:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
             loss: Loss = self._stage.loss(name, modules, batch, step)
@@ -147,4 +169,5 @@ def _fill_the_disk(rank: int, config: RunConfigs) -> None:
 
     with pytest.raises(OSError, match="File too large"):
         train(Filling(stage), config, accelerator)
+    assert computed == {torch.bfloat16}
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))

@@ -21,7 +21,7 @@ from benchmarks.speed.requirements import IMAGE_SIZE, NUM_CLASSES
 from benchmarks.speed.scaling_page import PAGE
 from benchmarks.speed.steps import new_prior
 from pipelines.presets import TOKENIZER_PRESETS
-from pipelines.training.sharded_network import BLOCKS
+from pipelines.training.blocks import blocks
 from prior import Prior, PriorConfig
 from prior.config import PriorNetworkConfig
 from tokenizer.code_maps import code_maps_of
@@ -64,12 +64,8 @@ def held_bytes(module: nn.Module, num_processes: int) -> dict[str, int]:
         own.nbytes for own in parameters.values()
     )
     whole = sum(own.numel() for own in parameters.values())
-    blocks = [
-        sum(own.numel() for own in block.parameters())
-        for block in module.modules()
-        if type(block).__name__ in BLOCKS
-    ]
-    gathered = 2 * (whole - sum(blocks)) + 3 * max(blocks)
+    sizes = [sum(own.numel() for own in block.parameters()) for block in blocks(module)]
+    gathered = 2 * (whole - sum(sizes)) + 3 * max(sizes)
     is_shared = num_processes > 1
     return {
         "state": 4 * COPIES * shares + 2 * buffers,

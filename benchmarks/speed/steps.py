@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.quality.peers import Peer, PeerQuantizer
 from benchmarks.speed.measure import wait_for_gpu
 from pipelines.config import TokenizerRecipe, TrainingConfig
+from pipelines.training.blocks import recompute_blocks
 from pipelines.training.losses import Bound
 from pipelines.training.optimizer import Network, make_optimizer
 from prior import Prior, PriorConfig
@@ -50,7 +51,7 @@ def tokenizer_step(
         image_size: side in pixels.
         batch: images.
         device: where.
-        training: `compile` and `channels_last` are heeded.
+        training: `compile`, `activation_checkpointing` and `channels_last` are heeded.
         peer: a quantizer of vector-quantize-pytorch in the place of ours.
     """
     training = training or TrainingConfig()
@@ -126,6 +127,8 @@ def _step(
 ) -> Callable[[], None]:
     if training.compile:
         model.compile()
+    if training.activation_checkpointing:
+        recompute_blocks(model)
     optimizer = make_optimizer(Network.from_config(model, training, rate_factors))
 
     def step() -> None:

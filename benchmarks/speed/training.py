@@ -100,6 +100,7 @@ def comparisons(budget: Budget) -> Iterator[Comparison]:
     options = {
         "as it is": TrainingConfig(),
         "channels_last": TrainingConfig(channels_last=True),
+        "activation_checkpointing": TrainingConfig(activation_checkpointing=True),
         "compile": TrainingConfig(compile=True),
     }
     if budget == "tiny":  # it would take a minute

@@ -163,7 +163,7 @@ def _allow_moved_data(saved: RunConfigT, given: RunConfig) -> RunConfigT:
 
 def _allow_other_hardware(saved: RunConfigT, given: RunConfig) -> RunConfigT:
     """A run may go on with less memory: the gradients are the same but for rounding and noise."""
-    for name in ("gradient_accumulation_steps", "parallel"):
+    for name in ("gradient_accumulation_steps", "parallel", "activation_checkpointing"):
         before, after = getattr(saved.training, name), getattr(given.training, name)
         if before != after:
             logger.warning("training.%s is %s from here on, it was %s", name, after, before)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pipelines.config import TrainingConfig
 from pipelines.processes import gathered
 from pipelines.run.checkpoints import Tensors, TrainingState
+from pipelines.training.blocks import compile_blocks, recompute_blocks
 from pipelines.training.optimizer import (
     Network,
     make_optimizer,
@@ -24,6 +25,23 @@ from tokenizer.storage.pretrained import PretrainedModule, load_weights
 
 COMPILER = "inductor"
 """Backend of torch.compile."""
+
+
+class EmaOfWeights(ModelEmaV3):
+    """timm's EMA with a warm-up, of tensors that it looks up once: they are changed in place."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        super().__init__(module, decay=decay, use_warmup=True)
+        pairs = [*zip(self.module.state_dict().values(), module.state_dict().values(), strict=True)]
+        self._averaged = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._copied = [pair for pair in pairs if not pair[0].is_floating_point()]
+
+    def apply_update_(self, model: nn.Module, decay: float) -> None:
+        """Moves what `module` was, and is."""
+        means, values = map(list, zip(*self._averaged, strict=True))
+        torch._foreach_lerp_(means, values, weight=1 - decay)
+        for mean, value in self._copied:
+            mean.copy_(value)
 
 
 class TrainedNetwork:
@@ -64,15 +82,24 @@ class TrainedNetwork:
         if config.channels_last:
             self.module.to(memory_format=torch.channels_last)
         decay = network.ema_decay
-        self._ema = ModelEmaV3(self.module, decay=decay, use_warmup=True) if decay else None
+        self._ema = EmaOfWeights(self.module, decay) if decay else None
         self._optimizer = make_optimizer(network)
         if saved is not None:
             restore_optimizer(self._optimizer, saved[f"{name}_optimizer"])
             if self._ema is not None:
                 self._ema.module.load_state_dict(saved[f"{name}_ema"])
-        if config.compile:
+        if config.compile and not config.activation_checkpointing:
             self.module.compile(backend=COMPILER)
+        else:
+            self._change_blocks(config)
         self.prepared, self._prepared_optimizer = accelerator.prepare(self.module, self._optimizer)
+
+    def _change_blocks(self, config: TrainingConfig) -> None:
+        """As the config says; copies that are made before stay as they are."""
+        if config.compile:
+            compile_blocks(self.module, COMPILER)
+        if config.activation_checkpointing:
+            recompute_blocks(self.module)
 
     @contextlib.contextmanager
     def in_use(self, *, is_changed: bool = False) -> Iterator[nn.Module]:

@@ -13,21 +13,19 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import convert_outputs_to_fp32
-from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from pipelines.config import TrainingConfig
 from pipelines.processes import gathered, local
 from pipelines.run.checkpoints import Tensors
 from pipelines.run.shards import read_shards
-from pipelines.training.networks import TrainedNetwork
+from pipelines.training.blocks import blocks
+from pipelines.training.networks import EmaOfWeights, TrainedNetwork
 from pipelines.training.optimizer import Network, make_optimizer, optimizer_tensors
+from pipelines.training.sharding import sharing_mesh
 from tokenizer.storage.pretrained import check_weights
-
-BLOCKS = frozenset({"Attention", "FeedForward", "ResidualBlock", "SelfAttention"})
-"""Classes of x-transformers and of the tokenizer's stages, each of which is gathered on its own."""
 
 
 class _LocalState(nn.Module):
@@ -80,17 +78,24 @@ class ShardedNetwork(TrainedNetwork):
         module, accelerator = self.module, self._accelerator
         empty = {id(own): _without_memory(own) for own in module.parameters()}
         self._plain = copy.deepcopy(module, empty).to(accelerator.device).eval()
-        self._optimizer = make_optimizer(self.network)
-        plugin = accelerator.state.fsdp_plugin
-        classes = {type(own).__name__ for own in module.modules()}
-        plugin.transformer_cls_names_to_wrap = sorted(classes & BLOCKS)
-        if accelerator.mixed_precision != "no":
-            # Accelerate would leave it to FSDP's policy, which knows no float32 for code vectors.
+        found = [*blocks(module)]
+        self._change_blocks(config)
+        mesh = sharing_mesh(accelerator)
+        policy = MixedPrecisionPolicy()
+        if accelerator.mixed_precision == "bf16":
+            # Autocast converts the inputs, but not rotary angles.
+            policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
             module.forward = convert_outputs_to_fp32(accelerator.autocast()(module.forward))
-        self.prepared, self._prepared_optimizer = accelerator.prepare(module, self._optimizer)
+        module.to(accelerator.device)
+        # Not by Accelerate, which has one policy for all: code vectors and heads stay in float32.
+        for block in found:
+            fully_shard(block, mesh=mesh, mp_policy=policy)
+        self.prepared = fully_shard(module, mesh=mesh)
+        self._optimizer = make_optimizer(self.network)
+        self._prepared_optimizer = accelerator.prepare_optimizer(self._optimizer)
         decay = self.network.ema_decay
         self._local = _LocalState(module)
-        self._shard_ema = ModelEmaV3(self._local, decay=decay, use_warmup=True) if decay else None
+        self._shard_ema = EmaOfWeights(self._local, decay) if decay else None
 
     def _restore(self, saved: Mapping[str, Tensors], shards: Path | None) -> None:
         """Fills weights, EMA and moments with those of a checkpoint."""

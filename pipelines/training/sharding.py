@@ -1,6 +1,6 @@
 """Whether the weights, gradients, moments and EMA of a run are shared out over its processes.
 
-They are by FSDP2, which Accelerate carries; see `sharded_network.py`.
+They are by FSDP2; see `sharded_network.py`.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from accelerate import Accelerator, ParallelismConfig, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch.distributed.device_mesh import DeviceMesh
 
 from pipelines.config import TrainingConfig
 from pipelines.processes import CommonInputError
@@ -35,7 +36,7 @@ def machine_size(accelerator: Accelerator, config: TrainingConfig) -> int:
 
 @contextlib.contextmanager
 def sharding(accelerator: Accelerator, config: TrainingConfig) -> Iterator[None]:
-    """Has `accelerator.prepare` shard what it gets, as `training.parallel` says."""
+    """Has the accelerator know networks that are shared out, as `training.parallel` says."""
     num_sharing = machine_size(accelerator, config)
     if num_sharing == 1:
         yield
@@ -46,10 +47,7 @@ def sharding(accelerator: Accelerator, config: TrainingConfig) -> Iterator[None]
     before = state.distributed_type
     common["distributed_type"] = state.distributed_type = DistributedType.FSDP
     state.fsdp_plugin = FullyShardedDataParallelPlugin(
-        fsdp_version=2,
-        auto_wrap_policy="transformer_based_wrap",
-        transformer_cls_names_to_wrap=[],
-        cpu_ram_efficient_loading=False,
+        fsdp_version=2, cpu_ram_efficient_loading=False
     )
     if num_sharing < accelerator.num_processes:
         num_copies = accelerator.num_processes // num_sharing
@@ -64,6 +62,15 @@ def sharding(accelerator: Accelerator, config: TrainingConfig) -> Iterator[None]
     finally:
         common["distributed_type"] = state.distributed_type = before
         state.parallelism_config = state.device_mesh = None
+
+
+def sharing_mesh(accelerator: Accelerator) -> DeviceMesh | None:
+    """The processes within `sharding`: by copies and shares; None where all share."""
+    mesh, parallelism = accelerator.state.device_mesh, accelerator.state.parallelism_config
+    if mesh is None:
+        return None
+    shared: DeviceMesh = mesh[tuple(parallelism.fsdp_dim_names)]
+    return shared
 
 
 def is_sharding(accelerator: Accelerator) -> bool:

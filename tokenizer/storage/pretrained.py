@@ -195,6 +195,7 @@ class PretrainedModule(nn.Module, Generic[ConfigT]):
         else:  # one in memory at a time
             for weights in files.tensors():
                 module.load_state_dict(weights, strict=False)
+                del weights  # otherwise it would stay until the next one is read
             former = check_hashes(path, weights_path, files.metadata, module.content_hash())
         _check_finite(module, weights_path)
         if dtype is not None:

@@ -134,6 +134,20 @@ def test_one_process_goes_on_with_the_checkpoint_of_two(runs: Runs, tiny_run: Pa
             torch.testing.assert_close(state.tensors[part][name], tensor, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize(("name", "least", "most"), [("asked", 0, 1e-5), ("full", 1e-6, 1e-2)])
+def test_compiled_blocks_and_bf16_blocks_learn_what_others_do(
+    runs: Runs, name: str, least: float, most: float
+) -> None:
+    """The run that is asked to stop compiles them, the one whose disk is full has them in bf16."""
+    found, expected = (
+        [line["loss"] for line in logged(runs.shared / own / "prior") if line["phase"] == "train"]
+        for own in (name, "prior")
+    )
+    assert len(found) > BETWEEN
+    differences = [abs(a / b - 1) for a, b in zip(found, expected, strict=False)]
+    assert least <= max(differences) <= most
+
+
 def test_a_disk_that_is_full_for_one_process_stops_all_and_leaves_the_checkpoint_before(
     runs: Runs,
 ) -> None:
@@ -176,13 +190,13 @@ def test_what_all_processes_find_wrong_one_of_them_tells(tmp_path: Path) -> None
     assert job.wait() == [2, 2]
     (line,) = error_lines(job.output(0))
     assert line.startswith("error: training.batch_size must be a multiple of 2 processes")
-    assert error_lines(job.output(1)) == []
+    # torch may say that the store of addresses has gone with the first process.
+    assert not [own for own in error_lines(job.output(1)) if own.startswith("error:")]
 
 
-@pytest.mark.parametrize("name", ["compile", "channels_last"])
-def test_options_that_do_not_go_with_shares_are_refused(name: str) -> None:
-    with pytest.raises(ValidationError, match=f"{name} must be False unless parallel is ddp"):
-        TrainingConfig.model_validate({"parallel": "fsdp", name: True})
+def test_an_option_that_does_not_go_with_shares_is_refused() -> None:
+    with pytest.raises(ValidationError, match="channels_last must be False unless parallel is ddp"):
+        TrainingConfig.model_validate({"parallel": "fsdp", "channels_last": True})
 
 
 def test_hsdp_wants_several_processes_on_each_machine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from torch import Tensor
 
 from tests.tokenizer.tiny import HYBRID
 from tokenizer import InputError, Tokenizer
@@ -46,6 +48,26 @@ def test_what_is_saved_in_several_files_loads_bit_for_bit(model: Tokenizer, tmp_
     loaded = Tokenizer.from_pretrained(tmp_path)
     assert loaded.content_hash() == model.content_hash()
     assert Tokenizer.from_pretrained(tmp_path, torch.bfloat16).has_hash(model.content_hash())
+
+
+def test_loading_holds_one_file_at_a_time_beside_the_model(
+    model: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.save_pretrained(tmp_path)
+    read: list[weakref.ref[Tensor]] = []
+    load = weight_files.load_safetensors
+
+    def counted(path: Path) -> dict[str, Tensor]:
+        assert [own for own in read if own() is not None] == []
+        weights = load(path)
+        read.extend(weakref.ref(own) for own in weights.values())
+        return weights
+
+    monkeypatch.setattr(weight_files, "load_safetensors", counted)
+    loaded = Tokenizer.from_pretrained(tmp_path)
+    assert len(read) == len(model.state_dict())
+    assert [own for own in read if own() is not None] == []  # the model has copies
+    assert loaded.content_hash() == model.content_hash()
 
 
 def test_another_saving_removes_the_files_of_the_one_before(
