@@ -27,23 +27,6 @@ COMPILER = "inductor"
 """Backend of torch.compile."""
 
 
-class EmaOfWeights(ModelEmaV3):
-    """timm's EMA with a warm-up, of tensors that it looks up once: they are changed in place."""
-
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        super().__init__(module, decay=decay, use_warmup=True)
-        pairs = [*zip(self.module.state_dict().values(), module.state_dict().values(), strict=True)]
-        self._averaged = [pair for pair in pairs if pair[0].is_floating_point()]
-        self._copied = [pair for pair in pairs if not pair[0].is_floating_point()]
-
-    def apply_update_(self, model: nn.Module, decay: float) -> None:
-        """Moves what `module` was, and is."""
-        means, values = map(list, zip(*self._averaged, strict=True))
-        torch._foreach_lerp_(means, values, weight=1 - decay)
-        for mean, value in self._copied:
-            mean.copy_(value)
-
-
 class TrainedNetwork:
     """A network with its optimizer and its EMA, ready for steps.
 
@@ -82,7 +65,7 @@ class TrainedNetwork:
         if config.channels_last:
             self.module.to(memory_format=torch.channels_last)
         decay = network.ema_decay
-        self._ema = EmaOfWeights(self.module, decay) if decay else None
+        self._ema = ModelEmaV3(self.module, decay=decay, use_warmup=True) if decay else None
         self._optimizer = make_optimizer(network)
         if saved is not None:
             restore_optimizer(self._optimizer, saved[f"{name}_optimizer"])

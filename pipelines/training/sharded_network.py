@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import convert_outputs_to_fp32
+from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -22,7 +23,7 @@ from pipelines.processes import gathered, local
 from pipelines.run.checkpoints import Tensors
 from pipelines.run.shards import read_shards
 from pipelines.training.blocks import blocks
-from pipelines.training.networks import EmaOfWeights, TrainedNetwork
+from pipelines.training.networks import TrainedNetwork
 from pipelines.training.optimizer import Network, make_optimizer, optimizer_tensors
 from pipelines.training.sharding import sharing_mesh
 from tokenizer.storage.pretrained import check_weights
@@ -95,7 +96,7 @@ class ShardedNetwork(TrainedNetwork):
         self._prepared_optimizer = accelerator.prepare_optimizer(self._optimizer)
         decay = self.network.ema_decay
         self._local = _LocalState(module)
-        self._shard_ema = EmaOfWeights(self._local, decay) if decay else None
+        self._shard_ema = ModelEmaV3(self._local, decay=decay, use_warmup=True) if decay else None
 
     def _restore(self, saved: Mapping[str, Tensors], shards: Path | None) -> None:
         """Fills weights, EMA and moments with those of a checkpoint."""
