@@ -200,6 +200,9 @@ class CompletionPipeline(PriorPipeline):
     ) -> tuple[PreparedPicture, ConditionInputs | None]:
         """The picture as bytes of the prior's size, and what the conditioner takes."""
         check_whole("num_images", num_images, 1)
+        unknown = sorted(options.keys() - SamplingOptions.__annotations__.keys())
+        if unknown:
+            raise TypeError(f"got an unexpected keyword argument {unknown[0]!r}")
         condition = options.get("condition")
         inputs = None
         if labels is not None or condition is not None:

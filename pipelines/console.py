@@ -1,6 +1,7 @@
 """The console command `hqvae`: `hqvae VERB ...` runs `python -m pipelines.VERB ...`."""
 
 import importlib
+import os
 import sys
 from importlib.metadata import version
 
@@ -13,6 +14,16 @@ def main() -> None:
     --version prints the version.
     """
     startup.prepare()
+    try:
+        try:
+            _run()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # what was read of it is enough, as with `hqvae --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run() -> None:
     from pipelines.options import did_you_mean, fail
     from pipelines.verbs import VERBS, check_command_line
 

@@ -53,7 +53,7 @@ def _run() -> None:
     config = parse_decoder_run("pipelines.finetune_decoder")
     finetune_decoder(config)
     steps = config.extend_to or config.training.total_steps
-    announce(f"step {steps} is done; {config.output_dir / 'model'}")
+    announce(f"step {steps:,} is done; {config.output_dir / 'model'}")
     renew_summary(config.run_dir, config.data.root, config.data.validation_root)
 
 

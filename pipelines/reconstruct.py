@@ -5,6 +5,7 @@ if __name__ == "__main__":
 
     startup.prepare("reconstruct")
 
+import logging
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from pipelines.command import run_command
 from pipelines.command_configs import ReconstructConfig
 from pipelines.config import TokenizerRunConfig
 from pipelines.data.decoding import UnreadableImageError, decode_image
+from pipelines.data.folder import SHEETS
 from pipelines.data.folder_listing import find_images
 from pipelines.data.folder_scan import printable
 from pipelines.images import comparison, save_png, to_float, to_pil, to_uint8
@@ -21,6 +23,8 @@ from pipelines.options import parse_options
 from pipelines.processes import new_accelerator
 from pipelines.run.folder import load_run
 from tokenizer.storage.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 BATCH = 64
 MOST_PICTURED = 32
@@ -80,7 +84,11 @@ def reconstruct(config: ReconstructConfig) -> None:
 def _find(images: Path) -> tuple[Path, list[str]]:
     """A folder, and the names of the images below it."""
     if images.is_dir():
-        return images, find_images(images, "images", follow_links=True).images
+        names = find_images(images, "images", follow_links=True).images
+        chosen = [name for name in names if name not in SHEETS]
+        if len(chosen) < len(names):
+            logger.warning("%s: left out %s", printable(images), " and ".join(SHEETS))
+        return images, chosen
     if not images.is_file():
         raise InputError(f"images: {images} does not exist")
     return images.parent, [images.name]

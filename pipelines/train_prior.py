@@ -143,7 +143,7 @@ def _run() -> None:
     config = parse_run(PRIOR_PRESETS, "pipelines.train_prior")
     train_prior(config)
     steps = config.extend_to or config.training.total_steps
-    announce(f"step {steps} is done; {config.output_dir / 'model'}")
+    announce(f"step {steps:,} is done; {config.output_dir / 'model'}")
     renew_summary(config.run_dir, config.data_root, config.data_validation_root)
 
 

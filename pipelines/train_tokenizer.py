@@ -61,7 +61,7 @@ def _run() -> None:
     config = parse_run(TOKENIZER_PRESETS, "pipelines.train_tokenizer")
     train_tokenizer(config)
     steps = config.extend_to or config.training.total_steps
-    announce(f"step {steps} is done; {config.output_dir / 'model'}")
+    announce(f"step {steps:,} is done; {config.output_dir / 'model'}")
     renew_summary(config.run_dir)
 
 

@@ -1,14 +1,18 @@
 """Parts of the prior's networks."""
 
+import warnings
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from x_transformers import ContinuousTransformerWrapper, Decoder
 
 from prior.config import PriorNetworkConfig
 from prior.ordering import CodeOrdering, SlotType
+
+with warnings.catch_warnings():  # of torch 2.15, which no user can mend
+    warnings.filterwarnings("ignore", "`torch.jit.script", category=FutureWarning)
+    from x_transformers import ContinuousTransformerWrapper, Decoder
 
 ROTARY_BASE = 100.0
 EMBEDDING_STD = 0.5

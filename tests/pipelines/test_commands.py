@@ -163,7 +163,7 @@ def test_quickstart_plans_trains_and_goes_on(run: Run, tmp_path: Path) -> None:
     assert weight_files(Path("quick/prior")) == before
     assert Path("quick/summary.html").is_file()
     (tmp_path / "empty").mkdir()
-    assert_refused(run("quickstart", tmp_path / "empty", "--run-dir", "quick"), "run_dir must be")
+    assert_refused(run("quickstart", root / "val", "--run-dir", "quick"), "run_dir must be")
     assert_refused(run("quickstart", tmp_path / "empty", "--run-dir", "new"), "empty holds no PNG")
 
 
@@ -216,6 +216,7 @@ def test_reconstruct_writes_each_image_under_its_name(
     images = folder / "class0"
     names = {str(path.relative_to(folder)) for path in folder.glob("*/*.png")} | {"comparison.png"}
     (images / "._0.png").write_bytes(b"what another system keeps beside a file")
+    shutil.copy(images / "0.png", folder / "contact_sheet.png")  # as `generate` leaves it
     out = tmp_path / "out"
     assert run("reconstruct", tiny_run, folder, "--output-dir", out).status == 0
     assert {str(path.relative_to(out)) for path in out.rglob("*.png")} == names

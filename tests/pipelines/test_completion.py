@@ -288,3 +288,15 @@ def test_what_cannot_be_completed_is_refused_before_work_on_one_line(
     with pytest.raises(InputError, match=message) as caught:
         getattr(pipeline, name)(**{"image": PICTURE, **given_mask, **arguments})
     assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_option_is_refused() -> None:
+    pipeline = two_codes("cell", 8)
+    given = picture(0, 8)[None]
+    mask = np.zeros((8, 8), bool)
+    for call in (
+        lambda: pipeline.inpaint(to_float(given), mask, temprature=0.1),
+        lambda: pipeline.variations(to_float(given), keep_layers=1, temprature=0.1),
+    ):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'temprature'"):
+            call()

@@ -205,3 +205,14 @@ def test_being_stopped_while_libraries_are_imported_gives_no_traceback(
     assert process.returncode in (-signal.SIGINT, 130)
     assert output == ("", "stopped\n")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_reader_that_has_read_enough_gets_no_traceback(tmp_path: Path) -> None:
+    program = "from pipelines.console import main; main()"
+    process = start("-c", program, "--help", folder=tmp_path)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    errors = process.stderr.read()
+    process.stderr.close()
+    assert (process.wait(), errors) == (0, "")
