@@ -104,8 +104,12 @@ def make_plan(config: QuickstartConfig, run_dir: Path, accelerator: Accelerator)
     assert root is not None
     listing = list_folder(root, "folder", skip_unreadable=True)
     paths = [root / name for name in listing.names]
-    if len(paths) < 2 and folders["validation_root"] is None:
-        raise InputError(f"folder must hold 2 images at least, got {len(paths)} in {root}")
+    needed = max(len(listing.class_names), 1) + 1  # one of each class stays for training
+    if len(paths) < needed and folders["validation_root"] is None:
+        raise InputError(
+            f"folder must hold {needed} images at least, one of each class for training and one "
+            f"for validation, got {len(paths)} in {root}"
+        )
     side, channels = look_at(paths)
     has_classes = len(listing.class_names) > 1
     classes = f"in {len(listing.class_names)} classes" if has_classes else "without classes"

@@ -11,12 +11,15 @@ from pathlib import Path
 from pipelines.command import announce, run_command
 from pipelines.command_configs import EvaluationConfig, QuickstartConfig
 from pipelines.config import PriorRunConfig, TokenizerRunConfig
+from pipelines.data.dataset import ImageDataset
 from pipelines.data.sources import load_images
 from pipelines.evaluate import table, write_results
 from pipelines.evaluation.classifier import train_classifier
 from pipelines.evaluation.measurements import evaluate_generation
+from pipelines.evaluation.metrics import MIN_IMAGES
 from pipelines.evaluation.protocol import Results
 from pipelines.evaluation.reconstruction import evaluate_reconstruction
+from pipelines.evaluation.streaming import MIN_FITTED
 from pipelines.generation import ImageGenerationPipeline
 from pipelines.options import parse_options
 from pipelines.planning import load_plan, make_plan, save_plan
@@ -63,8 +66,8 @@ def train_and_measure(
 
     Several processes leave the summary to a command of one.
 
-    The network of the distances is a classifier of the classes, trained here; without classes only
-    errors are measured.
+    The network of the distances is a classifier of the classes, trained here; without classes, or
+    with too few images, only errors are measured.
 
     Raises:
         InputError: the run's folder holds something else.
@@ -79,13 +82,14 @@ def train_and_measure(
     train = load_images(tokenizer_run.data, "train")
     validation = load_images(tokenizer_run.data, "validation")
     pipeline = ImageGenerationPipeline.from_pretrained(run_dir).to(accelerator.device)
+    num_images = min(num_images, len(train))
     classifier = None
-    if len(train.class_names) > 1:
+    if has_distances(train, validation, num_images):
         classifier = train_classifier(train, classifier_steps, accelerator)
     sampling = SamplingConfig(
         temperature=prior_run.sampling_temperature, guidance_scale=prior_run.guidance_scale
     )
-    config = EvaluationConfig(num_images=min(num_images, len(train)), sampling=sampling)
+    config = EvaluationConfig(num_images=num_images, sampling=sampling)
     results: dict[str, Results] = {
         "reconstruction": evaluate_reconstruction(
             pipeline.tokenizer, train, validation, classifier, config, accelerator
@@ -106,6 +110,25 @@ def train_and_measure(
     else:  # its measurements would be shared by processes that do not know of it
         announce(f"hqvae summary {run_dir} writes {summary}")
     return summary
+
+
+def has_distances(train: ImageDataset, validation: ImageDataset, num_images: int) -> bool:
+    """Whether distances can be measured; where images are too few for them, that is logged.
+
+    Args:
+        train: whose classes the network of the distances learns.
+        validation: the images that are reconstructed.
+        num_images: on each side of the distance of generated images.
+    """
+    if len(train.class_names) < 2:
+        return False
+    if num_images >= MIN_IMAGES and len(validation) >= MIN_FITTED:
+        return True
+    logger.warning(
+        "distances are left out: they take %d training and %d validation images, got %d and %d",
+        *(MIN_IMAGES, MIN_FITTED, num_images, len(validation)),
+    )
+    return False
 
 
 def _run() -> None:

@@ -19,6 +19,10 @@ from pipelines.evaluation.rows import BLOCK_ROWS, Rows, block, blocks
 from tokenizer.storage.errors import InputError
 
 
+MIN_FITTED = 2
+"""Images that a covariance takes."""
+
+
 class Statistics(NamedTuple):
     """The Gaussian that a Fréchet distance sees of a set of images."""
 
@@ -36,8 +40,10 @@ def fit_gaussian(features: Rows, count: int | None = None) -> Statistics:
         InputError: there are fewer than two images.
     """
     number_of_all = len(features) if count is None else count
-    if number_of_all < 2:
-        raise InputError(f"num_images must be >= 2 for a distance, got {number_of_all}")
+    if number_of_all < MIN_FITTED:
+        raise InputError(
+            f"num_images must be >= {MIN_FITTED} for a distance, got {number_of_all}"
+        )
     total, mean, scatter = 0, np.zeros(1), np.zeros((1, 1))
     for rows in blocks(features, count):
         own = rows.numpy()

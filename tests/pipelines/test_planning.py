@@ -7,9 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
+from pipelines.command_configs import QuickstartConfig
+from pipelines.config import DataConfig
 from pipelines.data.folder_listing import split_folders
-from pipelines.planning import Plan, candidates, choose, look_at
+from pipelines.data.sources import load_images
+from pipelines.planning import Plan, candidates, choose, look_at, make_plan
 from pipelines.presets import SMALL_NETWORKS, TOKENIZER_PRESETS
+from pipelines.processes import new_accelerator
+from pipelines.quickstart import has_distances
 from prior import Prior, PriorConfig
 from tokenizer import Tokenizer
 from tokenizer.storage.errors import InputError
@@ -54,6 +59,38 @@ def test_training_and_validation_folders_are_known_by_their_names(
         (tmp_path / name).mkdir()
     train, validation = expected
     assert split_folders(tmp_path) == (tmp_path / train, validation and tmp_path / validation)
+
+
+@pytest.mark.parametrize("folders", [("",), ("a",), ("a", "b")])
+def test_a_folder_of_which_nothing_can_be_held_out_is_refused_before_steps_are_timed(
+    folders: tuple[str, ...], tmp_path: Path
+) -> None:
+    for name in folders:
+        write(tmp_path / name / "0.png", (40, 40))
+    config = QuickstartConfig(folder=tmp_path)
+    needed = len(folders) + 1
+    with pytest.raises(InputError, match=f"^folder must hold {needed} images at least, .* got"):
+        make_plan(config, tmp_path / "run", new_accelerator())
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("num_training", "num_validation", "num_images", "expected"),
+    [(20, 2, 20, True), (20, 1, 20, False), (20, 2, 19, False), (20, 2, 1000, True)],
+)
+def test_distances_are_left_out_where_images_are_too_few_and_that_is_logged(
+    num_training: int,
+    num_validation: int,
+    num_images: int,
+    expected: bool,
+    cache_dir: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    sizes = {"num_images": num_training, "num_validation_images": num_validation}
+    data = DataConfig(dataset="shapes", image_size=16, cache_dir=cache_dir, **sizes)
+    splits = load_images(data, "train"), load_images(data, "validation")
+    assert has_distances(*splits, num_images) is expected
+    assert caplog.text.count("distances are left out") == (not expected)
 
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
