@@ -38,6 +38,7 @@ from pipelines.run.log import read_metrics
 from prior import Prior
 from tokenizer.storage.errors import InputError
 from tokenizer.storage.files import replace_file
+from tokenizer.storage.weight_files import has_weights
 
 logger = logging.getLogger(__name__)
 
@@ -101,9 +102,12 @@ def _load_run(
 ) -> SummarizedRun:
     prior_config, pipeline = None, None
     tokenizer = load_tokenizer(run_dir, None).to(accelerator.device)
-    if (run_dir / "prior" / "model" / "config.json").is_file():
+    prior_model = run_dir / "prior" / "model"
+    if (prior_model / "config.json").is_file() and not has_weights(prior_model):
+        logger.warning("the prior is left out: %s has no weights yet", prior_model)
+    elif (prior_model / "config.json").is_file():
         prior_config = load_run(PriorRunConfig, run_dir / "prior" / "config.json")
-        prior = Prior.from_pretrained(run_dir / "prior" / "model")
+        prior = Prior.from_pretrained(prior_model)
         if prior.config.tokenizer_hash in tokenizer.identities():
             pipeline = ImageGenerationPipeline(tokenizer, prior).to(accelerator.device)
         else:

@@ -203,6 +203,12 @@ def test_a_run_has_a_page_before_its_prior_and_while_that_is_trained(
         "curves_prior",
     }
     shutil.copytree(tiny_run / "prior", run_dir / "prior")
+    weights = run_dir / "prior" / "model" / "model.safetensors"
+    weights.rename(run_dir / "weights")  # of a model that is copied, or was half saved
+    renew_summary(run_dir)
+    assert f"the prior is left out: {weights.parent} has no weights yet" in caplog.messages
+    assert Page(run_dir / "summary.html").holds("no prior over its codes yet")
+    (run_dir / "weights").rename(weights)
     metrics = run_dir / "prior" / "metrics.jsonl"
     metrics.write_bytes(metrics.read_bytes()[:-20])
     assert not page.holds("Fine-tuning of the decoder")
