@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
+import tyro
 from pydantic import Field
 from pydantic import model_validator as validates
 
@@ -23,9 +24,11 @@ _USED_BY: Mapping[str, tuple[str, ...]] = {
 class ConditionSourceConfig(StrictConfig):
     """What the prior is conditioned on, and where it is found."""
 
-    kind: ConditionKind | None = None
+    kind: Annotated[
+        ConditionKind | None, tyro.conf.arg(metavar=f"{{{','.join(get_args(ConditionKind))}}}")
+    ] = None
     """`class` of the data set; `none`; `vectors` or tokens from a file; `text`: captions;
-    `attributes`: several labels. None: class or none, by `is_class_conditional`."""
+    `attributes`: several labels. Not given: class or none, by `is_class_conditional`."""
     file: Path | None = None
     """Below data.root, and below data.validation_root: by default conditions.safetensors or
     conditions.npy for vectors, metadata.csv or metadata.jsonl for text and attributes."""

@@ -34,6 +34,7 @@ from tokenizer import Tokenizer
 from tokenizer.fields import check_whole
 from tokenizer.quantizers import BuildQuantizer
 from tokenizer.storage.errors import InputError
+from tokenizer.storage.json_files import shortened
 from tokenizer.storage.pretrained import PretrainedModule
 
 ConditionInputs = Tensor | Tokens | np.ndarray | Mapping[str, Any] | Sequence[Any] | str
@@ -166,6 +167,11 @@ class PriorPipeline(TokenizerPipeline):
             return None if numbers is None else torch.tensor(numbers, dtype=torch.int64)
         if labels is not None:
             raise InputError("labels must be None beside condition, got both")
+        if self.prior.config.num_classes and not isinstance(condition, Tensor):
+            raise InputError(
+                "condition must be None for a prior of classes, which takes labels, got "
+                f"{shortened(repr(condition))}"
+            )
         inputs = self._conditions.read(condition, len(image_indices))
         try:
             self.prior.conditioner.check(inputs, len(image_indices))

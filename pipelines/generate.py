@@ -45,6 +45,8 @@ def generate(config: GenerateConfig) -> None:
         InputError: the run, a label or the output folder is wrong.
     """
     accelerator = new_accelerator()
+    if config.output_dir.exists() and not config.output_dir.is_dir():
+        raise InputError(f"output_dir must be a folder, got {config.output_dir}, a file")
     path = config.output_dir / "settings.json"
     if not path.exists() and config.output_dir.is_dir() and any(config.output_dir.glob("*.png")):
         raise InputError(f"output_dir must not hold other images: {config.output_dir} does")

@@ -31,8 +31,10 @@ def find_folder(source: str | Path, models: Sequence[str], revision: str | None 
     """The folder `source`; or a copy of the hub's model of this name, if there is no such folder.
 
     Raises:
-        InputError: the hub cannot be reached, or has no such model.
+        InputError: the hub cannot be reached, or has no such model; or `source` is no name.
     """
+    if not isinstance(source, str | Path):
+        raise InputError(f"folder must be a path or the name of a model, got {source!r}")
     folder = Path(source)
     if folder.exists() or not isinstance(source, str) or not _HUB_NAME.fullmatch(source):
         if revision is not None:

@@ -140,7 +140,7 @@ def _complaint(
         else:
             parts[-1].append(line)
     message = " ".join(" ".join(parts[1] if len(parts) > 1 else parts[0]).split())
-    unread = re.match(r"Error parsing --([^\s:]+):", message)
+    unread = re.match(r"(?:Error parsing |invalid choice .* ')--([^\s:']+)", message)
     for name, field, _ in _options(default or config_class):
         if unread is not None and name == unread[1]:
             values = " ".join(_values(given).get(name.replace("-", "_"), []))
@@ -249,6 +249,8 @@ def _describe_type(kind: Any) -> str:
     if get_origin(kind) is Annotated:
         return _describe_type(arguments[0])
     if get_origin(kind) in {Union, UnionType}:
+        if any("none" in get_args(member) for member in arguments):  # None would be read twice
+            arguments = tuple(member for member in arguments if member is not NoneType)
         described = ["several" if ... in get_args(m) else _describe_type(m) for m in arguments]
         return " or ".join(sorted(dict.fromkeys(described), key="None".__eq__))
     if get_origin(kind) is Literal:

@@ -27,8 +27,8 @@ ImageSize = int | Literal["original"] | None
 Mask = Image.Image | str | Path | np.ndarray | Tensor
 
 KINDS = (
-    "a PIL image, a path, a uint8 array (height, width, channels), a tensor (channels, height, "
-    "width), or a list of them"
+    "a PIL image, a path, a uint8 array (height, width, channels) or a tensor (channels, height, "
+    "width)"
 )
 
 
@@ -136,7 +136,8 @@ def prepare_picture(picture: Any, conversion: Conversion, name: str = "image") -
         elif isinstance(picture, Image.Image):
             decoded = decode_opened(picture, *numbers)
         else:
-            raise InputError(f"{name} must be {KINDS}, got {type(picture).__name__}")
+            kinds = f"{KINDS}, or a list of them" if name == "images" else KINDS
+            raise InputError(f"{name} must be {kinds}, got {type(picture).__name__}")
     except UnreadableImageError as error:
         raise InputError(f"{name} is not a readable image: {error}") from error
     pixels = decoded.pixels

@@ -264,7 +264,11 @@ class TokenizerPipeline(SavedPipeline):
         """
         check_output(output)
         check_whole("num_images", num_images, 2)
-        pair = self.preprocess([first, second], image_size)
+        try:
+            pair = self.preprocess([first, second], image_size)
+        except InputError as error:  # which numbers them
+            message = str(error).replace("images[0]", "first", 1).replace("images[1]", "second", 1)
+            raise InputError(message) from error
         pair = given_images(pair, self.tokenizer.config, self._weight)
         shares = torch.linspace(0, 1, num_images, device=pair.device).view(-1, 1, 1, 1)
         features = [

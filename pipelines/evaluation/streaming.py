@@ -18,7 +18,6 @@ from torch_fidelity.metric_kid import kernel_mmd
 from pipelines.evaluation.rows import BLOCK_ROWS, Rows, block, blocks
 from tokenizer.storage.errors import InputError
 
-
 MIN_FITTED = 2
 """Images that a covariance takes."""
 
@@ -41,9 +40,7 @@ def fit_gaussian(features: Rows, count: int | None = None) -> Statistics:
     """
     number_of_all = len(features) if count is None else count
     if number_of_all < MIN_FITTED:
-        raise InputError(
-            f"num_images must be >= {MIN_FITTED} for a distance, got {number_of_all}"
-        )
+        raise InputError(f"num_images must be >= {MIN_FITTED} for a distance, got {number_of_all}")
     total, mean, scatter = 0, np.zeros(1), np.zeros((1, 1))
     for rows in blocks(features, count):
         own = rows.numpy()

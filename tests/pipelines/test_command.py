@@ -126,7 +126,7 @@ def test_help_after_a_preset_explains_what_matters_or_every_option(
         ("tiny --tokenizer.groups.0.codebook-sizes 8 y", "codebook_sizes must be whole numbers, "),
         ("tiny --training.total-steps", "--training.total-steps"),
         ("tiny --training.total-steps 0", "total_steps: .*greater than 0, got 0"),
-        ("tiny --training.precision fp8", "fp8.*precision"),
+        ("tiny --training.precision fp8", r"^training\.precision must be one of .*, got 'fp8'$"),
         ("tiny --tokenizer.networks.patch-size 3", "patch_size must be a power of two"),
         (
             "tiny --tokenizer.groups.0.code-dim 0",
@@ -157,6 +157,12 @@ def test_a_wrong_command_line_gives_one_line_that_names_the_field(
     assert "\n" not in str(caught.value)
     output = capsys.readouterr()
     assert output.out == output.err == ""
+
+
+def test_a_choice_called_none_is_not_listed_twice() -> None:
+    message = r"^condition\.kind must be one of class, none, vectors, text, attributes, got 'x'$"
+    with pytest.raises(InputError, match=message):
+        parse_run(PRIOR_PRESETS, "pipelines.train_prior", ["tiny", "--condition.kind", "x"])
 
 
 @pytest.mark.parametrize(

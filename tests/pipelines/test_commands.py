@@ -282,6 +282,8 @@ def test_generate_goes_on_with_the_same_settings_alone(run: Run, tiny_run: Path)
     assert_refused(ended, "images of other settings: its sampling.temperature is 1.0, got 0.7")
     Path("out/settings.json").unlink()
     assert_refused(run(*command, "5"), "output_dir must not hold other images")
+    file = ["--output-dir", "out/000000.png"]
+    assert_refused(run("generate", tiny_run, *file), "output_dir must be a folder, got out/000000")
     assert {path.name for path in Path("out").iterdir()} == whole.keys() - {"settings.json"}
 
 

@@ -259,7 +259,11 @@ PICTURE = noise(20, 30)
         ("inpaint", {"image": torch.zeros(3, 24, 24)}, "image must be 16 by 16 .* got 24 by 24"),
         ("inpaint", {"image": torch.full((3, 16, 16), 9.0)}, r"images must lie on \[-1, 1\]"),
         ("inpaint", {"image": torch.zeros(2, 3, 16, 16)}, "image must be one picture, got 2"),
-        ("inpaint", {"image": [PICTURE]}, "image must be a PIL image, .* got list"),
+        (
+            "inpaint",
+            {"image": [PICTURE]},
+            r"image must be a PIL image, .* height, width\), got list",
+        ),
         ("inpaint", {"labels": "sqare"}, "no class is called 'sqare'; did you mean 'square'"),
         ("inpaint", {"labels": [1, 2]}, "labels must have 1 entries, got 2"),
         ("inpaint", {"num_images": 0}, "num_images must be >= 1, got 0"),

@@ -1,6 +1,7 @@
 """Models that are shared by way of a hub: what goes up, what comes down, what is refused."""
 
 import functools
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from pipelines import ImageGenerationPipeline, TokenizerPipeline
+from pipelines.hub import find_folder
 from tests.pipelines.hub_server import COMMIT, Hub, serving
 from tokenizer.storage.errors import InputError
 
@@ -99,6 +101,13 @@ def test_a_name_that_is_nowhere_is_refused_on_one_line(
         with pytest.raises(InputError, match=message) as caught:
             kind.from_pretrained(**arguments)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("folder", [None, 5])
+def test_what_is_no_name_of_a_folder_is_refused_by_the_name_of_the_argument(folder: Any) -> None:
+    bare = inspect.unwrap(find_folder)  # without the tests' type checker
+    with pytest.raises(InputError, match=f"^folder must be .* got {folder}$"):
+        bare(folder, ("tokenizer",))
 
 
 def test_a_folder_comes_before_a_model_of_the_hub(

@@ -93,8 +93,8 @@ def test_tensors_are_images_already() -> None:
     ("pictures", "message"),
     [
         ([], "images must hold at least one, got none"),
-        (3, "images must be a PIL image, a path, .* got int"),
-        ([noise(9, 9), None], r"images\[1\] must be a PIL image.* got NoneType"),
+        (3, "images must be a PIL image, a path, .* or a list of them, got int"),
+        ([noise(9, 9), None], r"images\[1\] must be a PIL image.* width\), got NoneType"),
         ("none.png", "images: none.png is not a readable image: No such file"),
         (["."], r"images: \. is not a readable image: not a regular file"),
         (noise(9, 9).astype(float), r"images must be uint8 .* got \(9, 9, 3\) of float64"),

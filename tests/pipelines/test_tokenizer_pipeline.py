@@ -1,5 +1,6 @@
 """Pictures to codes and back without a prior."""
 
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -125,6 +126,10 @@ def test_a_path_between_pictures_ends_in_their_reconstructions(own: TokenizerPip
     assert torch.equal(path[-1:], own.reconstruct(second, output="pt"))
     backwards = own.interpolate(second, first, 5, output="pt")
     assert (path.int() - backwards.flip(0).int()).abs().max() <= 1  # rounding of the mixture
+    bare = inspect.unwrap(TokenizerPipeline.interpolate)  # without the tests' type checker
+    for pictures, name in ((("none.png", second), "first: none.png"), ((first, 5), "second must")):
+        with pytest.raises(InputError, match=f"^{name}"):
+            bare(own, *pictures)
 
 
 @pytest.mark.parametrize(

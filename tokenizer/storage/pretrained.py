@@ -171,6 +171,8 @@ class PretrainedModule(nn.Module, Generic[ConfigT]):
         """
         if dtype not in (None, *DTYPES):
             raise InputError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype!r}")
+        if not isinstance(folder, str | Path):
+            raise InputError(f"folder must be a path, got {folder!r}")
         path = Path(folder) / "config.json"
         fields, version = _read_fields(path, cls.__name__)
         upgraded = cls.upgrade_config(copy.deepcopy(fields), version)
