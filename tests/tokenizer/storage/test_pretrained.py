@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import inspect
 import json
 import os
 from collections.abc import Callable
@@ -333,3 +334,10 @@ def test_a_file_in_place_of_the_folder_is_named_in_one_line(tmp_path: Path) -> N
         ):
             Small(SmallConfig(width=2)).save_pretrained(folder)
     assert file.read_text() == "kept"
+
+
+@pytest.mark.parametrize("folder", [None, 5])
+def test_what_is_no_path_is_refused_by_the_name_of_the_argument(folder: Any) -> None:
+    bare = inspect.unwrap(Tokenizer.from_pretrained.__func__)  # without the tests' type checker
+    with pytest.raises(InputError, match=f"^folder must be a path, got {folder}$"):
+        bare(Tokenizer, folder)
