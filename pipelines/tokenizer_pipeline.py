@@ -272,12 +272,10 @@ class TokenizerPipeline(SavedPipeline):
         pair = given_images(pair, self.tokenizer.config, self._weight)
         shares = torch.linspace(0, 1, num_images, device=pair.device).view(-1, 1, 1, 1)
         features = [
-            (1 - shares) * level[:1] + shares * level[1:]
+            ((1 - shares) * level[:1] + shares * level[1:]).to(self.dtype)
             for level in self.tokenizer.bottom_up(pair.to(self.dtype))
         ]
-        groups = self.tokenizer.top_down(
-            [level.to(self.dtype) for level in features], "nearest"
-        ).groups
+        groups = self.tokenizer.top_down(features, "nearest").groups
         return self.decode([group.indices for group in groups], output=output)
 
     def save_pretrained(self, folder: str | Path) -> None:
