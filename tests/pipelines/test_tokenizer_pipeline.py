@@ -127,7 +127,10 @@ def test_a_path_between_pictures_ends_in_their_reconstructions(own: TokenizerPip
     backwards = own.interpolate(second, first, 5, output="pt")
     assert (path.int() - backwards.flip(0).int()).abs().max() <= 1  # rounding of the mixture
     bare = inspect.unwrap(TokenizerPipeline.interpolate)  # without the tests' type checker
-    for pictures, name in ((("none.png", second), "first: none.png"), ((first, "none.png"), "second: none.png")):
+    for pictures, name in (
+        (("none.png", second), "first: none.png"),
+        ((first, "none.png"), "second: none.png"),
+    ):
         with pytest.raises(InputError, match=f"^{name}"):
             bare(own, *pictures)
 
