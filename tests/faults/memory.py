@@ -35,7 +35,7 @@ NUM_IMAGES = ROOM // (2 * IMAGE_SIZE**2)
 """Of three times as many bytes: half as much again as the room."""
 MANY = 100_000
 TOO_LARGE = ("train_tokenizer", "train_prior", "generate")
-"""An evaluation takes no more memory for more images."""
+"""Not evaluate: within this room the images of a tiny run may fit, as features are not kept."""
 NUM_TRIALS = 17
 
 

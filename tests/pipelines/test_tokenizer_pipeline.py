@@ -130,6 +130,7 @@ def test_a_path_between_pictures_ends_in_their_reconstructions(own: TokenizerPip
     for pictures, name in (
         (("none.png", second), "first: none.png"),
         ((first, "none.png"), "second: none.png"),
+        ((first, np.zeros(3)), "second must"),
     ):
         with pytest.raises(InputError, match=f"^{name}"):
             bare(own, *pictures)
